@@ -1,0 +1,294 @@
+"""RotateConv2d: a convolution layer whose kernels are line segments with learned weights and angles."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rotateconv import arguments
+from rotateconv.arguments import Size
+from rotateconv.fit import fit_line
+from rotateconv.kernel import Path, Taps, check_path, check_taps, line_kernel, mean_gram, unit_profile
+
+
+class RotateConv2d(nn.Module):
+    """Convolution with kernels that are line segments through the centre, each with an angle of its own.
+
+    The slice of output channel o and input channel i is ``line_kernel(W[o, i], angle[o, i])`` with T = k taps::
+
+        taps="free"     W[o,i,t] = weight[o,i,t]                T + 1 parameters a slice   rotate4 of the paper
+        taps="shared"   W[o,i,t] = weight[o,i]                  2 parameters a slice       rotate2 of the paper
+        taps="profile"  W[o,i,t] = weight[o,i] · profile[o,t]   2 a slice, T a channel     rotate2p
+
+    Stands in for nn.Conv2d: the same arguments, defaults and shapes. Weights and angles are ordinary parameters,
+    trained by the optimizer already there; the gradient that reaches `angle` is multiplied by the constant
+    `angle_grad_scale`, because it is proportional to the weights, and with one learning rate for both the angles
+    would hardly move. Set the attribute to 1.0 to switch that off; `kernel()` always has the exact gradient.
+
+    Args:
+        in_channels, out_channels, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as in nn.Conv2d.
+        kernel_size: k, one odd number >= 3 or an equal pair.
+        taps: "free", "shared" or "profile".
+        path: "circle" (a tap keeps its distance to the centre) or "square" (its ring of the grid).
+        angle_groups: G equal groups of output channels; within one, all output channels share the angle of an
+            input channel (and, with taps="profile", the profile): `angle` is (G, in/groups).
+        learn_angle: False keeps the angles as they are drawn; `angle` is then a buffer.
+
+    Attributes:
+        weight: (out, in/groups, T), or (out, in/groups, 1) unless taps is "free".
+        angle: (out, in/groups) or (G, in/groups), radians.
+        profile: (out, T) or (G, in/groups, T) with taps="profile", else None.
+        bias: (out) or None.
+        angle_grad_scale: 1 / (expected sum of weight² at initialisation over the slices that share an angle):
+            the natural step along an arc, since turning a tap of weight w moves the kernel by |w| a radian.
+
+    Raises:
+        ValueError: If nn.Conv2d could not be built so, or the kernel is not square and odd, or a count is not
+            divisible by its groups.
+
+    Example:
+        >>> layer = RotateConv2d(64, 128, 3, padding=1)
+        >>> layer(torch.randn(8, 64, 32, 32)).shape
+        torch.Size([8, 128, 32, 32])
+
+    Reference:
+        Ma, Guo, Wang, Wang, "RotateConv: Making Asymmetric Convolutional Kernels Rotatable", ICPR 2018.
+        The initialisation keeps the kernel norm of He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
+    """
+
+    weight: nn.Parameter
+    angle: nn.Parameter | Tensor
+    profile: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        taps: Taps = "free",
+        path: Path = "circle",
+        angle_groups: int | None = None,
+        learn_angle: bool = True,
+    ) -> None:
+        super().__init__()
+        size = arguments.square_kernel_size(kernel_size)
+        self.in_channels = arguments.positive("in_channels", in_channels)
+        self.out_channels = arguments.positive("out_channels", out_channels)
+        self.groups = arguments.positive("groups", groups)
+        arguments.divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
+        if angle_groups is not None:
+            arguments.positive("angle_groups", angle_groups)
+            arguments.divides("angle_groups", angle_groups, out_channels=out_channels)
+        arguments.check_padding_mode(padding_mode)
+        arguments.check_dtype(dtype)
+        check_taps(taps)
+        check_path(path)
+
+        self.kernel_size = (size, size)
+        self.stride = arguments.pair("stride", stride, least=1)
+        self.dilation = arguments.pair("dilation", dilation, least=1)
+        self.padding_cells = arguments.padding_pair(padding, size, self.stride, self.dilation)
+        self.padding = padding if isinstance(padding, str) else self.padding_cells
+        self.padding_mode = padding_mode
+        self.taps: Taps = taps
+        self.path: Path = path
+        self.angle_groups = angle_groups
+        self.learn_angle = learn_angle
+        self.angle_grad_scale = 1 / (self._weight_variance() * self._slices_per_angle())
+
+        slices = (out_channels, in_channels // groups)
+        angles = slices if angle_groups is None else (angle_groups, slices[1])
+        profiles = (out_channels,) if angle_groups is None else angles
+        self.weight = nn.Parameter(torch.empty(*slices, size if taps == "free" else 1, device=device, dtype=dtype))
+        angle = torch.empty(angles, device=device, dtype=dtype)
+        if learn_angle:
+            self.angle = nn.Parameter(angle)
+        else:
+            self.register_buffer("angle", angle)
+        self.register_parameter(
+            "profile",
+            nn.Parameter(torch.empty(*profiles, size, device=device, dtype=dtype)) if taps == "profile" else None,
+        )
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        taps: Taps = "free",
+        path: Path = "circle",
+        angle_groups: int | None = None,
+        learn_angle: bool = True,
+    ) -> "RotateConv2d":
+        """The layer nearest to a trained convolution: least squares over weights, angles and profiles.
+
+        Args:
+            conv: an nn.Conv2d with a square odd kernel of at least 3; it is not changed.
+            taps, path, angle_groups, learn_angle: as in the constructor.
+
+        Returns:
+            A layer with the convolution's arguments, bias, device, dtype, training flag and requires_grad.
+
+        Raises:
+            TypeError: If conv is not an nn.Conv2d.
+            ValueError: If its kernel is not square and odd, or holds NaN, or it is on the meta device.
+
+        Example:
+            >>> conv = nn.Conv2d(16, 32, 3, padding=1)
+            >>> RotateConv2d.from_conv(conv, taps="shared").weight.shape
+            torch.Size([32, 16, 1])
+        """
+        arguments.same_convolution(conv)
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            taps=taps,
+            path=path,
+            angle_groups=angle_groups,
+            learn_angle=learn_angle,
+        )
+        with torch.no_grad():
+            fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)
+            layer.weight.copy_(fit.weight)
+            layer.angle.copy_(fit.angle)
+            if layer.profile is not None and fit.profile is not None:
+                layer.profile.copy_(fit.profile)
+            if layer.bias is not None and conv.bias is not None:
+                layer.bias.copy_(conv.bias)
+                layer.bias.requires_grad_(conv.bias.requires_grad)
+        for name in ("weight", "angle", "profile"):
+            if isinstance(parameter := getattr(layer, name), nn.Parameter):
+                parameter.requires_grad_(conv.weight.requires_grad)
+        return layer.train(conv.training)
+
+    def reset_parameters(self) -> None:
+        """Draw new values: angles uniform over a turn, weights with the kernel norm of Kaiming-normal."""
+        with torch.no_grad():
+            self.weight.normal_(0, math.sqrt(self._weight_variance()))
+            self.angle.uniform_(-torch.pi, torch.pi)
+            if self.profile is not None:
+                # Every profile on its own has the norm 1 over a turn: no channel is louder than the next.
+                self.profile.copy_(unit_profile(self.profile.normal_(), self.kernel_size[0], self.path))
+            if self.bias is not None:
+                bound = 1 / math.sqrt(self.weight.shape[1] * self.kernel_size[0] ** 2)  # nn.Conv2d's
+                self.bias.uniform_(-bound, bound)
+
+    def kernel(self) -> Tensor:
+        """The kernel that the layer convolves with, (out, in/groups, k, k), with exact gradients."""
+        return self._kernel(self.angle)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
+        angle = self.angle
+        if self.learn_angle and self.angle_grad_scale != 1.0:
+            # The value of angle to the last bit, with its gradient multiplied by the scale.
+            angle = angle.detach() + self.angle_grad_scale * (angle - angle.detach())
+        kernel = self._kernel(angle)
+        if _is_channels_last(input):
+            # `.to(memory_format=...)` cannot reach a kernel that is computed: without this, cuDNN converts the input.
+            kernel = kernel.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        padding = self.padding_cells
+        if self.padding_mode != "zeros":
+            height, width = padding
+            input = F.pad(input, (width, width, height, height), mode=self.padding_mode)
+            padding = (0, 0)
+        return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """A new nn.Conv2d with the same output: the layer for inference. A kernel has k² numbers in it again.
+
+        Returns:
+            The convolution, with every argument, the device, dtype, training flag and requires_grad carried over.
+
+        Example:
+            >>> layer, x = RotateConv2d(4, 8, 3), torch.randn(1, 4, 9, 9)
+            >>> torch.allclose(layer.fuse()(x), layer(x), atol=1e-6)
+            True
+        """
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        conv.weight.copy_(self.kernel()).requires_grad_(self.weight.requires_grad)
+        if self.bias is not None:
+            conv.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        return conv.train(self.training)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The arguments of the call that builds this layer again, defaults left out."""
+        shown = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        defaults = {
+            "stride": (1, 1),
+            "padding": (0, 0),
+            "dilation": (1, 1),
+            "groups": 1,
+            "padding_mode": "zeros",
+            "angle_groups": None,
+            "learn_angle": True,
+        }
+        shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
+        shown += [] if self.bias is not None else ["bias=False"]
+        return ", ".join([*shown, f"taps={self.taps!r}", f"path={self.path!r}"])
+
+    def _kernel(self, angle: Tensor) -> Tensor:
+        size, dtype = self.kernel_size[0], self.weight.dtype
+        if self.angle_groups is None:
+            weight = self.weight if self.profile is None else self.weight * self.profile[:, None]
+            return line_kernel(weight, angle, size, self.path).to(dtype)
+        weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
+        if self.taps == "free":
+            kernel = line_kernel(weight, angle[:, None].expand(weight.shape[:-1]), size, self.path)
+        else:
+            # One line filter for each group and input channel; the kernel is linear in it.
+            profile = torch.ones_like(angle)[..., None] if self.profile is None else self.profile
+            kernel = weight[..., None] * line_kernel(profile, angle, size, self.path)[:, None]
+        return kernel.flatten(0, 1).to(dtype)
+
+    def _weight_variance(self) -> float:
+        """σ² such that a slice has the expected squared norm of Kaiming-normal, k² · 2 / (in/groups · k²)."""
+        gram = mean_gram(self.kernel_size[0], self.path)
+        norm = {"free": gram.trace().item(), "shared": gram.sum().item(), "profile": 1.0}[self.taps]
+        return 2 / (self.in_channels // self.groups) / norm
+
+    def _slices_per_angle(self) -> int:
+        return 1 if self.angle_groups is None else self.out_channels // self.angle_groups
+
+
+def _is_channels_last(input: Tensor) -> bool:
+    # By the strides: is_contiguous(memory_format=...) cannot be asked inside torch.func.vmap.
+    return input.dim() == 4 and input.shape[1] > 1 and input.stride(1) == 1

@@ -1,0 +1,39 @@
+"""Ctrl-C as a request that a training loop reads between two steps."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class Interrupts:
+    """A context where the first SIGINT only sets `requested`; a second one raises KeyboardInterrupt at once.
+
+    A KeyboardInterrupt in the middle of an optimizer step would leave half of the weights updated, and
+    nothing could be saved. Outside the main thread signals cannot be caught, and the context does nothing.
+
+    Example:
+        >>> with Interrupts() as interrupts:
+        ...     signal.raise_signal(signal.SIGINT)
+        ...     interrupts.requested
+        True
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Interrupts":
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

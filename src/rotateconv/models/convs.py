@@ -1,0 +1,78 @@
+"""The registry of convolutions that a net can be built with: callables with the signature of nn.Conv2d."""
+
+import math
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from rotateconv.conv import RotateConv2d
+from rotateconv.models.controls import MaskedConv2d, SeparableConv2d
+from rotateconv.models.lookup import find_name
+
+Convolution = Callable[..., nn.Module]
+
+Arguments = ParamSpec("Arguments")
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def find_conv(conv: str | Convolution) -> Convolution:
+    """The entry of `CONVS` with this name, or the callable itself.
+
+    Raises:
+        ValueError: If conv is a name that `CONVS` does not have.
+
+    Example:
+        >>> find_conv("rotate2")(16, 32, 3, padding=1).weight.shape
+        torch.Size([32, 16, 1])
+    """
+    return conv if callable(conv) else find_name("conv", CONVS, conv)
+
+
+def initialised(
+    make: Callable[Arguments, Layer], initialise: Callable[[Layer], None]
+) -> Callable[Arguments, Layer]:
+    """`make`, followed by `initialise` on what it made: the same signature, other starting values."""
+
+    @wraps(make)
+    def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Layer:
+        layer = make(*args, **kwargs)
+        with torch.no_grad():
+            initialise(layer)
+        return layer
+
+    return build
+
+
+def _kaiming(layer: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+
+def _along_the_grid(layer: RotateConv2d) -> None:
+    """A row of taps where o + i is even, a column where it is odd."""
+    out_channels, fan, taps = layer.weight.shape
+    cell = torch.arange(out_channels)[:, None] + torch.arange(fan)
+    layer.angle.copy_(cell % 2 * (math.pi / 2))
+    # No tap is spread over several cells: the norm of a slice is that of its taps, not a mean over angles.
+    layer.weight.normal_(0, math.sqrt(2 / (fan * taps)))
+
+
+# A plain nn.Conv2d, not a subclass: tools that match modules by type keep working on the nets.
+dense = initialised(nn.Conv2d, _kaiming)
+line = initialised(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
+
+CONVS: dict[str, Convolution] = {
+    "conv3x3": dense,
+    "rotate4": partial(RotateConv2d, taps="free"),
+    "rotate2": partial(RotateConv2d, taps="shared"),
+    "rotate2p": partial(RotateConv2d, taps="profile"),
+    "rotate4-fixed": partial(RotateConv2d, taps="free", learn_angle=False),
+    "rotate2p-fixed": partial(RotateConv2d, taps="profile", learn_angle=False),
+    "line": line,
+    "mask4": partial(MaskedConv2d, kept=4),
+    "separable": SeparableConv2d,
+    "rotate4-g4": partial(RotateConv2d, taps="free", angle_groups=4),
+    "rotate2p-g4": partial(RotateConv2d, taps="profile", angle_groups=4),
+}

@@ -1,0 +1,59 @@
+"""Arguments that the nets share, checked in one place so that every net answers in the same words."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
+
+def find_name(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
+    """Look `name` up; if it is not there, say which names come nearest.
+
+    Args:
+        kind: What the entries are, for the message.
+        entries: By name.
+        name: The one that is wanted.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: If entries has no such name.
+
+    Example:
+        >>> find_name("conv", {"rotate2": 2, "rotate4": 4}, "rotate4")
+        4
+    """
+    if isinstance(name, str) and name in entries:
+        return entries[name]
+    near = difflib.get_close_matches(str(name), entries, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(entries)}"
+    raise ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
+def scaled(count: int, width: float, what: str) -> int:
+    """round(count · width), at least 1.
+
+    Args:
+        count: At width 1.
+        width: Factor.
+        what: What is counted, for the message.
+
+    Returns:
+        The scaled count.
+
+    Raises:
+        ValueError: If width is not a positive finite number, or leaves nothing.
+
+    Example:
+        >>> scaled(16, 0.5, "channels")
+        8
+    """
+    if not (math.isfinite(width) and width > 0):
+        raise ValueError(f"width must be a positive finite number, got {width}")
+    result = round(count * width)
+    if result < 1:
+        raise ValueError(f"width {width} leaves no {what}: choose at least {1 / count:.4g}")
+    return result

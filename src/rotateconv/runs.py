@@ -1,0 +1,211 @@
+"""The run folder: configuration, data, environment, one line an epoch, summary; files are whole or absent."""
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotateconv.config import RunConfig, differences, from_json, to_json
+
+Record = dict[str, Any]
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+WEIGHTS = "model.safetensors"
+"""A finished run's weights: the averaged ones if the run averaged, else the last ones."""
+
+_FILES = ("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS)
+# They say where the data lie and how often to save, not what is computed: a run may go on with others.
+_FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps")
+
+
+class RunError(ValueError):
+    """The user's mistake with a run folder, or a disk that took nothing more; the message is one sentence."""
+
+
+def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Raise RunError unless `run` may be created, overwritten or continued as asked; change nothing."""
+    if resume and overwrite:
+        raise RunError("expected one of resume and overwrite, not both: overwrite starts again from nothing")
+    exists = (run / "config.json").is_file()
+    if resume and not exists:
+        raise RunError(f"there is no run to resume in {run}: no config.json; leave resume out to start one")
+    if resume:
+        changed = differences(read_config(run), config)
+        changed = {key: pair for key, pair in changed.items() if key not in _FREE_KEYS}
+        if changed:
+            told = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())
+            raise RunError(f"the run in {run} has {told}: resume it unchanged or choose another folder")
+    elif exists and not overwrite:
+        raise RunError(f"{run} holds a run already: resume it, overwrite it or choose another folder")
+    elif not exists and run.exists() and not (run.is_dir() and all(_ours(path) for path in run.iterdir())):
+        raise RunError(f"{run} exists and is no run folder: choose another folder")
+
+
+def create_run(run: Path, config: RunConfig, data: Record) -> None:
+    """Begin a run: remove what an overwritten one left, write data, environment and, last, configuration."""
+    with disk_errors(run):
+        for name in _FILES:
+            (run / name).unlink(missing_ok=True)
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+        run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "data.json", data)
+    write_json(run / "environment.json", environment())
+    write_bytes(run / "config.json", to_json(config).encode())
+
+
+def read_config(run: Path) -> RunConfig:
+    """Return the configuration of a run folder.
+
+    Raises:
+        RunError: there is none.
+        ConfigError: it is damaged.
+    """
+    try:
+        return from_json((run / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(f"{run} is no run folder: it has no readable config.json") from None
+
+
+def append_record(run: Path, record: Record) -> None:
+    """Add one line to metrics.jsonl and see it on the disk."""
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with disk_errors(run), (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(run: Path) -> list[Record]:
+    """Return the lines of metrics.jsonl; a last line that a crash cut off is left out.
+
+    Raises:
+        RunError: another line is damaged.
+    """
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise RunError(f"line {number} of {path} is no JSON: remove it or restore the file") from None
+    return records
+
+
+def keep_records(run: Path, epochs: int) -> None:
+    """Cut metrics.jsonl back to its first `epochs` lines, to go on there; RunError if there are fewer."""
+    records = read_records(run)
+    if len(records) < epochs:
+        raise RunError(f"{run / 'metrics.jsonl'} has {len(records)} of {epochs} epochs: overwrite the run")
+    write_bytes(
+        run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records[:epochs]).encode()
+    )
+
+
+def environment() -> Record:
+    """Return what a number's reader asks for: versions, processor, cores, threads, GPU, commit, command."""
+    import psutil
+
+    cuda = torch.cuda.is_available()
+    return {
+        "command": shlex.join(sys.argv),
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("rotateconv", "torch", "torchvision", "accelerate")},
+        "cpu": _cpu_model(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "gpu_count": torch.cuda.device_count() if cuda else 0,
+        "cuda": torch.version.cuda if cuda else None,
+    }
+
+
+def write_json(path: Path, value: Record) -> None:
+    """Write a JSON file whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Record:
+    """Return a JSON file's object; RunError where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise RunError(f"{path} is no JSON: restore it or run again") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name in its folder, see it on the disk, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path.parent):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a disk can refuse into RunError's one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunError(
+                f"the disk is full: {folder} could not be written; free some space, then resume the run"
+            ) from error
+        raise RunError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def _ours(path: Path) -> bool:
+    """Whether a creation that was cut off can have left this file."""
+    return path.name in _FILES or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def _commit() -> str | None:
+    """Return the commit of the current folder, "-dirty" where files differ from it, or None outside git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
