@@ -1,4 +1,4 @@
-"""Tiny MNIST, CIFAR and SVHN in their official file formats, a server for them, and their checksums in place."""
+"""Tiny MNIST, CIFAR and SVHN in their official file formats, their checksums in place, and a server."""
 
 import gzip
 import hashlib
@@ -50,9 +50,7 @@ def write_official(name: str, root: Path, downloads: Path, monkeypatch: pytest.M
     for split, count in (("train", TRAIN_COUNT), ("test", TEST_COUNT), ("extra", EXTRA_COUNT)):
         images[split] = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
         labels[split] = torch.randint(0, classes, (count,), generator=generator)
-    write = {"mnist": _write_mnist, "cifar10": _write_cifar, "cifar100": _write_cifar, "svhn": _write_svhn}[
-        name
-    ]
+    write = {"mnist": _write_mnist, "cifar10": _write_cifar, "cifar100": _write_cifar, "svhn": _write_svhn}[name]
     files = write(name, root, downloads, images, labels, monkeypatch)
     return Official(images, labels, files, downloads)
 
@@ -63,9 +61,7 @@ def point_at(name: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "mnist":
         monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
     elif name == "svhn":
-        moved = {
-            split: [address + file, file, md5] for split, (_, file, md5) in datasets.SVHN.split_list.items()
-        }
+        moved = {split: [address + file, file, md5] for split, (_, file, md5) in datasets.SVHN.split_list.items()}
         monkeypatch.setattr(datasets.SVHN, "split_list", moved)
     else:
         reader = getattr(datasets, name.upper())
@@ -130,9 +126,7 @@ def _write_cifar(name, root, downloads, images, labels, monkeypatch):
         entries_now = []
         parts = zip(images[split].chunk(len(entries)), labels[split].chunk(len(entries)), strict=True)
         for (file, _), (pixels, numbers) in zip(entries, parts, strict=True):
-            rows = pixels.reshape(
-                len(pixels), -1
-            ).numpy()  # 1,024 red, 1,024 green, 1,024 blue values an image
+            rows = pixels.reshape(len(pixels), -1).numpy()  # 1,024 red, 1,024 green, 1,024 blue values an image
             (folder / file).write_bytes(pickle.dumps({"data": rows, label_key: numbers.tolist()}, protocol=2))
             entries_now.append([file, md5(folder / file)])
         lists.append(entries_now)

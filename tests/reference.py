@@ -1,4 +1,4 @@
-"""The slow twin of the library: the formula of the kernel, and the input sampled bilinearly at the taps, in NumPy.
+"""The slow twin of the library in NumPy: the kernel by its formula, the input sampled bilinearly at the taps.
 
 Written from the formulas alone; nothing of the library is imported here. Everything is float64.
 """
@@ -15,7 +15,7 @@ PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def tap_places(angle: Any, size: int, path: str) -> tuple[Array, Array]:
-    """Rows and columns of the taps, as offsets from the centre, (..., T): row = -t·ρ·sin θ, column = t·ρ·cos θ."""
+    """Rows and columns of the taps, from the centre, (..., T): row = -t·ρ·sin θ, column = t·ρ·cos θ."""
     sin, cos = np.sin(np.asarray(angle, dtype=np.float64)), np.cos(np.asarray(angle, dtype=np.float64))
     rho = {"circle": np.ones_like(sin), "square": 1 / np.maximum(np.abs(sin), np.abs(cos))}[path]
     taps = np.arange(size) - (size - 1) / 2
@@ -99,12 +99,12 @@ def rotate_conv2d(
     path: str = "circle",
     angle_groups: int | None = None,
 ) -> Array:
-    """What RotateConv2d computes, without a kernel: every output reads the padded input at the places of the taps.
+    """What RotateConv2d computes, without a kernel: every output reads the padded input at the taps' places.
 
-    A dilation d spreads the cells of the kernel: it is laid on its own k x k grid first, and the cell (r, c) then
-    reads the pixel d·(r, c) away. So an output sees the sublattice of pixels that are d apart and holds its
-    centre, and samples that lattice bilinearly at the place of the tap counted in lattice steps. (Sampling all
-    pixels at d times the place would mix the nearest pixels instead, which no k x k kernel can do.)
+    A dilation d spreads the cells of the kernel: it is laid on its own k x k grid first, and the cell (r, c)
+    then reads the pixel d·(r, c) away. So an output sees the sublattice of pixels that are d apart and holds
+    its centre, and samples that lattice bilinearly at the place of the tap counted in lattice steps. (Sampling
+    all pixels at d times the place would mix the nearest pixels instead, which no k x k kernel can do.)
 
     Args:
         images: (N, in, H, W).

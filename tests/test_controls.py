@@ -20,7 +20,7 @@ ARGUMENTS: list[dict[str, Any]] = [
     {"padding": "valid", "bias": False},
     {"groups": 4, "padding": 1},
     {"dtype": torch.float64, "padding": 1},
-    *({"padding": 2, "padding_mode": mode} for mode in ("zeros", "reflect", "replicate", "circular")),
+    *({"padding": (2, 1), "padding_mode": mode} for mode in ("zeros", "reflect", "replicate", "circular")),
 ]
 LEARNED = {"conv3x3", "rotate4", "rotate2", "rotate2p", "mask4", "separable", "rotate4-g4", "rotate2p-g4"}
 
@@ -174,9 +174,7 @@ def test_representations_build_the_layer_again() -> None:
     layer = MaskedConv2d(4, 6, 5, stride=2, padding=1, bias=False, padding_mode="circular", kept=3)
     again = eval(repr(layer), {"MaskedConv2d": MaskedConv2d})
     assert repr(again) == repr(layer)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in layer.state_dict().items()
-    }
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
 
 
 def test_masked_convolution_refuses_what_it_cannot_be() -> None:
@@ -184,9 +182,7 @@ def test_masked_convolution_refuses_what_it_cannot_be() -> None:
         MaskedConv2d(4, 4, 3, kept=10)
     with pytest.raises(ValueError, match="kernel_size must be an odd integer >= 3, got 4"):
         MaskedConv2d(4, 4, 4)
-    with pytest.raises(
-        ValueError, match="in_channels must be divisible by groups, got in_channels=5 and groups=2"
-    ):
+    with pytest.raises(ValueError, match="in_channels must be divisible by groups, got in_channels=5 and groups=2"):
         MaskedConv2d(5, 4, 3, groups=2)
     with pytest.raises(ValueError, match="out_channels must be a positive integer, got 0"):
         MaskedConv2d(4, 0, 3)

@@ -98,9 +98,7 @@ def separable_form(layer: RotateConv2d) -> nn.Module:
         pairs = sorted({(o // per_angle, o // per_group) for o in range(layer.out_channels)})
         filters, inputs, weights = [], [], []
         for angle, group in pairs:
-            members = [
-                o for o in range(layer.out_channels) if (o // per_angle, o // per_group) == (angle, group)
-            ]
+            members = [o for o in range(layer.out_channels) if (o // per_angle, o // per_group) == (angle, group)]
             for i in range(fan):
                 filters.append(kernel[members[0], i] / layer.weight[members[0], i])
                 inputs.append(group * fan + i)
@@ -111,9 +109,7 @@ def separable_form(layer: RotateConv2d) -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             x = x[:, inputs]
             depthwise = torch.stack(filters)[:, None]
-            x = nn.functional.conv2d(
-                x, depthwise, None, layer.stride, layer.padding_cells, layer.dilation, len(inputs)
-            )
+            x = nn.functional.conv2d(x, depthwise, None, layer.stride, layer.padding_cells, layer.dilation, len(inputs))
             parts = x.split(fan, 1)
             return torch.cat(
                 [nn.functional.conv2d(p, w[:, :, None, None]) for p, w in zip(parts, weights, strict=True)], 1
@@ -124,9 +120,7 @@ def separable_form(layer: RotateConv2d) -> nn.Module:
 
 
 @pytest.mark.parametrize("taps", ["shared", "profile"])
-@pytest.mark.parametrize(
-    ("angle_groups", "groups"), [(1, 1), (3, 1), (12, 1), (1, 4), (4, 4), (3, 4), (4, 2), (6, 4)]
-)
+@pytest.mark.parametrize(("angle_groups", "groups"), [(1, 1), (3, 1), (12, 1), (1, 4), (4, 4), (3, 4), (4, 2), (6, 4)])
 def test_separable_form(taps: Any, angle_groups: int, groups: int) -> None:
     layer = RotateConv2d(
         8, 12, 3, 2, 1, groups=groups, bias=False, dtype=torch.float64, taps=taps, angle_groups=angle_groups

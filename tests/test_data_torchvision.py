@@ -1,5 +1,6 @@
 """MNIST, CIFAR and SVHN from tiny official files: what is read, what is refused, and the downloads."""
 
+import gc
 import os
 import shutil
 import socket
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from official_formats import EXTRA_COUNT, TEST_COUNT, TRAIN_COUNT, Official, point_at, serve, write_official
 from torchvision import datasets
 
+from official_formats import EXTRA_COUNT, TEST_COUNT, TRAIN_COUNT, Official, point_at, serve, write_official
 from rotateconv.data import DATASETS, DataError, ImageData, load_data, torchvision_sets
 
 NAMES = [name for name in DATASETS if name not in ("digits", "folder")]
@@ -92,9 +93,7 @@ def test_svhn_of_one_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     check_holds(load_data("svhn", tmp_path / "root"), official, "train")
 
 
-def test_each_missing_file_is_named_with_the_folder_and_the_flags(
-    name: str, official: Official, root: Path
-) -> None:
+def test_each_missing_file_is_named_with_the_folder_and_the_flags(name: str, official: Official, root: Path) -> None:
     options = {"svhn_extra": True} if name == "svhn" else {}
     for file in official.files:
         aside = file.rename(file.with_suffix(".aside"))
@@ -136,6 +135,19 @@ def test_downloads_are_unpacked_and_read(
     check_holds(load_data(name, root, download=True), official, "train")  # nothing is left to fetch
 
 
+def test_each_missing_file_is_downloaded_again(
+    name: str, official: Official, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"svhn_extra": True} if name == "svhn" else {}
+    with serve(official.downloads) as address:
+        point_at(name, address, monkeypatch)
+        for file in official.files:
+            content = file.read_bytes()
+            file.unlink()
+            load_data(name, root, download=True, **options)
+            assert file.read_bytes() == content
+
+
 def test_a_download_with_another_checksum_is_refused(
     name: str, official: Official, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +160,7 @@ def test_a_download_with_another_checksum_is_refused(
     assert f"the download of {name} from {address}" in message
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torchvision's MNIST leaves a refused answer open
 def test_a_file_that_the_server_lacks(
     name: str, official: Official, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,11 +172,10 @@ def test_a_file_that_the_server_lacks(
         message = refusal(name, root, download=True)
     assert f"the download of {name} from {address}" in message
     assert "404" in message
+    gc.collect()  # while that warning is ignored
 
 
-def test_an_unreachable_server(
-    name: str, official: Official, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_server(name: str, official: Official, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(root)
     with serve(official.downloads) as address:
         point_at(name, address, monkeypatch)

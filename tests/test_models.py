@@ -159,9 +159,7 @@ def test_width_of_a_resnet(width: float, base: int) -> None:
 
 
 def test_width_of_a_densenet_is_a_factor_on_its_growth() -> None:
-    assert count(on_meta("densenet40", "conv3x3", width=0.5)) == count(
-        on_meta("densenet40", "conv3x3", growth=6)
-    )
+    assert count(on_meta("densenet40", "conv3x3", width=0.5)) == count(on_meta("densenet40", "conv3x3", growth=6))
     assert count(on_meta("densenet40", "conv3x3", growth=24, width=0.5)) == COUNTS["densenet40"][0]
 
 
@@ -215,9 +213,7 @@ def test_width_must_be_positive(width: float) -> None:
 
 
 def test_numbers_out_of_range() -> None:
-    with pytest.raises(
-        ValueError, match=r"width 0.01 leaves no channels in the first stage: choose at least 0.0625"
-    ):
+    with pytest.raises(ValueError, match=r"width 0.01 leaves no channels in the first stage: choose at least 0.0625"):
         build_model("resnet20", width=0.01)
     with pytest.raises(ValueError, match="num_classes must be a positive integer, got 0"):
         build_model("densenet40", num_classes=0)
@@ -233,13 +229,9 @@ def test_numbers_out_of_range() -> None:
         build_model("resnet20", dropout=0.2)
     with pytest.raises(ValueError, match=r"compression must be in \(0, 1\], got 0"):
         DenseNet(40, compression=0)
-    with pytest.raises(
-        ValueError, match=r"depth of this DenseNet must be 3n \+ 4, such as 40 or 100, got 41"
-    ):
+    with pytest.raises(ValueError, match=r"depth of this DenseNet must be 3n \+ 4, such as 40 or 100, got 41"):
         DenseNet(41)
-    with pytest.raises(
-        ValueError, match=r"depth of this DenseNet must be 6n \+ 4, such as 40 or 100, got 43"
-    ):
+    with pytest.raises(ValueError, match=r"depth of this DenseNet must be 6n \+ 4, such as 40 or 100, got 43"):
         DenseNet(43, bottleneck=True)
     with pytest.raises(ValueError, match=r"depth of a ResNet must be 6n \+ 2 with n >= 1, .* got 21"):
         ResNet(21)

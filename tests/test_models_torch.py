@@ -55,9 +55,7 @@ def test_fx_traces_every_net(name: str) -> None:
         net = build_model(name, "rotate4")
     graph = LayerTracer().trace(net)
     called = [node.target for node in graph.nodes if node.op == "call_module"]
-    layers = [
-        name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))
-    ]
+    layers = [name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))]
     assert [name for name in called if name in layers] == layers  # each once, in the order of the net
 
 

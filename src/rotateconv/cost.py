@@ -167,9 +167,7 @@ def cost(model: nn.Module, input_size: tuple[int, int, int]) -> ModelCost:
     seen: set[Tensor] = set()
     rows = []
     for name, layer in twin.named_modules():
-        own = [
-            tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None
-        ]
+        own = [tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None]
         new = [tensor for tensor in own if tensor not in seen]
         seen.update(new)
         if own:
@@ -181,9 +179,7 @@ def _meta_copy(model: nn.Module) -> nn.Module:
     """A copy without forward hooks, whose tensors have shapes and no values: no memory is copied."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), parameter.requires_grad
-        )
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     twin = copy.deepcopy(model, memo)
@@ -197,9 +193,7 @@ def _multiply_adds(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor)
     """A convolution sums over the cells of a kernel for every output number, a linear layer over a row."""
     if isinstance(layer, RotateConv2d | MaskedConv2d):
         return output.numel() * layer.weight.shape[1] * math.prod(layer.kernel_size)
-    if isinstance(
-        layer, nn.modules.conv._ConvTransposeNd
-    ):  # every input number goes into the cells of a kernel
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # every input number goes into the cells of a kernel
         return inputs[0].numel() * layer.weight[0].numel()
     if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
         return output.numel() * layer.weight[0].numel()
@@ -237,9 +231,7 @@ def _kernel_multiply_adds(layer: RotateConv2d) -> int:
     if layer.angle_groups is None or layer.taps == "free":
         times_profile = 0 if layer.profile is None else slices * k
         return slices * 2 * k**3 + times_profile
-    return (
-        layer.angle.numel() * 2 * k**3 + slices * k**2
-    )  # the line of a group, times the weight of each slice
+    return layer.angle.numel() * 2 * k**3 + slices * k**2  # the line of a group, times the weight of each slice
 
 
 def _separable_multiply_adds(layer: RotateConv2d, multiply_adds: int) -> int | None:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rotateconv.fit_profile import fit_profiles, unit_profile
-from rotateconv.kernel import Path, Taps, check_kernel_size, check_path, check_taps, line_kernel
+from rotateconv.fit_profile import fit_profiles
+from rotateconv.kernel import Path, Taps, check_kernel_size, check_path, check_taps, line_kernel, unit_profile
 from rotateconv.search import GRID, Segments, best_on_grid, grid_angles, in_chunks, refine, solve
 
 

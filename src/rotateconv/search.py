@@ -89,8 +89,8 @@ def solve(bundles: Tensor, basis: Tensor, rank_one: bool = False) -> Tensor:
     inside = torch.linalg.solve_triangular(lower, moments, upper=False)  # in an orthonormal basis of the span
     leading = torch.linalg.eigh(inside @ inside.mT)[1][..., -1:]
     vector = torch.linalg.solve_triangular(lower.mT, leading, upper=True)  # [bundle, vector, 1]
-    along: Tensor = inside.mT @ leading
-    return along @ vector.mT
+    best: Tensor = (inside.mT @ leading) @ vector.mT
+    return best
 
 
 def best_on_grid(bundles: Tensor, basis: Tensor, rank_one: bool = False) -> tuple[Tensor, Tensor]:

@@ -53,9 +53,7 @@ def decode_images(
                     return numpy.asarray(image.convert("RGB"))
                 # A large JPEG is decoded at half, a quarter or an eighth of its size where that is plenty.
                 image.draft("RGB", (2 * image_size, 2 * image_size))
-                square = ImageOps.fit(
-                    image.convert("RGB"), (image_size, image_size), Image.Resampling.BILINEAR
-                )
+                square = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BILINEAR)
                 return numpy.asarray(square)
         except Exception:  # a decoder may trip over a broken file in any way
             return None
@@ -107,7 +105,6 @@ def _libraries() -> tuple[Any, Any, Any]:
         from PIL import Image, ImageOps
     except (ImportError, RuntimeError) as error:
         raise DataError(
-            f"image folders need Pillow and NumPy, which do not import ({error}): "
-            "pip install 'rotateconv[train]'"
+            f"image folders need Pillow and NumPy, which do not import ({error}): pip install 'rotateconv[train]'"
         ) from None
     return Image, ImageOps, numpy

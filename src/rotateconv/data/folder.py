@@ -37,9 +37,7 @@ class Listing:
     key: str
 
 
-def load_folder(
-    folder: Path, *, image_size: int | None, skip_bad_images: bool, progress: Progress | None
-) -> ImageData:
+def load_folder(folder: Path, *, image_size: int | None, skip_bad_images: bool, progress: Progress | None) -> ImageData:
     """An image folder as RGB images of one size, named after the folder; a tenth of train validates.
 
     Every file below a class folder counts as an image, hidden ones excepted. The decoded images are cached in
@@ -109,9 +107,7 @@ def list_folder(folder: Path) -> Listing:
         for label, name in enumerate(classes[split]):
             found = _files(folder, f"{split}/{name}")
             if not found:
-                raise DataError(
-                    f"the class folder {folder / split / name} is empty: put images in or remove it"
-                )
+                raise DataError(f"the class folder {folder / split / name} is empty: put images in or remove it")
             digest.update(repr(found).encode())
             paths += [path for path, _, _ in found]
             labels += [label] * len(found)

@@ -87,9 +87,7 @@ class MaskedConv2d(nn.Module):
         """Draw new positions and weights; the bias as nn.Conv2d does."""
         out_channels, fan, kept = self.weight.shape
         with torch.no_grad():
-            order = torch.rand(
-                out_channels, fan, self.kernel_size[0] ** 2, device=self.weight.device
-            ).argsort(-1)
+            order = torch.rand(out_channels, fan, self.kernel_size[0] ** 2, device=self.weight.device).argsort(-1)
             self.position.copy_(order[..., :kept].sort(-1).values)
             self.weight.normal_(0, math.sqrt(2 / (fan * kept)))
             if self.bias is not None:
@@ -172,9 +170,7 @@ class SeparableConv2d(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.pointwise = nn.Conv2d(
-            in_channels, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype
-        )
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

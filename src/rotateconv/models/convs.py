@@ -31,9 +31,7 @@ def find_conv(conv: str | Convolution) -> Convolution:
     return conv if callable(conv) else find_name("conv", CONVS, conv)
 
 
-def initialised(
-    make: Callable[Arguments, Layer], initialise: Callable[[Layer], None]
-) -> Callable[Arguments, Layer]:
+def initialised(make: Callable[Arguments, Layer], initialise: Callable[[Layer], None]) -> Callable[Arguments, Layer]:
     """`make`, followed by `initialise` on what it made: the same signature, other starting values."""
 
     @wraps(make)

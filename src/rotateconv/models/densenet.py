@@ -98,9 +98,7 @@ class DenseNet(nn.Module):
 class DenseLayer(nn.Sequential):
     """[x, new channels made from x]: norm, relu, convolution, once or (with a bottleneck) twice."""
 
-    def __init__(
-        self, conv: Convolution, in_channels: int, growth: int, dropout: float, bottleneck: bool
-    ) -> None:
+    def __init__(self, conv: Convolution, in_channels: int, growth: int, dropout: float, bottleneck: bool) -> None:
         super().__init__()
         if bottleneck:
             between = 4 * growth

@@ -99,11 +99,7 @@ def equal_size_width(
         11.0
     """
     arguments.positive("parameters", parameters)
-    steps = (
-        GROWTH
-        if "growth" in inspect.signature(find_name("model", MODELS, name)).parameters
-        else BASE_CHANNELS
-    )
+    steps = GROWTH if "growth" in inspect.signature(find_name("model", MODELS, name)).parameters else BASE_CHANNELS
 
     def count(step: int) -> int:
         with torch.device("meta"):  # counts need no memory and no random numbers

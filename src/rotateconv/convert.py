@@ -1,0 +1,231 @@
+"""Convert the convolutions of a model into the RotateConv2d layers nearest to them, in place, with a report."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rotateconv import arguments
+from rotateconv.conv import RotateConv2d
+from rotateconv.kernel import Path, Taps, check_path, check_taps
+from rotateconv.walk import has_hooks, replace_modules
+
+
+@dataclass(frozen=True)
+class ConversionEntry:
+    """What became of one convolution.
+
+    Attributes:
+        name: In the model; the first, if it is registered under several.
+        shape: Of its kernel before.
+        parameters_before, parameters_after: Of the layer; equal if it was skipped.
+        residual: ‖K - K̂‖ / ‖K‖ over the whole kernel K and its conversion K̂; None if it was skipped.
+        reason: Why it was skipped; None if it was converted.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameters_before: int
+    parameters_after: int
+    residual: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every convolution of a model; `str(report)` is a table.
+
+    Attributes:
+        entries: In the order of the model's modules.
+        parameters_before, parameters_after: Of the whole model; shared ones count once.
+    """
+
+    entries: tuple[ConversionEntry, ...]
+    parameters_before: int
+    parameters_after: int
+
+    @property
+    def converted(self) -> tuple[ConversionEntry, ...]:
+        return tuple(entry for entry in self.entries if entry.reason is None)
+
+    @property
+    def skipped(self) -> tuple[ConversionEntry, ...]:
+        return tuple(entry for entry in self.entries if entry.reason is not None)
+
+    def __str__(self) -> str:
+        total = ("whole model", "", f"{self.parameters_before:,}", f"{self.parameters_after:,}")
+        change = f"{self.parameters_after / self.parameters_before:.1%} of the parameters"
+        lines = [_HEAD, *map(_cells, self.entries), (*total, change)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(
+                cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        rule = "-" * max(map(len, table))
+        return "\n".join([table[0], rule, *table[1:-1], rule, table[-1]])
+
+
+def convert(
+    model: nn.Module,
+    taps: Taps = "free",
+    *,
+    where: Callable[[str, nn.Conv2d], bool] | None = None,
+    path: Path = "circle",
+    angle_groups: int | None = None,
+    learn_angle: bool = True,
+) -> ConversionReport:
+    """Replace convolutions of a model, in place, by `RotateConv2d.from_conv` of each.
+
+    Eligible is a convolution whose type is exactly nn.Conv2d (a subclass may compute something else), with a
+    square odd kernel of at least 3, real floating-point weights that have values (not on the meta device) and
+    no hooks, and with output channels divisible by `angle_groups`. Of these, all are replaced but the stem (the
+    first nn.Conv2d of the model, in the order of registration) and the depthwise ones; ``where=lambda name,
+    conv: True`` includes those too.
+
+    A module that is registered under several names stays one module, and convolutions that share a weight share
+    the parameters of their replacements; where only some of them would be replaced, all stay. Biases remain the
+    same parameters; an optimizer made before holds the old weights, so make a new one.
+
+    Args:
+        model: Changed in place, unless an error is raised.
+        taps, path, angle_groups, learn_angle: As in RotateConv2d.
+        where: Decides alone which eligible convolutions are replaced, by their first name and the module.
+
+    Returns:
+        An entry for every convolution (of any kind) with the loss of the conversion, or why it was skipped.
+
+    Raises:
+        ValueError: If no convolution is to be replaced, or the model is itself a convolution or has parameters
+            without shapes, or a kernel is not finite, or an argument is not one of RotateConv2d's.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3))
+        >>> report = convert(model, taps="shared")
+        >>> [entry.name for entry in report.converted], report.parameters_before, report.parameters_after
+        (['2'], 5088, 1504)
+    """
+    check_taps(taps)
+    check_path(path)
+    if angle_groups is not None:
+        arguments.positive("angle_groups", angle_groups)
+    if isinstance(model, nn.Conv2d):
+        raise ValueError(
+            "convert replaces convolutions inside a model, and this model is itself one: use RotateConv2d.from_conv"
+        )
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("convert needs a model whose lazy modules have shapes: run a batch through it first")
+
+    reasons = _reasons(model, where, angle_groups)
+    if None not in reasons.values():
+        raise ValueError(_nothing_matched(reasons))
+    parameters_before = _count(model)
+    new: dict[nn.Module, RotateConv2d] = {}
+    first: dict[Tensor, RotateConv2d] = {}
+    entries = []
+    # All are fitted before the first is replaced: an error leaves the model as it was.
+    for (name, conv), reason in reasons.items():
+        before = after = _count(conv)
+        residual = None
+        if reason is None:
+            try:
+                layer = RotateConv2d.from_conv(conv, taps, path, angle_groups, learn_angle)
+            except ValueError as error:
+                raise ValueError(f"cannot convert {name}: {error}") from error
+            layer.register_parameter("bias", conv.bias)
+            _share(first.setdefault(conv.weight, layer), layer)
+            new[conv], after, residual = layer, _count(layer), _relative_residual(conv, layer)
+        entries.append(ConversionEntry(name, tuple(conv.weight.shape), before, after, residual, reason))
+    replace_modules(model, new)
+    return ConversionReport(tuple(entries), parameters_before, _count(model))
+
+
+_Reasons = dict[tuple[str, nn.Conv2d], str | None]
+
+
+def _reasons(model: nn.Module, where: Callable[[str, nn.Conv2d], bool] | None, angle_groups: int | None) -> _Reasons:
+    """Every convolution of the model, with the reason to leave it, or None to convert it."""
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+
+    def reason(name: str, conv: nn.Conv2d) -> str | None:
+        if why := _ineligible(conv, angle_groups):
+            return why
+        if where is not None:
+            return None if where(name, conv) else "filtered out by where"
+        if conv is stem:
+            return "the stem"
+        return "depthwise" if 1 < conv.groups == conv.in_channels else None
+
+    named = dict(model.named_modules())
+    convs = {name: conv for name, conv in named.items() if isinstance(conv, nn.modules.conv._ConvNd)}
+    reasons: _Reasons = {(name, conv): reason(name, conv) for name, conv in convs.items()}  # type: ignore[misc,arg-type]
+    chosen = {conv for (_, conv), why in reasons.items() if why is None}
+    staying = {
+        parameter: name or "the model itself"
+        for name, module in named.items()
+        if module not in chosen
+        for parameter in module._parameters.values()
+    }
+    for (name, conv), why in reasons.items():
+        if why is None and conv.weight in staying:
+            reasons[name, conv] = f"shares its weight with {staying[conv.weight]}"
+    return reasons
+
+
+def _ineligible(conv: nn.Module, angle_groups: int | None) -> str | None:
+    """Why a convolution cannot be replaced by a RotateConv2d, if it cannot."""
+    if type(conv) is not nn.Conv2d:
+        return f"{type(conv).__name__}, not nn.Conv2d"
+    height, width = conv.kernel_size
+    if height != width or height % 2 == 0 or height < 3:
+        return f"{height}x{width} kernel"
+    if has_hooks(conv):
+        return "has hooks"
+    if conv.weight.is_meta:
+        return "on the meta device"
+    if not conv.weight.is_floating_point():
+        return f"{conv.weight.dtype} weights"
+    if angle_groups is not None and conv.out_channels % angle_groups:
+        return f"{conv.out_channels} output channels, not divisible by angle_groups={angle_groups}"
+    return None
+
+
+def _nothing_matched(reasons: _Reasons) -> str:
+    if not reasons:
+        return "nothing to convert: the model has no convolution"
+    counts = Counter(reasons.values()).most_common()
+    return "nothing to convert, the convolutions are: " + ", ".join(f"{why} ({n})" for why, n in counts)
+
+
+def _share(first: RotateConv2d, layer: RotateConv2d) -> None:
+    """Make the layer use the kernel's parameters of the first one that has this weight."""
+    for name in ("weight", "angle", "profile"):
+        setattr(layer, name, getattr(first, name))
+
+
+@torch.no_grad()
+def _relative_residual(conv: nn.Conv2d, layer: RotateConv2d) -> float:
+    kernel = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
+    norm = kernel.norm()
+    return ((kernel - layer.kernel()).norm() / norm).item() if norm > 0 else 0.0
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+_HEAD = ("convolution", "kernel", "parameters", "converted", "relative residual, or why it was skipped")
+
+
+def _cells(entry: ConversionEntry) -> tuple[str, ...]:
+    return (
+        entry.name,
+        "x".join(map(str, entry.shape)),
+        f"{entry.parameters_before:,}",
+        f"{entry.parameters_after:,}",
+        f"{entry.residual:.4f}" if entry.reason is None else f"skipped: {entry.reason}",
+    )
