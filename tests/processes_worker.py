@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from small import Tiny, small_digits
 
 from rotateconv.config import RunConfig, make_config
 from rotateconv.models import MODELS
 from rotateconv.training import RunInterrupted, fit
+from small import Tiny, small_digits
 
 MODELS["plain"] = functools.partial(Tiny, norm=False)
 MODELS["tiny"] = Tiny

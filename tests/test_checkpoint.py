@@ -145,9 +145,7 @@ def die_before_change(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
 
 
-def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, finished = nn.Linear(2, 2), []
     for changes in range(100):
         folder = tmp_path / str(changes)
@@ -195,7 +193,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, name:
     assert found.state == {"step": 1}
     assert found.damaged == (newer,)
     shutil.rmtree(older)
-    with pytest.raises(RunError, match="every checkpoint in .* is damaged: overwrite the run to start again"):
+    with pytest.raises(RunError, match=r"every checkpoint in .* is damaged: overwrite the run to start again"):
         load_checkpoint(tmp_path)
 
 
@@ -218,5 +216,5 @@ def test_loading_never_runs_code(tmp_path: Path, raw: bool) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["sha256"]["state.pt"] = hashlib.sha256(buffer.getvalue()).hexdigest()
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(RunError, match=r"every checkpoint in .* is damaged"):
         load_checkpoint(tmp_path)

@@ -192,7 +192,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
-    with pytest.raises(ConfigError, match="cannot read the configuration file .*missing.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration file .*missing.toml: No such file"):
         make_config(file=missing)
     broken = tmp_path / "broken.toml"
     broken.write_text("lr = = 3")

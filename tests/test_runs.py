@@ -1,4 +1,4 @@
-"""Laws of the run folder: whole files or none, nothing overwritten or mixed by mistake, one sentence for a full disk."""
+"""Laws of the run folder: whole files or none, nothing mixed by mistake, one sentence for a full disk."""
 
 import errno
 import json
@@ -145,9 +145,9 @@ def test_resume_may_move_the_data_and_save_more_often(run: Path) -> None:
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no run to resume in .*nothing: no config.json"):
+    with pytest.raises(RunError, match=r"there is no run to resume in .*nothing: no config.json"):
         check_run(tmp_path / "nothing", CONFIG, resume=True, overwrite=False)
-    with pytest.raises(RunError, match="nothing is no run folder: it has no readable config.json"):
+    with pytest.raises(RunError, match=r"nothing is no run folder: it has no readable config.json"):
         read_config(tmp_path / "nothing")
 
 
@@ -166,13 +166,11 @@ def test_damaged_json_is_named(tmp_path: Path, content: str | None, message: str
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_a_full_disk_is_one_sentence(run: Path) -> None:
     (run / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="the disk is full: .* could not be written; free some space, then resume"):
+    with pytest.raises(RunError, match=r"the disk is full: .* could not be written; free some space, then resume"):
         append_record(run, {"epoch": 1})
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_rest(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run / "summary.json"
     write_bytes(path, b"old")
 
@@ -189,5 +187,5 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(
 
 def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write in .*file: "):
+    with pytest.raises(RunError, match=r"cannot write in .*file: "):
         write_bytes(tmp_path / "file" / "summary.json", b"")

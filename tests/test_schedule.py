@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import get_args, get_type_hints
 
 import pytest
@@ -49,8 +50,8 @@ def test_cosine_is_torchs_cosine_annealing() -> None:
 def test_one_cycle_rises_and_falls_in_two_straight_lines() -> None:
     config = RunConfig(schedule="one-cycle", warmup=0.25)
     found = [*factors(config), factor(STEPS, STEPS, config)]
-    rise = [b - a for a, b in zip(found[:10], found[1:11], strict=True)]
-    fall = [b - a for a, b in zip(found[10:-1], found[11:], strict=True)]
+    rise = [b - a for a, b in pairwise(found[:11])]
+    fall = [b - a for a, b in pairwise(found[10:])]
     assert found[0] == 0.04
     assert found[10] == 1.0
     assert found[-1] == 0.0

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import Tiny, small_digits
 
 from rotateconv import RotateConv2d, training
 from rotateconv.checkpoint import list_checkpoints, load_checkpoint, read_weights
@@ -22,6 +21,7 @@ from rotateconv.models import MODELS
 from rotateconv.runs import RunError, read_json, read_records
 from rotateconv.trained import DataDescription, build_net, load_run
 from rotateconv.training import DivergedError, RunInterrupted, fit, training_loss
+from small import Tiny, small_digits
 
 TIMES = ("seconds", "validation_seconds", "images_per_second", "peak_memory_bytes", "seconds_per_epoch")
 BATCHES_AN_EPOCH = 4  # 101 images in batches of 32
@@ -125,22 +125,20 @@ def test_resuming_twice_in_one_epoch_is_exact(tmp_path: Path, data: ImageData) -
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The process ends here."""
 
 
 @pytest.mark.parametrize("crash_step", [1, 3, 5, 9, 12])
 @pytest.mark.parametrize("every", [0, 2])
-def test_resuming_after_a_crash_is_exact(
-    tmp_path: Path, data: ImageData, crash_step: int, every: int
-) -> None:
+def test_resuming_after_a_crash_is_exact(tmp_path: Path, data: ImageData, crash_step: int, every: int) -> None:
     def crash(name: str, values: dict[str, Any]) -> None:
         if name == "step" and values["step"] == crash_step:
-            raise Crash
+            raise CrashError
 
     config = tiny_config(checkpoint_steps=every)
     fit(config, tmp_path / "whole", data=data)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         fit(config, tmp_path / "run", data=data, on_event=crash)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 9, "cut o')
@@ -168,7 +166,9 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_a_warning(tmp_path: Path, data:
     assert_same_run(run, tmp_path / "whole")
 
 
-def test_one_ctrl_c_saves_and_a_second_leaves_at_once(tmp_path: Path, data: ImageData) -> None:
+def test_one_ctrl_c_saves_and_a_second_leaves_at_once(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     previous = signal.getsignal(signal.SIGINT)
 
     def press(name: str, values: dict[str, Any], times: int) -> None:
@@ -186,8 +186,8 @@ def test_one_ctrl_c_saves_and_a_second_leaves_at_once(tmp_path: Path, data: Imag
         signal.raise_signal(signal.SIGINT)
         return 1.0
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "factor", press_inside_a_step)
+    monkeypatch.setattr(training, "factor", press_inside_a_step)
+    with pytest.raises(KeyboardInterrupt):
         fit(tiny_config(), tmp_path / "twice", data=data)
     assert list_checkpoints(tmp_path / "twice" / "checkpoints") == []
     assert signal.getsignal(signal.SIGINT) is previous
@@ -251,9 +251,7 @@ def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: Ima
     assert record["train_accuracy"] == pytest.approx(100 * (scores.argmax(1) == labels).sum().item() / 101)
 
 
-def test_the_seed_decides_everything_and_the_caller_keeps_its_random_numbers(
-    tmp_path: Path, data: ImageData
-) -> None:
+def test_the_seed_decides_everything_and_the_caller_keeps_its_random_numbers(tmp_path: Path, data: ImageData) -> None:
     state = torch.get_rng_state()
     fit(tiny_config(dropout=0.2), tmp_path / "first", data=data)
     assert torch.equal(torch.get_rng_state(), state)
@@ -333,7 +331,7 @@ def test_a_teacher_of_other_data_is_refused(tmp_path: Path, data: ImageData) -> 
     fit(tiny_config(epochs=1), tmp_path / "teacher", data=data)
     other = dataclasses.replace(data, classes=tuple("abcdefghij"))
     config = tiny_config(teacher=str(tmp_path / "teacher"))
-    with pytest.raises(ConfigError, match="was trained with classes .* this run has .*: choose a teacher of"):
+    with pytest.raises(ConfigError, match=r"was trained with classes .* this run has .*: choose a teacher of"):
         fit(config, tmp_path / "run", data=other)
     assert not (tmp_path / "run").exists()
     with pytest.raises(RunError, match="nothing is no run folder"):
@@ -380,9 +378,7 @@ def test_validation_off_trains_on_all_and_records_none(tmp_path: Path, data: Ima
     assert (summary["best_epoch"], summary["best_validation_accuracy"]) == (None, None)
 
 
-def test_the_test_split_is_evaluated_once(
-    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_test_split_is_evaluated_once(tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def counted(model: Any, batches: Batches, classes: Any) -> Any:
@@ -449,7 +445,7 @@ def test_fp16_needs_a_gpu(tmp_path: Path, data: ImageData) -> None:
 def test_a_precision_that_the_device_refuses_is_told(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(mixed_precision: str) -> None:
+    def refuse(mixed_precision: str, cpu: bool) -> None:
         raise ValueError(f"{mixed_precision} needs another device")
 
     monkeypatch.setattr("rotateconv.state.Accelerator", refuse)
@@ -509,10 +505,10 @@ def test_load_run_names_what_does_not_fit(tmp_path: Path, data: ImageData) -> No
     with pytest.raises(RunError, match="do not fit its configuration"):
         load_run(run)
     (run / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(RunError, match="cannot read the weights .*: expected a safetensors file"):
+    with pytest.raises(RunError, match=r"cannot read the weights .*: expected a safetensors file"):
         load_run(run)
     (run / "data.json").write_text('{"name": "digits"}')
-    with pytest.raises(RunError, match="data.json must have name, classes, .* not name"):
+    with pytest.raises(RunError, match=r"data.json must have name, classes, .* not name"):
         load_run(run)
 
 

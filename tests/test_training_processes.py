@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_worker import plain_config
-from small import small_digits
 
+from processes_worker import plain_config
 from rotateconv.checkpoint import load_checkpoint, read_weights
 from rotateconv.runs import read_json, read_records
 from rotateconv.training import fit
+from small import small_digits
 
 
 @pytest.fixture(scope="module")

@@ -179,9 +179,7 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "quick": _QUICK,
     # Ours: 1,797 images of 8 x 8, so small batches and no padding of 4.
-    "digits": dataclasses.replace(
-        _QUICK, recipe="digits", data="digits", augment="none", epochs=20, batch_size=64
-    ),
+    "digits": dataclasses.replace(_QUICK, recipe="digits", data="digits", augment="none", epochs=20, batch_size=64),
 }
 
 
@@ -233,9 +231,7 @@ def from_json(text: str) -> RunConfig:
     except json.JSONDecodeError as error:
         raise ConfigError(f"the configuration is no JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"expected a JSON object with the configuration's keys, not {type(values).__name__}"
-        )
+        raise ConfigError(f"expected a JSON object with the configuration's keys, not {type(values).__name__}")
     return _replace(RunConfig(), values)
 
 

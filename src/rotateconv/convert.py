@@ -1,73 +1,16 @@
-"""Convert the convolutions of a model into the RotateConv2d layers nearest to them, in place, with a report."""
+"""Convert the convolutions of a model into the RotateConv2d layers nearest to them, in place."""
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rotateconv import arguments
 from rotateconv.conv import RotateConv2d
+from rotateconv.conversion_report import ConversionEntry, ConversionReport
 from rotateconv.kernel import Path, Taps, check_path, check_taps
 from rotateconv.walk import has_hooks, replace_modules
-
-
-@dataclass(frozen=True)
-class ConversionEntry:
-    """What became of one convolution.
-
-    Attributes:
-        name: In the model; the first, if it is registered under several.
-        shape: Of its kernel before.
-        parameters_before, parameters_after: Of the layer; equal if it was skipped.
-        residual: ‖K - K̂‖ / ‖K‖ over the whole kernel K and its conversion K̂; None if it was skipped.
-        reason: Why it was skipped; None if it was converted.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parameters_before: int
-    parameters_after: int
-    residual: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What became of every convolution of a model; `str(report)` is a table.
-
-    Attributes:
-        entries: In the order of the model's modules.
-        parameters_before, parameters_after: Of the whole model; shared ones count once.
-    """
-
-    entries: tuple[ConversionEntry, ...]
-    parameters_before: int
-    parameters_after: int
-
-    @property
-    def converted(self) -> tuple[ConversionEntry, ...]:
-        return tuple(entry for entry in self.entries if entry.reason is None)
-
-    @property
-    def skipped(self) -> tuple[ConversionEntry, ...]:
-        return tuple(entry for entry in self.entries if entry.reason is not None)
-
-    def __str__(self) -> str:
-        total = ("whole model", "", f"{self.parameters_before:,}", f"{self.parameters_after:,}")
-        change = f"{self.parameters_after / self.parameters_before:.1%} of the parameters"
-        lines = [_HEAD, *map(_cells, self.entries), (*total, change)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(
-                cell.rjust(width) if column in (2, 3) else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "-" * max(map(len, table))
-        return "\n".join([table[0], rule, *table[1:-1], rule, table[-1]])
 
 
 def convert(
@@ -136,13 +79,15 @@ def convert(
                 layer = RotateConv2d.from_conv(conv, taps, path, angle_groups, learn_angle)
             except ValueError as error:
                 raise ValueError(f"cannot convert {name}: {error}") from error
-            layer.register_parameter("bias", conv.bias)
+            layer.bias = conv.bias  # type: ignore[assignment]
             _share(first.setdefault(conv.weight, layer), layer)
             new[conv], after, residual = layer, _count(layer), _relative_residual(conv, layer)
         entries.append(ConversionEntry(name, tuple(conv.weight.shape), before, after, residual, reason))
     replace_modules(model, new)
     return ConversionReport(tuple(entries), parameters_before, _count(model))
 
+
+_STEM, _DEPTHWISE = "the stem", "depthwise"
 
 _Reasons = dict[tuple[str, nn.Conv2d], str | None]
 
@@ -157,8 +102,8 @@ def _reasons(model: nn.Module, where: Callable[[str, nn.Conv2d], bool] | None, a
         if where is not None:
             return None if where(name, conv) else "filtered out by where"
         if conv is stem:
-            return "the stem"
-        return "depthwise" if 1 < conv.groups == conv.in_channels else None
+            return _STEM
+        return _DEPTHWISE if 1 < conv.groups == conv.in_channels else None
 
     named = dict(model.named_modules())
     convs = {name: conv for name, conv in named.items() if isinstance(conv, nn.modules.conv._ConvNd)}
@@ -198,7 +143,11 @@ def _nothing_matched(reasons: _Reasons) -> str:
     if not reasons:
         return "nothing to convert: the model has no convolution"
     counts = Counter(reasons.values()).most_common()
-    return "nothing to convert, the convolutions are: " + ", ".join(f"{why} ({n})" for why, n in counts)
+    found = ", ".join(f"{why} ({count})" for why, count in counts)
+    hint = "; where=lambda name, conv: True includes stem and depthwise ones"
+    return f"nothing to convert among the model's convolutions: {found}" + hint * any(
+        why in (_STEM, _DEPTHWISE) for why, _ in counts
+    )
 
 
 def _share(first: RotateConv2d, layer: RotateConv2d) -> None:
@@ -216,16 +165,3 @@ def _relative_residual(conv: nn.Conv2d, layer: RotateConv2d) -> float:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-_HEAD = ("convolution", "kernel", "parameters", "converted", "relative residual, or why it was skipped")
-
-
-def _cells(entry: ConversionEntry) -> tuple[str, ...]:
-    return (
-        entry.name,
-        "x".join(map(str, entry.shape)),
-        f"{entry.parameters_before:,}",
-        f"{entry.parameters_after:,}",
-        f"{entry.residual:.4f}" if entry.reason is None else f"skipped: {entry.reason}",
-    )

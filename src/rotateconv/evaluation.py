@@ -39,9 +39,7 @@ class Evaluation:
         return {name: 100 * hit / total if total else None for name, hit, total in rows}
 
 
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]
-) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Evaluation:
     """Return loss, accuracy and confusion over all batches, without gradients, in evaluation mode.
 
     In a process group each process gives its own batches, no image in two of them, and every process gets the

@@ -47,8 +47,7 @@ def line_kernel(weight: Tensor, angle: Tensor, kernel_size: int = 3, path: Path 
     Reference:
         Ma, Guo, Wang, Wang, "RotateConv: Making Asymmetric Convolutional Kernels Rotatable", ICPR 2018.
     """
-    check_kernel_size(kernel_size)
-    _check_tensors(weight, angle, kernel_size)
+    check_inputs(weight, angle, kernel_size)
     result_dtype = torch.promote_types(weight.dtype, angle.dtype)
     dtype = torch.promote_types(result_dtype, torch.float32)
     splat = _splat(angle.to(dtype), kernel_size, path)  # [tap, row, col, ...]
@@ -81,6 +80,34 @@ def tap_direction(angle: Tensor, path: Path = "circle") -> tuple[Tensor, Tensor]
     # Divided, not multiplied by 1/max: the larger of the two is then ±1 exactly.
     radius = torch.maximum(row.abs(), col.abs())
     return row / radius, col / radius
+
+
+def tap_velocity(angle: Tensor, path: Path = "circle") -> tuple[Tensor, Tensor]:
+    """The derivative of `tap_direction` by the angle, row and column: cells a radian at the tap t = 1.
+
+    Args:
+        angle: (...), in radians, floating point.
+        path: "circle" or "square".
+
+    Returns:
+        The row and the column, each of the shape, dtype and device of `angle`.
+
+    Raises:
+        ValueError: If path is unknown.
+
+    Example:
+        >>> tap_velocity(torch.tensor(0.0))  # at θ = 0 the tap on the right moves straight up
+        (tensor(-1.), tensor(-0.))
+    """
+    row, col = tap_direction(angle, path)
+    if path == "circle":
+        return -col, row
+    # p = u / m with m = max(|sin θ|, |cos θ|), so p' = (u' - p·m') / m
+    sin, cos = angle.sin(), angle.cos()
+    steep = sin.abs() > cos.abs()
+    size = torch.where(steep, sin.abs(), cos.abs())
+    growth = torch.where(steep, sin.sign() * cos, -cos.sign() * sin)
+    return (-cos - row * growth) / size, (-sin - col * growth) / size
 
 
 def tap_footprints(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Tensor:
@@ -132,13 +159,7 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
     """
     check_kernel_size(kernel_size)
     grid, (row, col) = _grid(angle, kernel_size), tap_direction(angle, path)
-    sin, cos = angle.sin(), angle.cos()
-    row_speed, col_speed = -cos, -sin
-    if path == "square":  # p = u / m with m = max(|sin θ|, |cos θ|), so p' = (u' - p·m') / m
-        steep = sin.abs() > cos.abs()
-        size = torch.where(steep, sin.abs(), cos.abs())
-        growth = torch.where(steep, sin.sign() * cos, -cos.sign() * sin)
-        row_speed, col_speed = (row_speed - row * growth) / size, (col_speed - col * growth) / size
+    row_speed, col_speed = tap_velocity(angle, path)
     to_rows, to_cols = grid[:, None] * row - grid, grid[:, None] * col - grid  # [tap, row or col, ...]
     slope = (grid[:, None] * row_speed * _hat_slope(to_rows))[:, :, None] * _hat(to_cols)[:, None, :]
     slope = slope + _hat(to_rows)[:, :, None] * (grid[:, None] * col_speed * _hat_slope(to_cols))[:, None, :]
@@ -199,6 +220,24 @@ def unit_profile(profile: Tensor, kernel_size: int, path: Path = "circle") -> Te
     return torch.where(norm > 0, profile / norm, box)
 
 
+def check_inputs(weight: Tensor, angle: Tensor, kernel_size: int) -> None:
+    """Raise unless these are the arguments of a line kernel: TypeError for kinds, ValueError for sizes."""
+    check_kernel_size(kernel_size)
+    for name, tensor in (("weight", weight), ("angle", angle)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, got {found}")
+    if weight.dim() == 0 or weight.shape[-1] not in (1, kernel_size):
+        raise ValueError(
+            f"weight must end in {kernel_size} taps or in 1 shared weight, got shape {tuple(weight.shape)}"
+        )
+    if weight.shape[:-1] != angle.shape:
+        raise ValueError(
+            f"angle must have the shape of weight without its last dimension, {tuple(weight.shape[:-1])}, "
+            f"got {tuple(angle.shape)}"
+        )
+
+
 def check_kernel_size(kernel_size: int) -> None:
     """Raise unless `kernel_size` is an odd integer of at least 3."""
     if not isinstance(kernel_size, int) or isinstance(kernel_size, bool):
@@ -217,22 +256,6 @@ def check_taps(taps: str) -> None:
     """Raise unless `taps` is one of the forms that the weights of the taps can take."""
     if taps not in get_args(Taps):
         raise ValueError(f"taps must be one of {', '.join(map(repr, get_args(Taps)))}, got {taps!r}")
-
-
-def _check_tensors(weight: Tensor, angle: Tensor, kernel_size: int) -> None:
-    for name, tensor in (("weight", weight), ("angle", angle)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {found}")
-    if weight.dim() == 0 or weight.shape[-1] not in (1, kernel_size):
-        raise ValueError(
-            f"weight must end in {kernel_size} taps or in 1 shared weight, got shape {tuple(weight.shape)}"
-        )
-    if weight.shape[:-1] != angle.shape:
-        raise ValueError(
-            f"angle must have the shape of weight without its last dimension, {tuple(weight.shape[:-1])}, "
-            f"got {tuple(angle.shape)}"
-        )
 
 
 def _splat(angle: Tensor, kernel_size: int, path: Path) -> Tensor:

@@ -46,7 +46,8 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, angle_lr_scal
         if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{what} must be a finite number >= 0, got {number}")
 
-    angles, norms = set(), set()
+    angles: set[nn.Parameter] = set()
+    norms: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, RotateConv2d):
             # Also one that torch.nn.utils.parametrize computes, from "parametrizations.angle.original".

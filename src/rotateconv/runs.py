@@ -109,9 +109,7 @@ def keep_records(run: Path, epochs: int) -> None:
     records = read_records(run)
     if len(records) < epochs:
         raise RunError(f"{run / 'metrics.jsonl'} has {len(records)} of {epochs} epochs: overwrite the run")
-    write_bytes(
-        run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records[:epochs]).encode()
-    )
+    write_bytes(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records[:epochs]).encode())
 
 
 def environment() -> Record:

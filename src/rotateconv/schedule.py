@@ -55,9 +55,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     # fused: one kernel for all parameters of a group; small nets have many small ones.
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
-    )
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:

@@ -119,6 +119,12 @@ class TrainingState:
         dist.all_reduce(together, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
         return [float(value) for value in together]
 
+    def share_buffers(self) -> None:
+        """Give every process the main one's buffers of `result`; each has seen other images for its norms."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.result.buffers():
+                dist.broadcast(buffer, src=0)
+
     @property
     def result(self) -> nn.Module:
         """The net that is evaluated and kept: the average where there is one."""
@@ -130,7 +136,9 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     # Accelerate keeps the first precision of a process for all later ones; runs here follow each other.
     AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=config.precision)
+        # Without the word "cpu" the processes of torchrun on a machine without GPUs would not know of each other.
+        cpu = not torch.accelerator.is_available()
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     except ValueError as error:
         raise ConfigError(f"precision={config.precision} does not run here: {error}") from None
     if config.precision != "no" and not accelerator.native_amp:
@@ -154,7 +162,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) 
     net = build_net(config, data).to(accelerator.device).to(memory_format=layout)
     average = None
     if config.ema_decay is not None:
-        update = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        update = get_ema_multi_avg_fn(config.ema_decay)
         average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
     teacher = _load_teacher(config, data)
     if teacher is not None:
@@ -220,9 +228,7 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
     accelerator, tally = state.accelerator, state.tally
     own = {
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(accelerator.device)
-        if accelerator.device.type == "cuda"
-        else None,
+        "cuda_rng": torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None,
         "tally": {"loss": tally.loss, "hits": tally.hits, "images": tally.images, "seconds": tally.seconds},
     }
     processes = gather_object([own])

@@ -57,9 +57,7 @@ from rotateconv.watch import DivergedError, OnEvent, RunInterrupted, Watch, chec
 __all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train_epoch", "train_step", "training_loss"]
 
 
-def training_loss(
-    scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None
-) -> Tensor:
+def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None) -> Tensor:
     """Return the mean loss of a batch: cross-entropy, or with a teacher
 
         (1 - a) · cross-entropy + a · T² · KL(softmax(teacher / T) || softmax(scores / T))
@@ -148,7 +146,8 @@ def finish_epoch(state: TrainingState, run: Path) -> Record:
 
 
 def evaluate_split(state: TrainingState, batches: Batches) -> Evaluation:
-    """Evaluate the net that the run keeps, in the run's precision."""
+    """Evaluate the net that the run keeps, in the run's precision: the main process's, statistics included."""
+    state.share_buffers()
     with state.accelerator.autocast():
         return evaluate(state.result, batches, state.data.classes)
 
@@ -253,9 +252,7 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
     if checkpoint is not None:
         restore_state(state, checkpoint)
         for path in checkpoint.damaged:
-            report(
-                "warning", {"message": f"the checkpoint {path} is damaged: going on from {checkpoint.path}"}
-            )
+            report("warning", {"message": f"the checkpoint {path} is damaged: going on from {checkpoint.path}"})
     report(
         "start",
         {
@@ -276,9 +273,7 @@ def _check_data(run: Path, data: DataDescription) -> None:
     found = DataDescription.from_record(read_json(run / "data.json"))
     if found != data:
         keys = [key for key, value in data.to_record().items() if found.to_record()[key] != value]
-        raise RunError(
-            f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data"
-        )
+        raise RunError(f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data")
 
 
 def _summary(state: TrainingState, run: Path) -> Record:

@@ -108,9 +108,7 @@ def check_weights(state: TrainingState, folder: Path) -> None:
 
 def _advice(state: TrainingState, folder: Path, name: str, step: int) -> str:
     checkpoints = list_checkpoints(folder)
-    kept = (
-        f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
-    )
+    kept = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
     clip = "" if state.config.clip_grad_norm is not None else " or clip_grad_norm=1"
     return (
         f"the {name} became infinite or NaN at step {step} of {state.total_steps} (epoch {state.epoch + 1}); "

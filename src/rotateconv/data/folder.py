@@ -136,15 +136,16 @@ def _files(folder: Path, path: str) -> list[tuple[str, int, int]]:
     """(path, bytes, time of change in ns) of each file below `folder`/`path` that is not hidden, sorted."""
     found = []
     # Strings: a Path for each of 60,000 files takes longer than all the rest of a cached load.
-    for entry in os.scandir(f"{folder}/{path}"):
-        below = f"{path}/{entry.name}"
-        if _hidden(entry.name):
-            continue
-        if entry.is_dir():
-            found += _files(folder, below)
-        else:
-            status = entry.stat()
-            found.append((below, status.st_size, status.st_mtime_ns))
+    with os.scandir(f"{folder}/{path}") as entries:
+        for entry in entries:
+            below = f"{path}/{entry.name}"
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir():
+                found += _files(folder, below)
+            else:
+                status = entry.stat()
+                found.append((below, status.st_size, status.st_mtime_ns))
     return sorted(found)
 
 

@@ -109,8 +109,8 @@ class Batches:
         home = self.device if _fits(split.images, self.device) else torch.device("cpu")
         self._images, self._labels = split.images.to(home), split.labels.to(home)
         # In units of the stored bytes, so that normalising is one subtraction and one multiplication.
-        self._mean = 255 * torch.tensor(mean, device=self.device).view(1, -1, 1, 1)
-        self._scale = 1 / (255 * torch.tensor(std, device=self.device).view(1, -1, 1, 1))
+        self._mean = 255 * torch.tensor(mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+        self._scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1))
         self._epoch = self._batch = self._first = 0
 
     def set_epoch(self, epoch: int) -> None:

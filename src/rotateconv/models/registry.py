@@ -49,7 +49,8 @@ def build_model(
         dropout: Of a DenseNet: the share dropped after every convolution but the stem.
 
     Returns:
-        The net, float32 (or the default dtype), in training mode.
+        The net, float32 (or the default dtype), in training mode. Its attribute `build_arguments` has these
+        arguments, if conv is a name.
 
     Raises:
         ValueError: If a name is unknown, a number is out of its range, or the net has no growth or dropout.
@@ -67,7 +68,19 @@ def build_model(
     for option, value in options.items():
         if option not in inspect.signature(build).parameters:
             raise ValueError(f"{name} has no {option}, got {option}={value}: leave it out")
-    return build(conv, num_classes, in_channels, width, **options)
+    net = build(conv, num_classes, in_channels, width, **options)
+    if isinstance(conv, str):
+        # What JSON can hold: a packed file builds the net again from it.
+        net.build_arguments = {  # type: ignore[assignment]
+            "name": name,
+            "conv": conv,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "width": width,
+            "growth": growth,
+            "dropout": dropout,
+        }
+    return net
 
 
 def equal_size_width(

@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path`; what the body writes there gets the name `path` at the end.
+
+    If the body raises, the temporary file is removed and a file that was at `path` stays as it was.
+
+    Args:
+        path: The file to write, exactly; its folder exists.
+
+    Raises:
+        ValueError: If the disk takes nothing there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written_whole(Path(folder) / "net.bin") as temporary:
+        ...         _ = temporary.write_bytes(b"all of it")
+        ...     os.listdir(folder)
+        ['net.bin']
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"cannot write {target}: it is a folder; give the name of a file")
+    # The ending stays last, because some writers look at it.
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,38 @@
+"""The command line `rotateconv`; each subcommand is a file here and a line below.
+
+Nothing here imports torch before a command needs it, so that help and mistakes come at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from rotateconv.cli import compare, evaluate, info, train
+from rotateconv.cli.group import Group
+
+app = typer.Typer(cls=Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("info", epilog=info.EXAMPLES)(info.info)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Convolution kernels that are line segments with a learned angle: train, compare, inspect."""
+    if version:
+        from rotateconv import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours or the machine's, 130 interrupted."""
+    app()

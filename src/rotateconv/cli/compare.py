@@ -1,0 +1,7 @@
+"""`rotateconv compare`."""
+
+EXAMPLES = ""
+
+
+def compare() -> None:
+    """Placeholder."""

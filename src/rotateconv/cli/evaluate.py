@@ -1,0 +1,7 @@
+"""`rotateconv evaluate`."""
+
+EXAMPLES = ""
+
+
+def evaluate() -> None:
+    """Placeholder."""

@@ -1,0 +1,7 @@
+"""`rotateconv info`."""
+
+EXAMPLES = ""
+
+
+def info() -> None:
+    """Placeholder."""

@@ -1,0 +1,73 @@
+"""What convert did to a model: an entry for every convolution, and a table of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConversionEntry:
+    """What became of one convolution.
+
+    Attributes:
+        name: In the model; the first, if it is registered under several.
+        shape: Of its kernel before.
+        parameters_before, parameters_after: Of the layer; equal if it was skipped.
+        residual: ‖K - K̂‖ / ‖K‖ over the whole kernel K and its conversion K̂; None if it was skipped.
+        reason: Why it was skipped; None if it was converted.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameters_before: int
+    parameters_after: int
+    residual: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every convolution of a model; `str(report)` is a table.
+
+    Attributes:
+        entries: In the order of the model's modules.
+        parameters_before, parameters_after: Of the whole model; shared ones count once.
+    """
+
+    entries: tuple[ConversionEntry, ...]
+    parameters_before: int
+    parameters_after: int
+
+    @property
+    def converted(self) -> tuple[ConversionEntry, ...]:
+        return tuple(entry for entry in self.entries if entry.reason is None)
+
+    @property
+    def skipped(self) -> tuple[ConversionEntry, ...]:
+        return tuple(entry for entry in self.entries if entry.reason is not None)
+
+    def __str__(self) -> str:
+        total = ("whole model", "", f"{self.parameters_before:,}", f"{self.parameters_after:,}")
+        change = f"{self.parameters_after / self.parameters_before:.1%} of the parameters"
+        lines = [_HEAD, *map(_cells, self.entries), (*total, change)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(
+                cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        rule = "-" * max(map(len, table))
+        return "\n".join([table[0], rule, *table[1:-1], rule, table[-1]])
+
+
+_HEAD = ("convolution", "kernel", "parameters", "converted", "relative residual, or why it was skipped")
+
+
+def _cells(entry: ConversionEntry) -> tuple[str, ...]:
+    return (
+        entry.name,
+        "x".join(map(str, entry.shape)),
+        f"{entry.parameters_before:,}",
+        f"{entry.parameters_after:,}",
+        f"{entry.residual:.4f}" if entry.reason is None else f"skipped: {entry.reason}",
+    )

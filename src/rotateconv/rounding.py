@@ -1,0 +1,148 @@
+"""Numbers rounded to few bits, as integer codes and back: weights with scales, angles on a turn, 16-bit floats."""
+
+import math
+
+import torch
+from torch import Tensor
+
+EXPONENT_RANGE = (-8 * 126, 8 * 127)  # of scales, in eighths of an octave: the normal float32 numbers
+
+
+def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The nearest codes c and scale exponents e, symmetric, for every slice o of the first dimension::
+
+        ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8),   |c| <= m = 2^(bits-1) - 1
+
+    The scale, one of eight an octave, is the one with the least squared error of the weights Σ (w - ŵ)²: it may
+    clip the largest, and is at most 1.5 · max|w| / m. Searching up to there makes rounding idempotent: what is
+    on such a grid is found again, exactly.
+
+    Args:
+        weight: (out, ...), floating point.
+        bits: 2 to 8.
+
+    Returns:
+        The codes, int8 in the shape of weight, and the exponents, int16 (out,). A slice of zeros has e = 0.
+
+    Raises:
+        ValueError: If a weight is not finite.
+
+    Example:
+        >>> codes, exponent = encode_weight(torch.tensor([[0.75, -0.25, 0.5]]), bits=3)
+        >>> codes, exponent
+        (tensor([[ 3, -1,  2]], dtype=torch.int8), tensor([-16], dtype=torch.int16))
+
+    Reference:
+        Banner, Nahshan, Soudry, "Post training 4-bit quantization of convolutional networks", NeurIPS 2019,
+        section 2, on clipping.
+    """
+    _check_finite("weight", weight)
+    rows = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
+    codes = torch.zeros(rows.shape, dtype=torch.int8, device=weight.device)
+    exponents = torch.zeros(len(rows), dtype=torch.int16, device=weight.device)
+    if rows.numel() == 0:
+        return codes.view(weight.shape), exponents
+    # Every candidate of many rows at once, a few million numbers at a time.
+    steps = _candidates(bits)
+    chunk = max(1, 2**22 // (rows.shape[1] * len(steps)))
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        codes[part], exponents[part] = _encode_rows(rows[part].float(), bits)
+    return codes.view(weight.shape), exponents
+
+
+def decode_weight(codes: Tensor, exponents: Tensor) -> Tensor:
+    """The weights of `encode_weight`'s codes and exponents, float32.
+
+    Example:
+        >>> decode_weight(torch.tensor([[3, -1, 2]]), torch.tensor([-16]))
+        tensor([[ 0.7500, -0.2500,  0.5000]])
+    """
+    return codes.float() * scale(exponents).view(-1, *[1] * (codes.dim() - 1))
+
+
+def scale(exponents: Tensor) -> Tensor:
+    """2^(e / 8), rounded once to float32."""
+    return torch.exp2(exponents.double() / 8).float()
+
+
+def encode_angle(angle: Tensor, bits: int, period: float) -> Tensor:
+    """The nearest codes q of angles on 2^bits equal steps of the period: θ̂ = q · period / 2^bits.
+
+    Args:
+        angle: in radians.
+        bits: 3 to 8.
+        period: a full turn, or half of one where reversing the taps changes nothing.
+
+    Returns:
+        uint8 codes in the shape of angle.
+
+    Raises:
+        ValueError: If an angle is not finite.
+
+    Example:
+        >>> encode_angle(torch.tensor([0.0, torch.pi / 2, -torch.pi / 4]), 3, 2 * torch.pi)
+        tensor([0, 2, 7], dtype=torch.uint8)
+    """
+    _check_finite("angle", angle)
+    steps = 2**bits
+    return (angle.detach().double() * (steps / period)).round().remainder(steps).to(torch.uint8)
+
+
+def decode_angle(codes: Tensor, bits: int, period: float) -> Tensor:
+    """The angles of `encode_angle`'s codes, float32, in [-period / 2, period / 2).
+
+    Example:
+        >>> decode_angle(torch.tensor([0, 2, 7], dtype=torch.uint8), 3, 8.0)
+        tensor([ 0.,  2., -1.])
+    """
+    steps = 2**bits
+    centred = (codes.double() + steps / 2).remainder(steps) - steps / 2
+    return (centred * (period / steps)).float()
+
+
+def to_half(values: Tensor) -> Tensor:
+    """The nearest bfloat16: float32's range, so nothing overflows to infinity; a relative error up to 2^-9.
+
+    Raises:
+        ValueError: If a value is not finite.
+
+    Example:
+        >>> to_half(torch.tensor([1.0, 1e38, 3.4e38]))
+        tensor([1.0000e+00, 9.9692e+37, 3.3895e+38], dtype=torch.bfloat16)
+    """
+    _check_finite("value", values)
+    largest = torch.finfo(torch.bfloat16).max
+    return values.detach().clamp(-largest, largest).to(torch.bfloat16)
+
+
+def _candidates(bits: int) -> range:
+    """Steps below the largest scale that are tried: the fewer the bits, the more is gained by clipping."""
+    return range(4 * (10 - bits))
+
+
+def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    limit = 2 ** (bits - 1) - 1
+    largest = rows.abs().amax(1)
+    # The sliver makes 1.5 · max|w| / m itself a candidate where it is a scale, whatever the logarithm's rounding.
+    top = (8 * torch.log2(1.5 * largest.double() / limit) + 1e-3).floor()
+    steps = torch.tensor(list(_candidates(bits)), device=rows.device)
+    exponents = (top.nan_to_num(neginf=0)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
+    sizes = scale(exponents)[..., None]
+    codes = (rows[:, None] / sizes).round_().clamp_(-limit, limit)  # [row, candidate, column]
+    error = (codes * sizes - rows[:, None]).double().square_().sum(-1)
+    best = error.argmin(1)  # the first, so the largest scale, of equal ones
+    index = torch.arange(len(rows), device=rows.device)
+    found = torch.where(largest > 0, exponents[index, best], 0.0)
+    return codes[index, best].to(torch.int8), found.to(torch.int16)
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    if not values.isfinite().all():
+        bad = values[~values.isfinite()].flatten()[0].item()
+        raise ValueError(f"only finite numbers can be rounded to a few bits, got a {what} of {bad}")
+
+
+def turn(taps: str) -> float:
+    """The period of an angle: half a turn changes nothing where all taps share one weight."""
+    return math.pi if taps == "shared" else 2 * math.pi

@@ -1,0 +1,246 @@
+"""RotateConv2d: its output against the slow twin, its likeness to nn.Conv2d, and its fused and fitted forms."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import reference
+from layers import ARGUMENTS, FORMS, SIZES, name
+from rotateconv import RotateConv2d, line_kernel
+from tolerances import TOLERANCE, assert_close
+
+each_form = pytest.mark.parametrize("form", FORMS, ids=name)
+each_arguments = pytest.mark.parametrize(("channels", "arguments"), ARGUMENTS, ids=name)
+each_size = pytest.mark.parametrize("size", SIZES)
+
+
+def image_for(channels: int, **options: Any) -> torch.Tensor:
+    """Large enough for a 9 x 9 kernel with dilation 2, small enough for the twin; height and width differ."""
+    return torch.randn(2, channels, 18, 19, **options)
+
+
+@each_form
+@each_arguments
+@each_size
+def test_equals_the_slow_twin(
+    size: int, channels: tuple[int, int], arguments: dict[str, Any], form: dict[str, Any]
+) -> None:
+    layer = RotateConv2d(*channels, size, **arguments, **form, dtype=torch.float64)
+    images = image_for(channels[0], dtype=torch.float64)
+    values = {key: value.numpy() for key, value in layer.state_dict().items()}
+    rest = {key: value for key, value in arguments.items() if key != "bias"}
+    expected = torch.from_numpy(reference.rotate_conv2d(images.numpy(), **values, size=size, **rest, **form))
+    found = layer(images)
+    assert found.shape == nn.Conv2d(*channels, size, **arguments, dtype=torch.float64)(images).shape
+    assert_close(found, expected, scale=expected.abs().max().item())
+    assert_close(layer(images[0]), found[0], scale=expected.abs().max().item())  # unbatched
+
+
+@each_form
+@each_size
+def test_kernel_is_the_formula(size: int, form: dict[str, Any]) -> None:
+    layer = RotateConv2d(6, 8, size, groups=2, **form, dtype=torch.float64)
+    values = {key: value.numpy() for key, value in layer.state_dict().items()}
+    expected = np.zeros((8, 3, size, size))
+    taps, groups = form["taps"], form["angle_groups"]
+    for out, i, weights, angle in reference.slice_taps(
+        values["weight"], values["angle"], values.get("profile"), size, taps, groups
+    ):
+        expected[out, i] = reference.line_kernel(weights, angle, size, form["path"])
+    assert_close(layer.kernel(), torch.from_numpy(expected), scale=5)
+    assert torch.equal(layer.kernel(), layer.kernel())
+    assert torch.equal(layer.eval().kernel(), layer.train().kernel())
+
+
+@each_form
+@each_arguments
+def test_fuse_gives_the_same_output(channels: tuple[int, int], arguments: dict[str, Any], form: dict[str, Any]) -> None:
+    for size, dtype in ((3, torch.float64), (5, torch.float32)):
+        layer = RotateConv2d(*channels, size, **arguments, **form, dtype=dtype)
+        images = image_for(channels[0], dtype=dtype)
+        expected = layer(images)
+        conv = layer.fuse()
+        assert type(conv) is nn.Conv2d
+        assert_close(conv(images), expected, scale=expected.abs().max().item())
+        plain = nn.Conv2d(*channels, size, **arguments)
+        for key in (
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+            "kernel_size",
+            "in_channels",
+            "out_channels",
+        ):
+            assert getattr(conv, key) == getattr(plain, key)
+        assert conv.extra_repr() == plain.extra_repr()
+
+
+def test_fuse_is_a_copy_with_every_flag() -> None:
+    for training in (True, False):
+        layer = RotateConv2d(2, 4, 3, dtype=torch.float64).train(training)
+        conv = layer.fuse()
+        assert conv.training == training
+        assert conv.weight.dtype == torch.float64
+        assert conv.weight.is_leaf
+        assert isinstance(conv.weight, nn.Parameter)
+        before = {key: value.clone() for key, value in layer.state_dict().items()}
+        with torch.no_grad():
+            for parameter in conv.parameters():
+                parameter.zero_()
+        assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    layer.weight.requires_grad_(False)
+    assert [layer.fuse().weight.requires_grad, layer.fuse().bias.requires_grad] == [False, True]
+    layer.bias.requires_grad_(False)
+    layer.weight.requires_grad_(True)
+    assert [layer.fuse().weight.requires_grad, layer.fuse().bias.requires_grad] == [True, False]
+    assert RotateConv2d(2, 4, 3, device="meta").fuse().weight.is_meta
+
+
+# The profiles of whole rows are fitted together, which is proved where that fit is.
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if form["taps"] != "profile" or form["angle_groups"]], ids=name
+)
+@each_arguments
+def test_from_conv_gives_back_a_fused_layer(
+    channels: tuple[int, int], arguments: dict[str, Any], form: dict[str, Any]
+) -> None:
+    layer = RotateConv2d(*channels, 3, **arguments, **form).eval()
+    conv = layer.fuse()
+    again = RotateConv2d.from_conv(conv, **form)
+    assert again.extra_repr() == layer.extra_repr()
+    assert not again.training
+    assert {key: value.shape for key, value in again.state_dict().items()} == {
+        key: value.shape for key, value in layer.state_dict().items()
+    }
+    assert_close(again.kernel(), layer.kernel())
+    images = image_for(channels[0])
+    assert_close(again(images), conv(images), scale=5)
+
+
+def test_from_conv_carries_flags_and_leaves_the_convolution() -> None:
+    conv = nn.Conv2d(2, 4, 3, dtype=torch.float64)
+    before = conv.weight.detach().clone()
+    conv.bias.requires_grad_(False)
+    layer = RotateConv2d.from_conv(conv, learn_angle=False)
+    assert (layer.weight.dtype, layer.learn_angle, layer.training) == (torch.float64, False, True)
+    assert [layer.weight.requires_grad, layer.bias.requires_grad] == [True, False]
+    assert torch.equal(layer.bias, conv.bias)
+    assert layer.bias is not conv.bias
+    assert torch.equal(conv.weight, before)
+    conv.weight.requires_grad_(False)
+    layer = RotateConv2d.from_conv(conv, taps="profile", angle_groups=2)
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    half = nn.Conv2d(2, 4, 3, dtype=torch.bfloat16)
+    assert RotateConv2d.from_conv(half).weight.dtype == torch.bfloat16
+
+
+def test_signature_and_defaults_of_conv2d() -> None:
+    ours = list(inspect.signature(RotateConv2d).parameters.values())
+    theirs = list(inspect.signature(nn.Conv2d).parameters.values())
+    assert [parameter.name for parameter in ours[: len(theirs)]] == [parameter.name for parameter in theirs]
+    for mine, other in zip(ours, theirs, strict=False):
+        assert mine.kind == other.kind
+        assert mine.default == (3 if mine.name == "kernel_size" else other.default)
+    own = {parameter.name: parameter.default for parameter in ours[len(theirs) :]}
+    assert own == {"taps": "free", "path": "circle", "angle_groups": None, "learn_angle": True}
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in ours[len(theirs) :])
+
+
+def test_is_not_a_conv2d() -> None:
+    assert not isinstance(RotateConv2d(2, 4), nn.Conv2d)
+    for key in (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    ):
+        assert getattr(RotateConv2d(2, 4), key) == getattr(nn.Conv2d(2, 4, 3), key)
+    assert RotateConv2d(2, 4, (5, 5)).kernel_size == (5, 5)
+
+
+@pytest.mark.parametrize("learn_angle", [True, False])
+@each_form
+@each_size
+def test_shapes_of_parameters(size: int, form: dict[str, Any], learn_angle: bool) -> None:
+    layer = RotateConv2d(6, 8, size, groups=2, **form, learn_angle=learn_angle)
+    groups, taps = form["angle_groups"], form["taps"]
+    expected = {
+        "weight": (8, 3, size if taps == "free" else 1),
+        "angle": (8 if groups is None else groups, 3),
+        **({"profile": (8, size) if groups is None else (groups, 3, size)} if taps == "profile" else {}),
+        "bias": (8,),
+    }
+    assert {key: tuple(value.shape) for key, value in layer.state_dict().items()} == expected
+    learned = {key for key, _ in layer.named_parameters()}
+    assert learned == set(expected) - (set() if learn_angle else {"angle"})
+    assert {key for key, _ in layer.named_buffers()} == (set() if learn_angle else {"angle"})
+    without = RotateConv2d(6, 8, size, groups=2, **form, learn_angle=learn_angle, bias=False)
+    assert set(without.state_dict()) == set(expected) - {"bias"}
+    assert without.bias is None
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@each_form
+@each_size
+def test_mean_squared_output_is_that_of_kaiming_normal(size: int, form: dict[str, Any], groups: int) -> None:
+    form = form | {"angle_groups": form["angle_groups"] and 16 * form["angle_groups"]}  # enough angles to average
+    images = torch.randn(1, 256, size + 7, size + 7)
+    layer = RotateConv2d(256, 256, size, groups=groups, bias=False, **form)
+    kaiming = nn.Conv2d(256, 256, size, groups=groups, bias=False)
+    nn.init.kaiming_normal_(kaiming.weight)
+    found, expected = (conv(images).square().mean().item() for conv in (layer, kaiming))
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+@each_form
+def test_initial_angles_and_bias(form: dict[str, Any]) -> None:
+    layer = RotateConv2d(64, 256, 3, **form)
+    edges = torch.linspace(-torch.pi, torch.pi, 5)
+    shares = torch.histogram(layer.angle.detach(), edges).hist / layer.angle.numel()
+    assert ((shares - 0.25).abs() < 2 / layer.angle.numel() ** 0.5).all()
+    bound = nn.Conv2d(64, 256, 3).bias.abs().max().item()
+    assert layer.bias.abs().max().item() == pytest.approx(bound, rel=0.05)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    layer.reset_parameters()
+    assert all((value != before[key]).all() for key, value in layer.state_dict().items())
+
+
+REBUILT: list[dict[str, Any]] = [
+    {**arguments, **form, "learn_angle": learn}
+    for (channels, arguments), form, learn in zip(
+        [case for case in ARGUMENTS if case[0] != (1, 2)], FORMS * 2, [True, False] * 9, strict=False
+    )
+]
+
+
+@pytest.mark.parametrize("arguments", REBUILT, ids=name)
+@each_size
+def test_repr_is_the_call_that_rebuilds_the_layer(size: int, arguments: dict[str, Any]) -> None:
+    layer = RotateConv2d(4, 8, size, **arguments)
+    assert repr(layer) == f"RotateConv2d({layer.extra_repr()})"
+    again = eval(repr(layer), {"RotateConv2d": RotateConv2d})
+    for key in inspect.signature(RotateConv2d).parameters:
+        if key not in ("bias", "device", "dtype"):
+            assert getattr(again, key) == getattr(layer, key), key
+    assert (again.bias is None) == (layer.bias is None)
+    assert again.load_state_dict(layer.state_dict(), strict=True)
+    images = image_for(4)
+    assert torch.equal(again(images), layer(images))
+
+
+def test_kernel_of_a_half_precision_layer() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        layer = RotateConv2d(4, 8, 3, dtype=dtype)
+        assert layer.kernel().dtype == dtype
+        exact = line_kernel(layer.weight.float(), layer.angle.float())
+        assert (layer.kernel().float() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
