@@ -70,16 +70,12 @@ def test_lists_as_pairs() -> None:
     )
 
 
-@pytest.mark.parametrize("module", [nn.Linear(3, 3), nn.Conv1d(2, 2, 3), RotateConv2d(2, 2), None])
+@pytest.mark.parametrize(
+    "module", [nn.ConvTranspose2d(2, 2, 3), nn.Conv1d(2, 2, 3), nn.Linear(2, 2), RotateConv2d(2, 2), None]
+)
 def test_from_what_is_no_convolution(module: Any) -> None:
     with pytest.raises(TypeError, match=f"expected an nn.Conv2d, got {type(module).__name__}"):
         RotateConv2d.from_conv(module)
-
-
-@pytest.mark.parametrize("transposed", [nn.ConvTranspose2d(2, 2, 3)])
-def test_from_a_transposed_convolution(transposed: Any) -> None:
-    with pytest.raises(TypeError, match="expected an nn.Conv2d, got ConvTranspose2d"):
-        RotateConv2d.from_conv(transposed)
 
 
 @pytest.mark.parametrize(("size", "found"), [(1, "1"), (2, "2"), ((1, 3), r"\(1, 3\)"), ((3, 5), r"\(3, 5\)")])
@@ -102,11 +98,11 @@ def test_from_a_convolution_with_nan() -> None:
 
 
 def test_from_a_complex_convolution() -> None:
-    with pytest.raises(ValueError, match="dtype must be a floating-point type, got torch.complex64"):
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point type, got torch\.complex64"):
         RotateConv2d.from_conv(nn.Conv2d(2, 2, 3, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("forms", [{"taps": "rotate2"}, {"path": "line"}, {"angle_groups": 3}], ids=str)
 def test_from_conv_with_unknown_forms(forms: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be (one of|divisible by)"):
+    with pytest.raises(ValueError, match=r"must be (one of|divisible by)"):
         RotateConv2d.from_conv(nn.Conv2d(2, 2, 3), **forms)

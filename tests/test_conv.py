@@ -189,32 +189,6 @@ def test_shapes_of_parameters(size: int, form: dict[str, Any], learn_angle: bool
     assert without.bias is None
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-@each_form
-@each_size
-def test_mean_squared_output_is_that_of_kaiming_normal(size: int, form: dict[str, Any], groups: int) -> None:
-    form = form | {"angle_groups": form["angle_groups"] and 16 * form["angle_groups"]}  # enough angles to average
-    images = torch.randn(1, 256, size + 7, size + 7)
-    layer = RotateConv2d(256, 256, size, groups=groups, bias=False, **form)
-    kaiming = nn.Conv2d(256, 256, size, groups=groups, bias=False)
-    nn.init.kaiming_normal_(kaiming.weight)
-    found, expected = (conv(images).square().mean().item() for conv in (layer, kaiming))
-    assert found == pytest.approx(expected, rel=0.05)
-
-
-@each_form
-def test_initial_angles_and_bias(form: dict[str, Any]) -> None:
-    layer = RotateConv2d(64, 256, 3, **form)
-    edges = torch.linspace(-torch.pi, torch.pi, 5)
-    shares = torch.histogram(layer.angle.detach(), edges).hist / layer.angle.numel()
-    assert ((shares - 0.25).abs() < 2 / layer.angle.numel() ** 0.5).all()
-    bound = nn.Conv2d(64, 256, 3).bias.abs().max().item()
-    assert layer.bias.abs().max().item() == pytest.approx(bound, rel=0.05)
-    before = {key: value.clone() for key, value in layer.state_dict().items()}
-    layer.reset_parameters()
-    assert all((value != before[key]).all() for key, value in layer.state_dict().items())
-
-
 REBUILT: list[dict[str, Any]] = [
     {**arguments, **form, "learn_angle": learn}
     for (channels, arguments), form, learn in zip(

@@ -133,6 +133,21 @@ def test_the_middle_is_kept_and_resized(root: Path) -> None:
         assert (image[:, 1:-1, 1:-1].int() - middle).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("times", [1, 2, 3, 8, 30])
+def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_is_the_same_picture(root: Path, times: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    path = root / "test" / "cat" / "1.png"
+    path.unlink()
+    path = path.with_suffix(".jpg")
+    enlarged = Image.fromarray(pixels).resize((20 * times, 20 * times), Image.Resampling.BICUBIC)
+    enlarged.save(path, quality=95, subsampling=0)
+    whole = Image.open(path).convert("RGB").resize((20, 20), Image.Resampling.BILINEAR)
+    expected = torch.tensor(np.asarray(whole)).permute(2, 0, 1)
+    found = load_data("folder", root, image_size=20).test.images[-1]
+    difference = (found.int() - expected.int()).abs().double().mean()
+    assert difference <= (0 if times == 1 else 4)
+
+
 def test_images_of_the_wanted_size_are_not_touched(root: Path) -> None:
     for path in root.glob("*/*/*.png"):
         Image.open(path).crop((0, 0, 5, 5)).save(path)

@@ -223,6 +223,8 @@ def test_another_epoch_and_a_second_pass_start_at_the_first_batch() -> None:
     assert len(list(batches)) == 3
     next(iter(batches))
     assert len(list(batches)) == 3
+    batches.load_state_dict({"epoch": 3, "batch": 2})
+    assert [len(list(batches)) for _ in range(3)] == [1, 3, 3]
 
 
 @pytest.mark.parametrize("augment", loader.AUGMENTS)

@@ -293,7 +293,9 @@ def test_folding_is_refused_where_forward_cannot_be_traced() -> None:
             return super().forward(x) if x.sum() > 0 else x
 
     model = Undecided(RotateConv2d(3, 4, 3)).eval()
-    with pytest.raises(ValueError, match=r"torch\.fx can trace, and tracing Undecided ended in TraceError: symbolically"):
+    with pytest.raises(
+        ValueError, match=r"torch\.fx can trace, and tracing Undecided ended in TraceError: symbolically"
+    ):
         fuse(model, fold_batchnorm=True)
     assert type(fuse(model)[0]) is nn.Conv2d
 

@@ -1,15 +1,18 @@
 """RotateConv2d: a convolution layer whose kernels are line segments with learned weights and angles."""
 
 import math
+from functools import partial
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rotateconv import arguments
 from rotateconv.arguments import Size
 from rotateconv.fit import fit_line
-from rotateconv.kernel import Path, Taps, check_path, check_taps, line_kernel, mean_gram, unit_profile
+from rotateconv.kernel import Path, Taps, check_path, check_taps, mean_gram, unit_profile
+from rotateconv.ops import fused_line_kernel, in_layout
 
 
 class RotateConv2d(nn.Module):
@@ -199,18 +202,14 @@ class RotateConv2d(nn.Module):
 
     def kernel(self) -> Tensor:
         """The kernel that the layer convolves with, (out, in/groups, k, k), with exact gradients."""
-        return self._kernel(self.angle)
+        return self._kernel(1.0, self.weight.dtype, channels_last=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        angle = self.angle
-        if self.learn_angle and self.angle_grad_scale != 1.0:
-            # The value of angle to the last bit, with its gradient multiplied by the scale.
-            angle = angle.detach() + self.angle_grad_scale * (angle - angle.detach())
-        kernel = self._kernel(angle)
-        if _is_channels_last(input):
-            # `.to(memory_format=...)` cannot reach a kernel that is computed: without this, cuDNN converts the input.
-            kernel = kernel.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        scale = self.angle_grad_scale if self.learn_angle else 1.0
+        # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
+        # `.to(memory_format=...)` cannot give to a kernel that is computed.
+        kernel = self._kernel(scale, _compute_dtype(input, self.weight), _is_channels_last(input))
         padding = self.padding_cells
         if self.padding_mode != "zeros":
             height, width = padding
@@ -265,19 +264,21 @@ class RotateConv2d(nn.Module):
         shown += [] if self.bias is not None else ["bias=False"]
         return ", ".join([*shown, f"taps={self.taps!r}", f"path={self.path!r}"])
 
-    def _kernel(self, angle: Tensor) -> Tensor:
-        size, dtype = self.kernel_size[0], self.weight.dtype
+    def _kernel(self, angle_grad_scale: float, dtype: torch.dtype, channels_last: bool) -> Tensor:
+        line = partial(
+            fused_line_kernel, kernel_size=self.kernel_size[0], path=self.path, angle_grad_scale=angle_grad_scale
+        )
         if self.angle_groups is None:
             weight = self.weight if self.profile is None else self.weight * self.profile[:, None]
-            return line_kernel(weight, angle, size, self.path).to(dtype)
+            return line(weight, self.angle, dtype=dtype, channels_last=channels_last)
         weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
         if self.taps == "free":
-            kernel = line_kernel(weight, angle[:, None].expand(weight.shape[:-1]), size, self.path)
+            kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1]))
         else:
             # One line filter for each group and input channel; the kernel is linear in it.
-            profile = torch.ones_like(angle)[..., None] if self.profile is None else self.profile
-            kernel = weight[..., None] * line_kernel(profile, angle, size, self.path)[:, None]
-        return kernel.flatten(0, 1).to(dtype)
+            profile = torch.ones_like(self.angle)[..., None] if self.profile is None else self.profile
+            kernel = weight[..., None] * line(profile, self.angle)[:, None]
+        return in_layout(kernel.flatten(0, 1).to(dtype), channels_last)
 
     def _weight_variance(self) -> float:
         """σ² such that a slice has the expected squared norm of Kaiming-normal, k² · 2 / (in/groups · k²)."""
@@ -289,6 +290,21 @@ class RotateConv2d(nn.Module):
         return 1 if self.angle_groups is None else self.out_channels // self.angle_groups
 
 
+def _compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that the convolution will compute in: autocast's, where it is on."""
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
 def _is_channels_last(input: Tensor) -> bool:
     # By the strides: is_contiguous(memory_format=...) cannot be asked inside torch.func.vmap.
     return input.dim() == 4 and input.shape[1] > 1 and input.stride(1) == 1
+
+
+# torch.fx traces around what looks at its tensors: the layer stays traceable without being a leaf.
+torch.fx.wrap("fused_line_kernel")
+torch.fx.wrap("in_layout")
+torch.fx.wrap("_compute_dtype")
+torch.fx.wrap("_is_channels_last")

@@ -56,7 +56,7 @@ def fused_line_kernel(
         if angle_grad_scale != 1.0:
             angle = scale_gradient(angle, angle_grad_scale)
         kernel = line_kernel(weight, angle, kernel_size, path).to(dtype)
-        return _channels_last(kernel) if channels_last else kernel
+        return in_layout(kernel, channels_last)
     check_inputs(weight, angle, kernel_size)
     result: Tensor = _LineKernel.apply(weight, angle, kernel_size, path, angle_grad_scale, dtype, channels_last)
     return result
@@ -65,6 +65,11 @@ def fused_line_kernel(
 def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
     """The tensor to the last bit, with its gradient multiplied by the scale."""
     return tensor.detach() + scale * (tensor - tensor.detach())
+
+
+def in_layout(kernel: Tensor, channels_last: bool) -> Tensor:
+    """The same (out, in, k, k), with the input channels innermost in memory if `channels_last`."""
+    return kernel.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else kernel
 
 
 class _LineKernel(torch.autograd.Function):
@@ -201,8 +206,3 @@ def _hat_slopes(distance: Tensor) -> Tensor:
     # sign(1 - |z|) is 1 inside, 0 on the kink and -1 outside.
     inside = (1 - distance.abs()).sign() + 1
     return distance.sign() * inside * -0.5
-
-
-def _channels_last(kernel: Tensor) -> Tensor:
-    """The same (out, in, k, k) with the input channels innermost in memory."""
-    return kernel.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

@@ -3,20 +3,46 @@
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rotateconv.conv import RotateConv2d
 from rotateconv.fusion import fuse
 from rotateconv.models import build_model
-from rotateconv.packed_file import Description, read_packed, write_packed
+from rotateconv.packed_codes import decode, encode
+from rotateconv.packed_file import read_packed, write_packed
 from rotateconv.quantize import Entry, entries, quantize
-from rotateconv.rounding import decode_angle, decode_weight, encode_angle, encode_weight, to_half
 from rotateconv.walk import replace_modules
+
+
+@dataclass(frozen=True)
+class PackedDescription:
+    """What a packed file says of its model.
+
+    Attributes:
+        architecture: Name of the model's class.
+        lines: Arguments of the RotateConv2d layers that the net does not have by itself, by name.
+        bits: Of weights, angles and dense layers, as in quantize.
+        layout: Hash of the names, kinds and shapes of its tensors.
+        build: Arguments of build_model; None for a model that it did not build.
+        classes: Names of the classes, in the order of the outputs; None where pack was not told.
+        mean, std: Per channel, of images between 0 and 1; or None.
+        input_size: (channels, height, width), or None.
+    """
+
+    architecture: str
+    lines: dict[str, dict[str, Any]]
+    bits: list[int]
+    layout: str
+    build: dict[str, Any] | None = None
+    classes: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    input_size: list[int] | None = None
 
 
 def pack(
@@ -33,89 +59,179 @@ def pack(
 ) -> None:
     """Write a model into one small file, rounded as by `quantize` with the same bits.
 
-    The file is described byte by byte in docs/packed-format.md. `load_packed` builds nets of `build_model` from
-    it alone; of any other model it keeps the numbers and which convolutions are rotated, and needs the rest.
+    docs/packed-format.md describes the file byte by byte. `load_packed` builds a net of `build_model` from it
+    alone; of any other model it holds the numbers and which convolutions are lines, and `load_packed` is given
+    the rest.
 
     Args:
-        model: Of float32 parameters; not changed.
-        path: The file to write, exactly.
+        model: Of float32 numbers; not changed.
+        path: The file to write, exactly; whole or not at all.
         weight_bits, angle_bits, dense_bits: As in quantize.
         classes: Names of the classes, in the order of the outputs.
         mean, std: Per channel, of images between 0 and 1: the model sees (image - mean) / std.
         input_size: (channels, height, width) of an image.
 
     Raises:
-        ValueError: If bits are out of range, a parameter is not float32 or not finite, or nothing can be
-            written at path.
+        ValueError: If bits are out of range, a number is not float32 or not finite, or the disk takes nothing
+            at path.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pack(build_model("resnet20", "rotate2"), Path(folder) / "net.rotateconv")
-        ...     net = load_packed(Path(folder) / "net.rotateconv")
+        ...     pack(build_model("resnet20", "rotate2"), f"{folder}/net.rotateconv")
+        ...     net = load_packed(f"{folder}/net.rotateconv")
         >>> sum(parameter.numel() for parameter in net.parameters())
         61850
     """
     quantised = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
-    tensors = entries(quantised, weight_bits, angle_bits, dense_bits)
+    bits = [weight_bits, angle_bits, dense_bits]
+    tensors = entries(quantised, *bits)
     for entry in tensors:
-        if entry.tensor.is_floating_point() and entry.tensor.dtype != torch.float32:
-            raise ValueError(f"pack needs float32 numbers, and {entry.name} is {entry.tensor.dtype}: call model.float()")
-    build = _build_arguments(quantised)
-    description = {
-        "class": type(model).__qualname__,
-        "build": build,
-        "lines": {} if build is not None else _lines(quantised),
-        "bits": [weight_bits, angle_bits, dense_bits],
-        "layout": _layout(tensors),
-        "classes": None if classes is None else list(classes),
-        "mean": None if mean is None else list(mean),
-        "std": None if std is None else list(std),
-        "input_size": None if input_size is None else list(input_size),
-    }
-    write_packed(path, description, _encode(tensors))
+        if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
+            raise ValueError(
+                f"pack needs float32 numbers, and {entry.name} is {entry.tensor.dtype}: call model.float()"
+            )
+    build, lines = _recipe(quantised)
+    description = PackedDescription(
+        architecture=type(model).__qualname__,
+        build=build,
+        lines=lines,
+        bits=bits,
+        layout=_layout(tensors),
+        classes=None if classes is None else list(classes),
+        mean=None if mean is None else list(mean),
+        std=None if std is None else list(std),
+        input_size=None if input_size is None else list(input_size),
+    )
+    told = {key: value for key, value in asdict(description).items() if value is not None}
+    write_packed(path, told, encode(tensors))
 
 
 def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | None = None) -> nn.Module:
-    """The model in a packed file, equal to `quantize` of the model that was packed, bit for bit.
+    """The model in a packed file: bit for bit what `quantize` makes of the model that was packed.
 
     Args:
         path: A file that `pack` wrote.
-        fused: Whether every RotateConv2d becomes the nn.Conv2d with the same output: faster, not trainable as
-            lines.
-        model: The structure, for a file of a model that is not from build_model: that model before or after
-            `convert`, with any values. Not changed.
+        fused: Whether every RotateConv2d becomes the nn.Conv2d with the same output: faster, and not to be
+            trained as lines any more.
+        model: For a file of a model that build_model did not build: that model, before or after `convert`, with
+            any values. Not changed.
 
     Returns:
-        A model on the CPU (or the template's device) in evaluation mode.
+        A new model in evaluation mode, on the CPU or the device of the model given.
 
     Raises:
-        ValueError: If the file is missing, cut off, altered, foreign or of another version, or needs another
-            `model`, or is given one that it does not need.
+        ValueError: If the file is missing, cut off, altered, foreign or of another version, or the model given
+            is not the one it needs.
 
     Example:
-        >>> load_packed("README.md")
+        >>> load_packed("nothing.rotateconv")
         Traceback (most recent call last):
-        ValueError: README.md is no packed model, or it was cut off: ...
+        ValueError: cannot read nothing.rotateconv: No such file or directory
     """
-    description, streams = read_packed(path)
+    fields, streams = read_packed(path)
     try:
-        kept = _Description(**{key: value for key, value in description.items() if key != "streams"})
-        skeleton = _skeleton(kept, model)
-        tensors = entries(skeleton, *kept.bits)
-        found = _layout(tensors)
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no packed model that can be read: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"cannot load {path}: {error}") from None
-    if found != kept.layout:
-        where = "the model given" if model is not None else "this rotateconv's net of that name"
-        raise ValueError(f"{path} holds a {kept.class_name} of other tensors than {where}: give the one that was packed")
-    if model is None:
-        skeleton = skeleton.to_empty(device="cpu")
-        tensors = entries(skeleton, *kept.bits)
-    try:
-        _decode(tensors, streams)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is no packed model that can be read: {error}") from None
+        description = PackedDescription(**fields)
+        skeleton = _skeleton(description, model)
+        tensors = entries(skeleton, *description.bits)
+        if _layout(tensors) != description.layout:
+            other = "the model given has" if model is not None else "this version builds for its name"
+            raise ValueError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
+        if model is None:  # the numbers fit, so memory may be taken for them
+            skeleton.to_empty(device="cpu")
+            tensors = entries(skeleton, *description.bits)
+        decode(tensors, streams)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
     return (fuse(skeleton) if fused else skeleton).eval()
+
+
+def describe_packed(path: str | Path) -> PackedDescription:
+    """What a packed file says of its model: how it was built, its bits, its classes and normalisation.
+
+    Raises:
+        ValueError: If the file is missing, cut off, altered, foreign or of another version.
+    """
+    fields, _ = read_packed(path)
+    try:
+        return PackedDescription(**fields)
+    except TypeError as error:
+        raise ValueError(f"cannot load {path}: {error}") from None
+
+
+def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+    """Arguments of build_model, and the lines that have to be put into what it builds; None and all lines where
+    that would not be this model."""
+    build = getattr(model, "build_arguments", None)
+    lines = {name: _line_arguments(m) for name, m in model.named_modules() if isinstance(m, RotateConv2d)}
+    if build is not None:
+        built = _on_meta(build)
+        own = {name: _line_arguments(m) for name, m in built.named_modules() if isinstance(m, RotateConv2d)}
+        added = {name: line for name, line in lines.items() if own.get(name) != line}
+        if type(built) is type(model) and all(name not in own for name in added):
+            _put_lines(built, added)
+            if _layout(entries(built, 8, 8, 8)) == _layout(entries(model, 8, 8, 8)):
+                return build, added
+    return None, lines
+
+
+def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Module:
+    """The model of the description without its values; without memory for them where no model is given."""
+    if description.build is not None:
+        if model is not None:
+            raise ValueError("it says itself how its model is built: leave the argument model out")
+        skeleton = _on_meta(description.build)
+    elif model is None:
+        raise ValueError(
+            f"it holds a {description.architecture}, which build_model does not build: give one as the argument model"
+        )
+    else:
+        skeleton = copy.deepcopy(model)
+    _put_lines(skeleton, description.lines)
+    return skeleton
+
+
+def _on_meta(build: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(**build)
+
+
+def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
+    """Replace the named convolutions by RotateConv2d layers with these arguments, in place."""
+    new: dict[nn.Module, nn.Module] = {}
+    for name, line in lines.items():
+        conv = model.get_submodule(name)
+        if isinstance(conv, RotateConv2d) and _line_arguments(conv) == line:
+            continue
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
+        layer = RotateConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device="meta",
+            **line,
+        )
+        new[conv] = layer.to_empty(device=conv.weight.device)
+    replace_modules(model, new)
+
+
+def _line_arguments(line: RotateConv2d) -> dict[str, Any]:
+    return {
+        "taps": line.taps,
+        "path": line.path,
+        "angle_groups": line.angle_groups,
+        "learn_angle": line.learn_angle,
+    }
+
+
+def _layout(tensors: list[Entry]) -> str:
+    """A hash of what the tensors are; numbers that fit by chance must not be loaded into another model."""
+    lines = [f"{entry.name} {entry.kind} {entry.bits} {list(entry.tensor.shape)}" for entry in tensors]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -81,7 +81,7 @@ def read_packed(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
         raise ValueError(f"{path} was altered: its checksum is not that of its content; get the file again")
     try:
         description = json.loads(metadata["description"])
-        places = description["streams"]
+        places = description.pop("streams")
         return description, {name: _restore(stored[name], *place) for name, place in places.items()}
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is no packed model that can be read: {error}") from None

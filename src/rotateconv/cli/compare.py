@@ -1,7 +1,182 @@
-"""`rotateconv compare`."""
+"""`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
-EXAMPLES = ""
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rotateconv.cli import options
+from rotateconv.config import ConfigError
+from rotateconv.values import read_toml
+
+EXAMPLES = options.examples(
+    ("The paper's layers on the embedded digits:", "rotateconv compare"),
+    (
+        "On CIFAR-10, with dense nets of equal size:",
+        "rotateconv compare --data cifar10 --download --convs conv3x3,rotate4,rotate2p --equal-params --out runs/cifar10",
+    ),
+    ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
+)
+_STUDY = ("models", "convs", "seeds", "equal_params")
+_CHOSEN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
 
 
-def compare() -> None:
-    """Placeholder."""
+def compare(
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    image_size: options.ImageSize = None,
+    svhn_extra: options.SvhnExtra = None,
+    skip_bad_images: options.SkipBadImages = None,
+    models: Annotated[
+        str | None,
+        typer.Option("--models", metavar="A,B", help="Nets, commas between; resnet20.", rich_help_panel="Study"),
+    ] = None,
+    convs: Annotated[
+        str | None,
+        typer.Option(
+            "--convs",
+            metavar="A,B",
+            help="Convolutions, commas between; conv3x3,rotate4,rotate2,rotate2p.",
+            rich_help_panel="Study",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Runs of each configuration: seeds 0, 1, ...; 3.", rich_help_panel="Study"),
+    ] = None,
+    equal_params: Annotated[
+        bool | None,
+        typer.Option(
+            "--equal-params/--no-equal-params",
+            help="Add the dense net narrowed to each RotateConv net's parameters.",
+            show_default=False,
+            rich_help_panel="Study",
+        ),
+    ] = None,
+    width: options.Width = None,
+    recipe: options.Recipe = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="TOML file of key = value lines; may hold models, convs, seeds and equal_params.",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    set_: options.Set = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    teacher: options.Teacher = None,
+    precision: options.Precision = None,
+    compile: options.Compile = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where runs and table go; runs/compare-DATA.", rich_help_panel="Run"),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", help="Runs at a time, each with its share of the cores; one a core, or a GPU.", rich_help_panel="Run"
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start every run again.", rich_help_panel="Run")
+    ] = False,
+) -> None:
+    """Train nets with several seeds and compare them with the dense net of the same recipe.
+
+    Finished runs are skipped and interrupted ones go on, so the same command goes on after Ctrl-C. DIR gets
+    comparison.json, comparison.md and comparison.png.
+    """
+    changes = {
+        "data": data,
+        "data_dir": data_dir and str(data_dir),
+        "image_size": image_size,
+        "svhn_extra": svhn_extra,
+        "skip_bad_images": skip_bad_images,
+        "width": width,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "teacher": teacher,
+        "precision": precision,
+        "compile": compile,
+    }
+    study = {
+        "models": _names(models),
+        "convs": _names(convs),
+        "seeds": seeds,
+        "equal_params": equal_params,
+    }
+    values = read_toml(config) if config is not None else {}
+    from_file = {key: values.pop(key) for key in _STUDY if key in values}
+    for key in (*values, *(text.partition("=")[0].strip() for text in set_ or [])):
+        if key in _CHOSEN:
+            raise ConfigError(f"a comparison has no {key} of its own: give {_CHOSEN[key]}")
+    base = options.configure(recipe, changes, set_ or [], values)
+    chosen = {**_checked(from_file), **{key: value for key, value in study.items() if value is not None}}
+    folder = out if out is not None else Path("runs", f"compare-{options.data_name(base)}")
+    _compare(base, chosen, folder, jobs=jobs, overwrite=overwrite, download=download)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the study's keys of a file, names as tuples."""
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in ("models", "convs"):
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise ConfigError(f'{key} must be a list of names such as ["resnet20"], not {value!r}')
+            checked[key] = tuple(value)
+        else:
+            kind, told = (int, "a whole number") if key == "seeds" else (bool, "true or false")
+            if type(value) is not kind:
+                raise ConfigError(f"{key} must be {told}, not {value!r}")
+            checked[key] = value
+    return checked
+
+
+def _compare(
+    base: Any, chosen: dict[str, Any], out: Path, *, jobs: int | None, overwrite: bool, download: bool
+) -> None:
+    """Train and compare, and show how it goes."""
+    from rotateconv import compare as library
+    from rotateconv.cli.comparison import ComparisonProgress, show_table
+    from rotateconv.cli.console import make_console, say
+    from rotateconv.cli.loading import load_shown
+    from rotateconv.exit_codes import FAULT, CommandError, Failure
+    from rotateconv.trained import DataDescription
+    from rotateconv.watch import RunInterrupted
+
+    study = library.Study(base, **chosen)
+    for model in study.models:
+        for conv in study.convs:
+            options.check_names(base, model=model, conv=conv)
+    console = make_console()
+    data = DataDescription.of(load_shown(base, console, download=download))
+    try:
+        with ComparisonProgress(console, study, data, out) as progress:
+            rows = library.compare(study, data, out, jobs=jobs, overwrite=overwrite, on_event=progress)
+    except RunInterrupted as error:
+        raise RunInterrupted(f"{error}: go on with {_again()}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {_again()}") from None
+    show_table(console, rows)
+    say(console, f"table    {out / 'comparison.md'}\nrecords  {out / 'comparison.json'}\npicture  {out / 'comparison.png'}")
+    failed = sum(len(row["failed"]) for row in rows)
+    if failed:
+        total = failed + sum(row["n"] for row in rows)
+        raise CommandError(Failure(FAULT, f"{failed} of {total} runs diverged: {out / 'comparison.md'} says where"))
+
+
+def _again() -> str:
+    """Return the command that goes on: the same one, which must not start again from nothing."""
+    return shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])

@@ -154,22 +154,31 @@ def recipe_for(data: str) -> str:
     return data if data in ("digits", "mnist") else "quick"
 
 
-def check_names(config: RunConfig) -> None:
-    """Raise ValueError where the data set, the model or the convolution is unknown; loading them takes longer."""
+def check_names(config: RunConfig, *, model: str | None = None, conv: str | None = None) -> None:
+    """Raise ValueError where the data set, the model or the convolution is unknown, before images are loaded.
+
+    Args:
+        config: what is checked.
+        model, conv: in place of the configuration's.
+    """
     from rotateconv.data import DATASETS
     from rotateconv.models import CONVS, MODELS
     from rotateconv.models.lookup import find_name
 
     find_name("data set", DATASETS, config.data)
-    find_name("model", MODELS, config.model)
-    find_name("conv", CONVS, config.conv)
+    find_name("model", MODELS, model or config.model)
+    find_name("conv", CONVS, conv or config.conv)
+
+
+def data_name(config: RunConfig) -> str:
+    """Return the name of a data set, for the name of a folder."""
+    return Path(config.data_dir).resolve().name if config.data == "folder" and config.data_dir else config.data
 
 
 def run_name(config: RunConfig) -> str:
     """Return the name of a run's folder where the user gave none."""
-    data = Path(config.data_dir).name if config.data == "folder" and config.data_dir else config.data
     width = "" if config.width == 1 else f"-w{config.width:g}"
-    return f"{data}-{config.model}-{config.conv}{width}-seed{config.seed}"
+    return f"{data_name(config)}-{config.model}-{config.conv}{width}-seed{config.seed}"
 
 
 def refuse(options: Mapping[str, object], reason: str) -> None:

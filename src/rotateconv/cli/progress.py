@@ -116,9 +116,10 @@ def run_facts(config: RunConfig, data: ImageData, start: dict[str, Any]) -> dict
     return rows
 
 
-def recipe_line(config: RunConfig) -> str:
-    """Return a recipe in one line."""
+def recipe_line(config: RunConfig, *, seeds: int | None = None) -> str:
+    """Return a recipe in one line; with a number of seeds in place of the one."""
+    seed = f"seed {config.seed}" if seeds is None else f"{seeds} seeds"
     return (
         f"{config.recipe}: {config.epochs} epochs of batch {config.batch_size}, {config.optimizer}, "
-        f"lr {config.lr:g}, {config.schedule}, seed {config.seed}"
+        f"lr {config.lr:g}, {config.schedule}, {seed}"
     )

@@ -74,9 +74,9 @@ def build_model(
         net.build_arguments = {  # type: ignore[assignment]
             "name": name,
             "conv": conv,
-            "num_classes": num_classes,
-            "in_channels": in_channels,
-            "width": width,
+            "num_classes": int(num_classes),
+            "in_channels": int(in_channels),
+            "width": float(width),
             "growth": growth,
             "dropout": dropout,
         }
