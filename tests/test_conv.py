@@ -1,4 +1,4 @@
-"""RotateConv2d: its output against the slow twin, its likeness to nn.Conv2d, and its fused and fitted forms."""
+"""RotateConv2d: its output against the slow twin, its likeness to nn.Conv2d, its parameters."""
 
 import inspect
 from typing import Any
@@ -9,18 +9,13 @@ import torch
 from torch import nn
 
 import reference
-from layers import ARGUMENTS, FORMS, SIZES, name
+from layers import ARGUMENTS, FORMS, SIZES, image_for, name
 from rotateconv import RotateConv2d, line_kernel
 from tolerances import TOLERANCE, assert_close
 
 each_form = pytest.mark.parametrize("form", FORMS, ids=name)
 each_arguments = pytest.mark.parametrize(("channels", "arguments"), ARGUMENTS, ids=name)
 each_size = pytest.mark.parametrize("size", SIZES)
-
-
-def image_for(channels: int, **options: Any) -> torch.Tensor:
-    """Large enough for a 9 x 9 kernel with dilation 2, small enough for the twin; height and width differ."""
-    return torch.randn(2, channels, 18, 19, **options)
 
 
 @each_form
@@ -54,90 +49,6 @@ def test_kernel_is_the_formula(size: int, form: dict[str, Any]) -> None:
     assert_close(layer.kernel(), torch.from_numpy(expected), scale=5)
     assert torch.equal(layer.kernel(), layer.kernel())
     assert torch.equal(layer.eval().kernel(), layer.train().kernel())
-
-
-@each_form
-@each_arguments
-def test_fuse_gives_the_same_output(channels: tuple[int, int], arguments: dict[str, Any], form: dict[str, Any]) -> None:
-    for size, dtype in ((3, torch.float64), (5, torch.float32)):
-        layer = RotateConv2d(*channels, size, **arguments, **form, dtype=dtype)
-        images = image_for(channels[0], dtype=dtype)
-        expected = layer(images)
-        conv = layer.fuse()
-        assert type(conv) is nn.Conv2d
-        assert_close(conv(images), expected, scale=expected.abs().max().item())
-        plain = nn.Conv2d(*channels, size, **arguments)
-        for key in (
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-            "kernel_size",
-            "in_channels",
-            "out_channels",
-        ):
-            assert getattr(conv, key) == getattr(plain, key)
-        assert conv.extra_repr() == plain.extra_repr()
-
-
-def test_fuse_is_a_copy_with_every_flag() -> None:
-    for training in (True, False):
-        layer = RotateConv2d(2, 4, 3, dtype=torch.float64).train(training)
-        conv = layer.fuse()
-        assert conv.training == training
-        assert conv.weight.dtype == torch.float64
-        assert conv.weight.is_leaf
-        assert isinstance(conv.weight, nn.Parameter)
-        before = {key: value.clone() for key, value in layer.state_dict().items()}
-        with torch.no_grad():
-            for parameter in conv.parameters():
-                parameter.zero_()
-        assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
-    layer.weight.requires_grad_(False)
-    assert [layer.fuse().weight.requires_grad, layer.fuse().bias.requires_grad] == [False, True]
-    layer.bias.requires_grad_(False)
-    layer.weight.requires_grad_(True)
-    assert [layer.fuse().weight.requires_grad, layer.fuse().bias.requires_grad] == [True, False]
-    assert RotateConv2d(2, 4, 3, device="meta").fuse().weight.is_meta
-
-
-# The profiles of whole rows are fitted together, which is proved where that fit is.
-@pytest.mark.parametrize(
-    "form", [form for form in FORMS if form["taps"] != "profile" or form["angle_groups"]], ids=name
-)
-@each_arguments
-def test_from_conv_gives_back_a_fused_layer(
-    channels: tuple[int, int], arguments: dict[str, Any], form: dict[str, Any]
-) -> None:
-    layer = RotateConv2d(*channels, 3, **arguments, **form).eval()
-    conv = layer.fuse()
-    again = RotateConv2d.from_conv(conv, **form)
-    assert again.extra_repr() == layer.extra_repr()
-    assert not again.training
-    assert {key: value.shape for key, value in again.state_dict().items()} == {
-        key: value.shape for key, value in layer.state_dict().items()
-    }
-    assert_close(again.kernel(), layer.kernel())
-    images = image_for(channels[0])
-    assert_close(again(images), conv(images), scale=5)
-
-
-def test_from_conv_carries_flags_and_leaves_the_convolution() -> None:
-    conv = nn.Conv2d(2, 4, 3, dtype=torch.float64)
-    before = conv.weight.detach().clone()
-    conv.bias.requires_grad_(False)
-    layer = RotateConv2d.from_conv(conv, learn_angle=False)
-    assert (layer.weight.dtype, layer.learn_angle, layer.training) == (torch.float64, False, True)
-    assert [layer.weight.requires_grad, layer.bias.requires_grad] == [True, False]
-    assert torch.equal(layer.bias, conv.bias)
-    assert layer.bias is not conv.bias
-    assert torch.equal(conv.weight, before)
-    conv.weight.requires_grad_(False)
-    layer = RotateConv2d.from_conv(conv, taps="profile", angle_groups=2)
-    assert not any(parameter.requires_grad for parameter in layer.parameters())
-    half = nn.Conv2d(2, 4, 3, dtype=torch.bfloat16)
-    assert RotateConv2d.from_conv(half).weight.dtype == torch.bfloat16
 
 
 def test_signature_and_defaults_of_conv2d() -> None:

@@ -204,10 +204,7 @@ def cells(row: Record) -> tuple[str, ...]:
     mean, std, seconds = row["accuracy_mean"], row["accuracy_std"], row["seconds_per_epoch"]
     difference, error = row["difference"], row["difference_standard_error"]
     accuracy = "diverged" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-    if difference is None:
-        told = "-"
-    else:
-        told = f"{difference:+.2f}" if error is None else f"{difference:+.2f} ± {error:.2f}"
+    told = "-" if difference is None else f"{difference:+.2f}" if error is None else f"{difference:+.2f} ± {error:.2f}"
     count = f"{row['n']}" if not row["failed"] else f"{row['n']} of {row['n'] + len(row['failed'])}"
     return (
         row["model"],
@@ -292,9 +289,7 @@ def _row(study: Study, entry: Entry, out: Path, failed: dict[str, str]) -> Recor
         "seconds_per_epoch": statistics.median(s["seconds_per_epoch"] for s in found) if found else None,
         "runs": [os.path.join("runs", entry.run(seed)) for seed in summaries],  # noqa: PTH118
         "failed": {str(seed): failed[entry.run(seed)] for seed in range(study.seeds) if entry.run(seed) in failed},
-        "hardware": {
-            key: environment.get(key) for key in ("cpu", "physical_cores", "logical_cores", "threads", "gpu")
-        },
+        "hardware": {key: environment.get(key) for key in ("cpu", "physical_cores", "logical_cores", "threads", "gpu")},
         "versions": {"python": environment.get("python"), **environment.get("versions", {})},
     }
 

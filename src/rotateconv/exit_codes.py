@@ -56,11 +56,15 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError") or "can't allocate memory" in sentence:
         return Failure(FAULT, "the memory is full: try a smaller batch_size, a smaller model or fewer jobs")
     if isinstance(error, OSError):
-        return Failure(_disk_code(error), f"{error.strerror or sentence}{f': {error.filename}' if error.filename else ''}")
+        return Failure(
+            _disk_code(error), f"{error.strerror or sentence}{f': {error.filename}' if error.filename else ''}"
+        )
     if isinstance(error, ValueError) and _is_ours(error):
         cause = error.__cause__
         return Failure(_disk_code(cause) if isinstance(cause, OSError) else MISTAKE, sentence)
-    return Failure(FAULT, f"a fault of rotateconv, {type(error).__name__}: {sentence}; please report it", unexpected=True)
+    return Failure(
+        FAULT, f"a fault of rotateconv, {type(error).__name__}: {sentence}; please report it", unexpected=True
+    )
 
 
 def _disk_code(error: OSError) -> int:

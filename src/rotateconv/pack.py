@@ -137,9 +137,6 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
         if _layout(tensors) != description.layout:
             other = "the model given has" if model is not None else "this version builds for its name"
             raise ValueError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
-        if model is None:  # the numbers fit, so memory may be taken for them
-            skeleton.to_empty(device="cpu")
-            tensors = entries(skeleton, *description.bits)
         decode(tensors, streams)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
@@ -165,7 +162,7 @@ def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, dict[str
     build = getattr(model, "build_arguments", None)
     lines = {name: _line_arguments(m) for name, m in model.named_modules() if isinstance(m, RotateConv2d)}
     if build is not None:
-        built = _on_meta(build)
+        built = _build(build)
         own = {name: _line_arguments(m) for name, m in built.named_modules() if isinstance(m, RotateConv2d)}
         added = {name: line for name, line in lines.items() if own.get(name) != line}
         if type(built) is type(model) and all(name not in own for name in added):
@@ -176,11 +173,11 @@ def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, dict[str
 
 
 def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Module:
-    """The model of the description without its values; without memory for them where no model is given."""
+    """The model of the description, with any values."""
     if description.build is not None:
         if model is not None:
             raise ValueError("it says itself how its model is built: leave the argument model out")
-        skeleton = _on_meta(description.build)
+        skeleton = _build(description.build)
     elif model is None:
         raise ValueError(
             f"it holds a {description.architecture}, which build_model does not build: give one as the argument model"
@@ -191,9 +188,10 @@ def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Mod
     return skeleton
 
 
-def _on_meta(build: dict[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return build_model(**build)
+def _build(arguments: dict[str, Any]) -> nn.Module:
+    # Not on the meta device, which takes more than a second to import; and not with the caller's random numbers.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return build_model(**arguments).float()
 
 
 def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
@@ -205,20 +203,22 @@ def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
             continue
         if not isinstance(conv, nn.Conv2d):
             raise ValueError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
-        layer = RotateConv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device="meta",
-            **line,
-        )
-        new[conv] = layer.to_empty(device=conv.weight.device)
+        with torch.random.fork_rng(devices=[]):
+            layer = RotateConv2d(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                conv.stride,  # type: ignore[arg-type]
+                conv.padding,  # type: ignore[arg-type]
+                conv.dilation,  # type: ignore[arg-type]
+                conv.groups,
+                conv.bias is not None,
+                conv.padding_mode,
+                device="cpu",
+                dtype=conv.weight.dtype,
+                **line,
+            )
+        new[conv] = layer.to(conv.weight.device)
     replace_modules(model, new)
 
 

@@ -63,7 +63,7 @@ def read_packed(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     try:
-        stored = {name: tensor["data"] for name, tensor in safetensors.deserialize(whole)}
+        stored = {name: tensor["data"] for name, tensor in safetensors.deserialize(whole)}  # type: ignore[no-untyped-call]
         length = 8 + int.from_bytes(whole[:8], "little")
         metadata = json.loads(whole[8:length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:

@@ -58,7 +58,8 @@ def decode_weight(codes: Tensor, exponents: Tensor) -> Tensor:
         >>> decode_weight(torch.tensor([[3, -1, 2]]), torch.tensor([-16]))
         tensor([[ 0.7500, -0.2500,  0.5000]])
     """
-    return codes.float() * scale(exponents).view(-1, *[1] * (codes.dim() - 1))
+    weight: Tensor = codes.float() * scale(exponents).view(-1, *[1] * (codes.dim() - 1))
+    return weight
 
 
 def scale(exponents: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ def encode_angle(angle: Tensor, bits: int, period: float) -> Tensor:
     """
     _check_finite("angle", angle)
     steps = 2**bits
-    return (angle.detach().double() * (steps / period)).round().remainder(steps).to(torch.uint8)
+    codes: Tensor = (angle.detach().double() * (steps / period)).round().remainder(steps).to(torch.uint8)
+    return codes
 
 
 def decode_angle(codes: Tensor, bits: int, period: float) -> Tensor:
@@ -98,7 +100,8 @@ def decode_angle(codes: Tensor, bits: int, period: float) -> Tensor:
     """
     steps = 2**bits
     centred = (codes.double() + steps / 2).remainder(steps) - steps / 2
-    return (centred * (period / steps)).float()
+    angle: Tensor = (centred * (period / steps)).float()
+    return angle
 
 
 def to_half(values: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ EXAMPLES = options.examples(
     ("The paper's layers on the embedded digits:", "rotateconv compare"),
     (
         "On CIFAR-10, with dense nets of equal size:",
-        "rotateconv compare --data cifar10 --download --convs conv3x3,rotate4,rotate2p --equal-params --out runs/cifar10",
+        "rotateconv compare --data cifar10 --download --equal-params --out runs/cifar10",
     ),
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
 )
 _STUDY = ("models", "convs", "seeds", "equal_params")
+_FILES = {"table": "md", "records": "json", "picture": "png"}
 _CHOSEN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
 
 
@@ -81,7 +82,9 @@ def compare(
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs", help="Runs at a time, each with its share of the cores; one a core, or a GPU.", rich_help_panel="Run"
+            "--jobs",
+            help="Runs at a time, each with its share of the cores; one a core, or a GPU.",
+            rich_help_panel="Run",
         ),
     ] = None,
     overwrite: Annotated[
@@ -150,7 +153,7 @@ def _compare(
     """Train and compare, and show how it goes."""
     from rotateconv import compare as library
     from rotateconv.cli.comparison import ComparisonProgress, show_table
-    from rotateconv.cli.console import make_console, say
+    from rotateconv.cli.console import make_console
     from rotateconv.cli.loading import load_shown
     from rotateconv.exit_codes import FAULT, CommandError, Failure
     from rotateconv.trained import DataDescription
@@ -170,7 +173,7 @@ def _compare(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {_again()}") from None
     show_table(console, rows)
-    say(console, f"table    {out / 'comparison.md'}\nrecords  {out / 'comparison.json'}\npicture  {out / 'comparison.png'}")
+    facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})
     failed = sum(len(row["failed"]) for row in rows)
     if failed:
         total = failed + sum(row["n"] for row in rows)

@@ -16,6 +16,11 @@ from rotateconv.cli.progress import recipe_line
 from rotateconv.compare import CAPTION, Study, cells
 from rotateconv.trained import DataDescription
 
+_HEADS = (
+    *("model", "conv", "para-\nmeters", "multiply-\nadds"),
+    *("test\naccuracy %", "difference\nto dense", "n", "s/\nepoch"),
+)
+
 
 class ComparisonProgress:
     """A context and an event callback of `compare`: bars on a terminal, a line a run elsewhere."""
@@ -115,11 +120,22 @@ class ComparisonProgress:
 
 def show_table(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows of a comparison, and what the numbers mean."""
-    heads = ("model", "conv", "para-\nmeters", "multiply-\nadds", "test\naccuracy %", "difference\nto dense", "n", "s/\nepoch")
+    heads = (
+        "model",
+        "conv",
+        "para-\nmeters",
+        "multiply-\nadds",
+        "test\naccuracy %",
+        "difference\nto dense",
+        "n",
+        "s/\nepoch",
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     one_model = len({row["model"] for row in rows}) == 1
     first = rows[0]
-    table.title = f"{first['dataset']}, {first['model'] + ', ' if one_model else ''}{first['epochs']} epochs of {first['recipe']}"
+    table.title = (
+        f"{first['dataset']}, {first['model'] + ', ' if one_model else ''}{first['epochs']} epochs of {first['recipe']}"
+    )
     for place, head in enumerate(heads):
         if place or not one_model:
             table.add_column(head, justify="left" if place < 2 else "right", no_wrap=True)

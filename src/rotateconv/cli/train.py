@@ -56,9 +56,7 @@ def train(
     compile: options.Compile = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="RUN", help="The run folder; runs/DATA-MODEL-CONV-seedN.", rich_help_panel="Run"
-        ),
+        typer.Option("--out", metavar="RUN", help="The run folder; runs/DATA-MODEL-CONV-seedN.", rich_help_panel="Run"),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -114,9 +112,7 @@ def _resumed(run: Path, changes: dict[str, Any], overrides: list[str]) -> RunCon
     return dataclasses.replace(read_config(run), **values)
 
 
-def _run(
-    settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, tensorboard: bool
-) -> None:
+def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, tensorboard: bool) -> None:
     """Train, and show how it goes."""
     from rotateconv.cli.console import make_console, say
     from rotateconv.cli.loading import load_shown
@@ -163,7 +159,9 @@ def _tell(console: Any, run: Path, summary: dict[str, Any]) -> None:
 
     text = f"test accuracy {summary['test_accuracy']:.2f} %, loss {summary['test_loss']:.4f}"
     if summary["best_epoch"] is not None:
-        text += f"; best validation accuracy {summary['best_validation_accuracy']:.2f} % in epoch {summary['best_epoch']}"
+        text += (
+            f"; best validation accuracy {summary['best_validation_accuracy']:.2f} % in epoch {summary['best_epoch']}"
+        )
     console.print(f"[bold]{text}[/bold]", soft_wrap=True)
     say(console, f"{summary['epochs']} epochs in {duration(summary['seconds'])}, kept in {run}")
     say(console, f"look closer with: rotateconv evaluate {shlex.quote(str(run))}")

@@ -1,0 +1,139 @@
+"""Nets on the Hugging Face Hub, or in folders of its form: needs the extra `hub`."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from rotateconv.models import build_model
+
+try:
+    from huggingface_hub import PyTorchModelHubMixin
+except (ImportError, RuntimeError) as error:
+    raise ImportError(f"rotateconv.hub needs huggingface_hub ({error}): pip install 'rotateconv[hub]'") from None
+
+
+class RotateConvNet(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="rotateconv",
+    license="mit",
+    tags=["image-classification", "rotateconv"],
+):
+    """A net of `build_model` with the Hub's save_pretrained, from_pretrained and push_to_hub.
+
+    A folder holds config.json, the arguments below, and model.safetensors, the state dict of `net`; nothing in
+    it can run code.
+
+    Args:
+        name, conv, num_classes, in_channels, width, growth, dropout: As in build_model.
+        classes: Names of the classes, in the order of the outputs.
+        mean, std: Per channel, of images between 0 and 1: the net sees (image - mean) / std.
+
+    Attributes:
+        net: What build_model gave.
+
+    Raises:
+        ValueError: If build_model does not know or cannot build the net.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     RotateConvNet("resnet20", conv="rotate2").save_pretrained(folder)
+        ...     model = RotateConvNet.from_pretrained(folder)
+        >>> model(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet20",
+        conv: str = "rotate4",
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: float = 1.0,
+        growth: int | None = None,
+        dropout: float = 0.0,
+        classes: list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = build_model(name, conv, num_classes, in_channels, width, growth=growth, dropout=dropout)
+        self.classes, self.mean, self.std = classes, mean, std
+
+    @classmethod
+    def from_net(
+        cls,
+        net: nn.Module,
+        *,
+        classes: list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> "RotateConvNet":
+        """A copy of a net that build_model built, ready to be saved.
+
+        Raises:
+            ValueError: If the net is not one of build_model's, or was changed since.
+        """
+        arguments: dict[str, Any] | None = getattr(net, "build_arguments", None)
+        if arguments is None:
+            raise ValueError(f"expected a net of build_model with a conv of CONVS, got a {type(net).__name__}")
+        with torch.random.fork_rng(devices=[]):
+            model = cls(**arguments, classes=classes, mean=mean, std=std)
+        try:
+            model.net.load_state_dict(net.state_dict())
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()
+            raise ValueError(f"the net is not what build_model built any more: {first}") from None
+        return model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **model_kwargs: Any,
+    ) -> "RotateConvNet":
+        """The Hub's own falls back to pickled weights, prints, and does not say what it misses in a sentence."""
+        if Path(model_id).is_dir():
+            file = Path(model_id, "model.safetensors")
+        else:
+            from huggingface_hub import hf_hub_download
+
+            file = Path(
+                hf_hub_download(
+                    model_id,
+                    "model.safetensors",
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = cls(**model_kwargs)
+            weights = safetensors.torch.load(file.read_bytes())
+            model.load_state_dict(weights, strict=strict)
+        except OSError:
+            raise ValueError(f"{model_id} holds no model.safetensors") from None
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file, or it was cut off: {error}") from None
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not fit its config.json: {str(error).splitlines()[1].strip()}") from None
+        return model.to(map_location).eval()
