@@ -1,10 +1,19 @@
-"""A net and a data set so small that a run takes a second, for the tests of training and what stands on it."""
+"""A net and a data set so small that a run takes a moment, and what the tests of training share."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rotateconv.checkpoint import load_checkpoint, read_weights
+from rotateconv.config import RunConfig, make_config
 from rotateconv.data.sets import ImageData, Split, load_data
 from rotateconv.models import CONVS
+from rotateconv.runs import read_json, read_records
+
+TIMES = ("seconds", "validation_seconds", "images_per_second", "peak_memory_bytes", "seconds_per_epoch")
+BATCHES_AN_EPOCH = 4  # 101 images in batches of 32
 
 
 class Tiny(nn.Module):
@@ -43,3 +52,50 @@ def small_digits(train: int = 101, validation: int = 40, test: int = 37) -> Imag
         data.std,
         data.flip,
     )
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    values = {"model": "tiny", "epochs": 3, "batch_size": 32, "lr": 0.05, "augment": "paper", **changes}
+    return make_config("digits", changes=values)
+
+
+def without_times(record: Any) -> Any:
+    if isinstance(record, dict):
+        return {key: without_times(value) for key, value in record.items() if key not in TIMES}
+    return record
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert without_times(read_json(found / "summary.json")) == without_times(read_json(expected / "summary.json"))
+    records = zip(read_records(found), read_records(expected), strict=True)
+    assert all(without_times(a) == without_times(b) for a, b in records)
+    ours, theirs = (read_weights((run / "model.safetensors").read_bytes()) for run in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    last, reference = (load_checkpoint(run / "checkpoints") for run in (found, expected))
+    for model, weights in reference.weights.items():
+        assert all(torch.equal(last.weights[model][name], tensor) for name, tensor in weights.items())
+    for key in ("step", "epoch", "loader", "n_averaged", "scaler"):
+        assert last.state[key] == reference.state[key]
+    assert torch.equal(last.state["processes"][0]["rng"], reference.state["processes"][0]["rng"])
+    moments, expected_moments = (run.state["optimizer"]["state"] for run in (last, reference))
+    for index, values in expected_moments.items():
+        for key, value in values.items():
+            assert torch.equal(torch.as_tensor(moments[index][key]), torch.as_tensor(value)), (index, key)
+
+
+class StopAt:
+    """An event callback that acts like Ctrl-C after one step, and keeps what it hears."""
+
+    def __init__(self, step: int | None = None) -> None:
+        self.step = step
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, name: str, values: dict[str, Any]) -> None:
+        self.events.append((name, values))
+        if name == "step" and values["step"] == self.step:
+            raise KeyboardInterrupt
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [values for found, values in self.events if found == name]

@@ -59,7 +59,7 @@ def test_signature_and_defaults_of_conv2d() -> None:
         assert mine.kind == other.kind
         assert mine.default == (3 if mine.name == "kernel_size" else other.default)
     own = {parameter.name: parameter.default for parameter in ours[len(theirs) :]}
-    assert own == {"taps": "free", "path": "circle", "angle_groups": None, "learn_angle": True}
+    assert own == {"taps": "free", "path": "circle", "angle_groups": None, "learn_angle": True, "form": "auto"}
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in ours[len(theirs) :])
 
 

@@ -72,8 +72,6 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_converted_and_fused_nets(case: Case) -> None:
-    # With two threads, as large fits take long.
-    torch.set_num_threads(2)
     model = case.build().eval()
     images = torch.randn(2, 3, 64, 64)
     shape = output(model, images).shape

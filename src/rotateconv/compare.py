@@ -208,7 +208,7 @@ def cells(row: Record) -> tuple[str, ...]:
     count = f"{row['n']}" if not row["failed"] else f"{row['n']} of {row['n'] + len(row['failed'])}"
     return (
         row["model"],
-        row["conv"] if row["width"] == 1 else f"{row['conv']} x{row['width']:.4g}",
+        row["label"],
         _known(row["parameters"]),
         "-" if row["multiply_adds"] is None else f"{row['multiply_adds'] / 1e6:,.2f} M",
         accuracy,
@@ -273,7 +273,7 @@ def _row(study: Study, entry: Entry, out: Path, failed: dict[str, str]) -> Recor
         "conv": config.conv,
         "width": config.width,
         "equal_to": entry.equal_to,
-        "label": config.conv if config.width == 1 else f"{config.conv} x{config.width:.4g}",
+        "label": config.conv if config.width == 1 else f"{config.conv} x{config.width:.2f}",
         "dataset": found[0]["dataset"] if found else config.data,
         "recipe": config.recipe,
         "epochs": config.epochs,

@@ -13,6 +13,7 @@ from rotateconv.arguments import Size
 from rotateconv.fit import fit_line
 from rotateconv.kernel import Path, Taps, check_path, check_taps, mean_gram, unit_profile
 from rotateconv.ops import fused_line_kernel, in_layout
+from rotateconv.separable import Form, check_form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
 
 
 class RotateConv2d(nn.Module):
@@ -38,6 +39,9 @@ class RotateConv2d(nn.Module):
         angle_groups: G equal groups of output channels; within one, all output channels share the angle of an
             input channel (and, with taps="profile", the profile): `angle` is (G, in/groups).
         learn_angle: False keeps the angles as they are drawn; `angle` is then a buffer.
+        form: how a layer with angle_groups, taps "shared" or "profile" and groups=1 computes its output: "dense",
+            by the k x k kernels; "separable", by G depthwise line filters and a pointwise convolution; "auto", by
+            whichever a model of the cost says is faster. The output is the same to rounding.
 
     Attributes:
         weight: (out, in/groups, T), or (out, in/groups, 1) unless taps is "free".
@@ -49,7 +53,7 @@ class RotateConv2d(nn.Module):
 
     Raises:
         ValueError: If nn.Conv2d could not be built so, or the kernel is not square and odd, or a count is not
-            divisible by its groups.
+            divisible by its groups, or form="separable" is asked of a layer without that form.
 
     Example:
         >>> layer = RotateConv2d(64, 128, 3, padding=1)
@@ -84,6 +88,7 @@ class RotateConv2d(nn.Module):
         path: Path = "circle",
         angle_groups: int | None = None,
         learn_angle: bool = True,
+        form: Form = "auto",
     ) -> None:
         super().__init__()
         size = arguments.square_kernel_size(kernel_size)
@@ -98,6 +103,12 @@ class RotateConv2d(nn.Module):
         arguments.check_dtype(dtype)
         check_taps(taps)
         check_path(path)
+        check_form(form)
+        if form == "separable" and (angle_groups is None or taps == "free" or groups != 1):
+            raise ValueError(
+                'form="separable" needs angle_groups, taps="shared" or taps="profile", and groups=1, '
+                f"got angle_groups={angle_groups}, taps={taps!r} and groups={groups}"
+            )
 
         self.kernel_size = (size, size)
         self.stride = arguments.pair("stride", stride, least=1)
@@ -109,6 +120,7 @@ class RotateConv2d(nn.Module):
         self.path: Path = path
         self.angle_groups = angle_groups
         self.learn_angle = learn_angle
+        self.form: Form = form
         self.angle_grad_scale = 1 / (self._weight_variance() * self._slices_per_angle())
 
         slices = (out_channels, in_channels // groups)
@@ -137,12 +149,13 @@ class RotateConv2d(nn.Module):
         path: Path = "circle",
         angle_groups: int | None = None,
         learn_angle: bool = True,
+        form: Form = "auto",
     ) -> "RotateConv2d":
         """The layer nearest to a trained convolution: least squares over weights, angles and profiles.
 
         Args:
             conv: an nn.Conv2d with a square odd kernel of at least 3; it is not changed.
-            taps, path, angle_groups, learn_angle: as in the constructor.
+            taps, path, angle_groups, learn_angle, form: as in the constructor.
 
         Returns:
             A layer with the convolution's arguments, bias, device, dtype, training flag and requires_grad.
@@ -173,6 +186,7 @@ class RotateConv2d(nn.Module):
             path=path,
             angle_groups=angle_groups,
             learn_angle=learn_angle,
+            form=form,
         )
         with torch.no_grad():
             fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)
@@ -207,14 +221,18 @@ class RotateConv2d(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
         scale = self.angle_grad_scale if self.learn_angle else 1.0
-        # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
-        # `.to(memory_format=...)` cannot give to a kernel that is computed.
-        kernel = self._kernel(scale, _compute_dtype(input, self.weight), _is_channels_last(input))
         padding = self.padding_cells
         if self.padding_mode != "zeros":
             height, width = padding
-            input = F.pad(input, (width, width, height, height), mode=self.padding_mode)
+            padded = F.pad(input, (width, width, height, height), mode=self.padding_mode)
+            input = in_layout(padded, is_channels_last(input))  # "circular" loses it
             padding = (0, 0)
+        if self.angle_groups is not None and self.taps != "free" and self.groups == 1:
+            weight, lines = self.weight[..., 0], self._lines(scale)
+            return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
+        # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
+        # `.to(memory_format=...)` cannot give to a kernel that is computed.
+        kernel = self._kernel(scale, compute_dtype(input, self.weight), is_channels_last(input))
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
 
     @torch.no_grad()
@@ -259,6 +277,7 @@ class RotateConv2d(nn.Module):
             "padding_mode": "zeros",
             "angle_groups": None,
             "learn_angle": True,
+            "form": "auto",
         }
         shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
         shown += [] if self.bias is not None else ["bias=False"]
@@ -271,14 +290,17 @@ class RotateConv2d(nn.Module):
         if self.angle_groups is None:
             weight = self.weight if self.profile is None else self.weight * self.profile[:, None]
             return line(weight, self.angle, dtype=dtype, channels_last=channels_last)
-        weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
         if self.taps == "free":
-            kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1]))
+            weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
+            kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1])).flatten(0, 1)
         else:
-            # One line filter for each group and input channel; the kernel is linear in it.
-            profile = torch.ones_like(self.angle)[..., None] if self.profile is None else self.profile
-            kernel = weight[..., None] * line(profile, self.angle)[:, None]
-        return in_layout(kernel.flatten(0, 1).to(dtype), channels_last)
+            kernel = dense_kernel(self.weight[..., 0], self._lines(angle_grad_scale))
+        return in_layout(kernel.to(dtype), channels_last)
+
+    def _lines(self, angle_grad_scale: float) -> Tensor:
+        """The line filter of each group and input channel, (G, in/groups, k, k): a kernel is a multiple of it."""
+        profile = torch.ones_like(self.angle)[..., None] if self.profile is None else self.profile
+        return fused_line_kernel(profile, self.angle, self.kernel_size[0], self.path, angle_grad_scale=angle_grad_scale)
 
     def _weight_variance(self) -> float:
         """σ² such that a slice has the expected squared norm of Kaiming-normal, k² · 2 / (in/groups · k²)."""
@@ -290,21 +312,9 @@ class RotateConv2d(nn.Module):
         return 1 if self.angle_groups is None else self.out_channels // self.angle_groups
 
 
-def _compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
-    """The type that the convolution will compute in: autocast's, where it is on."""
-    device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
-
-
-def _is_channels_last(input: Tensor) -> bool:
-    # By the strides: is_contiguous(memory_format=...) cannot be asked inside torch.func.vmap.
-    return input.dim() == 4 and input.shape[1] > 1 and input.stride(1) == 1
-
-
 # torch.fx traces around what looks at its tensors: the layer stays traceable without being a leaf.
 torch.fx.wrap("fused_line_kernel")
 torch.fx.wrap("in_layout")
-torch.fx.wrap("_compute_dtype")
-torch.fx.wrap("_is_channels_last")
+torch.fx.wrap("compute_dtype")
+torch.fx.wrap("is_channels_last")
+torch.fx.wrap("grouped_conv2d")

@@ -95,7 +95,9 @@ def export_onnx(
         onnx.checker.check_model(proto)
     with written_whole(path) as temporary:
         onnx.save(proto, temporary)
-        session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # not every core of a machine that others use too
+        session = runtime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
         found = [torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]) for images in batches]
         difference = _compare(found, expected, "ONNX Runtime")
         del session  # it holds the file open on some systems

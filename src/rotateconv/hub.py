@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from rotateconv.models import build_model
@@ -128,11 +129,11 @@ class RotateConvNet(
         try:
             with torch.random.fork_rng(devices=[]):
                 model = cls(**model_kwargs)
-            weights = safetensors.torch.load(file.read_bytes())
+            weights = load(file.read_bytes())
             model.load_state_dict(weights, strict=strict)
         except OSError:
             raise ValueError(f"{model_id} holds no model.safetensors") from None
-        except safetensors.SafetensorError as error:
+        except SafetensorError as error:
             raise ValueError(f"{file} is no safetensors file, or it was cut off: {error}") from None
         except RuntimeError as error:
             raise ValueError(f"{file} does not fit its config.json: {str(error).splitlines()[1].strip()}") from None

@@ -67,9 +67,9 @@ def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
     return tensor.detach() + scale * (tensor - tensor.detach())
 
 
-def in_layout(kernel: Tensor, channels_last: bool) -> Tensor:
-    """The same (out, in, k, k), with the input channels innermost in memory if `channels_last`."""
-    return kernel.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else kernel
+def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The same tensor of four dimensions, with the second one (the channels) innermost in memory if `channels_last`."""
+    return tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else tensor
 
 
 class _LineKernel(torch.autograd.Function):

@@ -108,7 +108,8 @@ def _place_labels(axes: Any, canvas: Any, labels: Sequence[tuple[tuple[float, fl
     """Write each label at the first place around its point where it hits no point, bar or label."""
     renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
-    taken = [artist.get_window_extent(renderer) for artist in (*axes.lines, *axes.collections)]
+    # A bar has no width of its own.
+    taken = [artist.get_window_extent(renderer).padded(3) for artist in (*axes.lines, *axes.collections)]
     for point, text, color in labels:
         best: tuple[float, Any, Any] | None = None
         for right, up, align in _PLACES:

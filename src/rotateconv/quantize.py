@@ -88,7 +88,7 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
     """Every tensor of a model's state dict once, in its order, but the angles at the end.
 
     Raises:
-        ValueError: If bits are out of their range.
+        ValueError: If bits are out of their range, or a tensor is complex.
     """
     for name, bits, least in (
         ("weight_bits", weight_bits, 2),
@@ -112,6 +112,8 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
 
     found: dict[int, Entry] = {}
     for name, module, key, tensor in _tensors(model):
+        if tensor.is_complex():
+            raise ValueError(f"cannot quantise {name}: expected real numbers, got {tensor.dtype}")
         kind = _kind(module, key, tensor, module is first)
         if id(tensor) not in found:
             owners = tuple(lines[id(tensor)]) if kind == "angle" else ()

@@ -116,7 +116,9 @@ def to_half(values: Tensor) -> Tensor:
     """
     _check_finite("value", values)
     largest = torch.finfo(torch.bfloat16).max
-    return values.detach().clamp(-largest, largest).to(torch.bfloat16)
+    # Twice rounded would not be nearest; float16 could not hold the bounds.
+    exact = values.detach().to(torch.promote_types(values.dtype, torch.float32))
+    return exact.clamp(-largest, largest).to(torch.bfloat16)
 
 
 def _candidates(bits: int) -> range:

@@ -51,9 +51,8 @@ def compare(
     equal_params: Annotated[
         bool | None,
         typer.Option(
-            "--equal-params/--no-equal-params",
+            "--equal-params",
             help="Add the dense net narrowed to each RotateConv net's parameters.",
-            show_default=False,
             rich_help_panel="Study",
         ),
     ] = None,
@@ -93,8 +92,7 @@ def compare(
 ) -> None:
     """Train nets with several seeds and compare them with the dense net of the same recipe.
 
-    Finished runs are skipped and interrupted ones go on, so the same command goes on after Ctrl-C. DIR gets
-    comparison.json, comparison.md and comparison.png.
+    The same command goes on after Ctrl-C: finished runs are skipped. DIR gets comparison.json, .md and .png.
     """
     changes = {
         "data": data,
@@ -153,7 +151,7 @@ def _compare(
     """Train and compare, and show how it goes."""
     from rotateconv import compare as library
     from rotateconv.cli.comparison import ComparisonProgress, show_table
-    from rotateconv.cli.console import make_console
+    from rotateconv.cli.console import facts, make_console
     from rotateconv.cli.loading import load_shown
     from rotateconv.exit_codes import FAULT, CommandError, Failure
     from rotateconv.trained import DataDescription

@@ -17,7 +17,7 @@ from rotateconv.compare import CAPTION, Study, cells
 from rotateconv.trained import DataDescription
 
 _HEADS = (
-    *("model", "conv", "para-\nmeters", "multiply-\nadds"),
+    *("conv", "para-\nmeters", "multiply-\nadds"),
     *("test\naccuracy %", "difference\nto dense", "n", "s/\nepoch"),
 )
 
@@ -119,31 +119,18 @@ class ComparisonProgress:
 
 
 def show_table(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows of a comparison, and what the numbers mean."""
-    heads = (
-        "model",
-        "conv",
-        "para-\nmeters",
-        "multiply-\nadds",
-        "test\naccuracy %",
-        "difference\nto dense",
-        "n",
-        "s/\nepoch",
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    one_model = len({row["model"] for row in rows}) == 1
-    first = rows[0]
-    table.title = (
-        f"{first['dataset']}, {first['model'] + ', ' if one_model else ''}{first['epochs']} epochs of {first['recipe']}"
-    )
-    for place, head in enumerate(heads):
-        if place or not one_model:
-            table.add_column(head, justify="left" if place < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*cells(row)[1 if one_model else 0 :])
-    console.print(table)
+    """Print the rows of a comparison, a table a model, and what the numbers mean."""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        for place, head in enumerate(_HEADS):
+            table.add_column(head, justify="right" if place else "left", no_wrap=True)
+        own = [row for row in rows if row["model"] == model]
+        table.title = f"{own[0]['dataset']}, {model}, {own[0]['epochs']} epochs of {own[0]['recipe']}"
+        for row in own:
+            table.add_row(*cells(row)[1:])
+        console.print(table)
     console.print(CAPTION, style="dim", width=min(100, console.width))
     for row in rows:
         for seed, why in row["failed"].items():
-            say(console, f"{row['label']}, seed {seed}: {why}")
+            say(console, f"{row['model']} {row['label']}, seed {seed}: {why}")
     console.print()

@@ -44,18 +44,16 @@ ImageSize = Annotated[
 SvhnExtra = Annotated[
     bool | None,
     typer.Option(
-        "--svhn-extra/--no-svhn-extra",
+        "--svhn-extra",
         help="Train on SVHN's 531,131 extra images too.",
-        show_default=False,
         rich_help_panel=_DATA,
     ),
 ]
 SkipBadImages = Annotated[
     bool | None,
     typer.Option(
-        "--skip-bad-images/--refuse-bad-images",
+        "--skip-bad-images",
         help="Leave out images of a folder that do not decode.",
-        show_default=False,
         rich_help_panel=_DATA,
     ),
 ]
@@ -110,9 +108,8 @@ Precision = Annotated[
 Compile = Annotated[
     bool | None,
     typer.Option(
-        "--compile/--no-compile",
+        "--compile",
         help="Run the net through torch.compile.",
-        show_default=False,
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -1,0 +1,163 @@
+"""A layer with angle groups as depthwise line filters and a pointwise convolution, and the choice of that form."""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rotateconv.ops import in_layout
+
+Form = Literal["auto", "dense", "separable"]
+
+# Costs on a CPU in multiply-adds of the dense convolution, measured by `rotateconv bench`. Rounded against the
+# separable form: where the two are close, the dense one is taken.
+_FILTER_COST = 8.0  # a multiply-add of a depthwise filter, which reads and writes memory for each k² of them
+_POINT_COST = 1.5  # a multiply-add of a pointwise convolution
+_MAP_COST = 40.0  # a number of a filtered map, written and read again
+_CALL_COST = 5e5  # one more call of a convolution
+
+_LEAST_CHANNELS = 8  # below, a pointwise convolution does not fill the vector units
+
+
+def grouped_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    lines: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    form: Form = "auto",
+) -> Tensor:
+    """Convolve with the kernels weight[o,i] · lines[g,i], g the group of o, in the form that is asked for.
+
+    Args:
+        input: (N, in, H, W) or (in, H, W).
+        weight: (out, in).
+        lines: (G, in, k, k), one line filter for each group of out/G output channels and input channel.
+        bias: (out) or None.
+        stride, padding, dilation: (height, width).
+        form: "dense", "separable", or "auto" for what `prefers_separable` says.
+
+    Returns:
+        (N, out, H', W') or (out, H', W'); the same numbers in every form, to rounding.
+
+    Example:
+        >>> x, weight, lines = torch.randn(2, 8, 9, 9), torch.randn(4, 8), torch.randn(2, 8, 3, 3)
+        >>> dense, separable = (
+        ...     grouped_conv2d(x, weight, lines, None, (1, 1), (1, 1), (1, 1), form) for form in ("dense", "separable")
+        ... )
+        >>> torch.allclose(dense, separable, atol=1e-4)
+        True
+    """
+    if form == "auto":
+        form = "separable" if _is_cheaper(input, weight, lines, stride) else "dense"
+    if form == "separable":
+        return separable_conv2d(input, weight, lines, bias, stride, padding, dilation)
+    kernel = in_layout(dense_kernel(weight, lines).to(compute_dtype(input, weight)), is_channels_last(input))
+    return F.conv2d(input, kernel, bias, stride, padding, dilation)
+
+
+def separable_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    lines: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Every input channel through its line filter, then a pointwise convolution; for each group g of outputs::
+
+        output[o] = bias[o] + Σ_i weight[o,i] · (lines[g,i] ∗ input[i])
+
+    k² + out/G multiply-adds for each group, input channel and position, where the dense form takes k² · out/G.
+
+    Args:
+        input, weight, lines, bias, stride, padding, dilation: as in `grouped_conv2d`.
+
+    Returns:
+        As `grouped_conv2d`.
+    """
+    groups, channels = lines.shape[:2]
+    weights = weight.unflatten(0, (groups, -1))[..., None, None]
+    biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
+    # One call a group: a depthwise convolution with several outputs a channel falls out of oneDNN's fast path.
+    outputs = []
+    for line, group_weight, group_bias in zip(lines, weights, biases, strict=True):
+        filtered = F.conv2d(input, line[:, None], None, stride, padding, dilation, channels)
+        outputs.append(F.conv2d(filtered, group_weight, group_bias))
+    return outputs[0] if groups == 1 else torch.cat(outputs, -3)
+
+
+def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:
+    """The kernels weight[o,i] · lines[g,i], (out, in, k, k), of (out, in) weights and (G, in, k, k) lines."""
+    return (weight.unflatten(0, (len(lines), -1))[..., None, None] * lines[:, None]).flatten(0, 1)
+
+
+def prefers_separable(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    groups: int,
+    positions: int | None = None,
+) -> bool:
+    """Whether the separable form is the faster one on a CPU, by a model of its cost.
+
+    For each position of the output, in multiply-adds of the dense form::
+
+        dense      in · out · k²
+        separable  in · (G · (k² · filter + map) + out · point) + 2G · call / positions
+
+    Args:
+        in_channels, out_channels: of the layer.
+        kernel_size: k.
+        groups: G, the number of angle groups.
+        positions: of the output, over the whole batch; None where it is not known, as in a compiled graph.
+
+    Example:
+        >>> prefers_separable(128, 128, 3, groups=4, positions=28 * 28), prefers_separable(128, 128, 3, 128)
+        (True, False)
+    """
+    if min(in_channels, out_channels // groups) < _LEAST_CHANNELS:
+        return False
+    cells = kernel_size**2
+    dense = in_channels * out_channels * cells
+    separable = in_channels * (groups * (cells * _FILTER_COST + _MAP_COST) + out_channels * _POINT_COST)
+    calls = 0.0 if positions is None else 2 * groups * _CALL_COST / max(1, positions)
+    return separable + calls < dense
+
+
+def check_form(form: str) -> None:
+    """Raise ValueError unless `form` is the name of a form."""
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+
+
+def compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that the convolution will compute in: autocast's, where it is on."""
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def is_channels_last(input: Tensor) -> bool:
+    """Whether a kernel for this input should lie in memory with its input channels innermost."""
+    # By the strides: is_contiguous(memory_format=...) cannot be asked inside torch.func.vmap.
+    return input.dim() == 4 and input.shape[1] > 1 and input.stride(1) == 1
+
+
+def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int, int]) -> bool:
+    # Only a CPU has been measured.
+    if input.device.type != "cpu":
+        return False
+    # In a graph the sizes may be symbols, and asking for them would tie the graph to them.
+    positions = None if torch.compiler.is_compiling() else _positions(input, stride)
+    return prefers_separable(weight.shape[1], weight.shape[0], lines.shape[-1], len(lines), positions)
+
+
+def _positions(input: Tensor, stride: tuple[int, int]) -> int:
+    batch = input.shape[0] if input.dim() == 4 else 1
+    return batch * input.shape[-2] * input.shape[-1] // (stride[0] * stride[1])

@@ -1,0 +1,65 @@
+"""Laws of loading what a run trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotateconv import RotateConv2d
+from rotateconv.checkpoint import load_checkpoint
+from rotateconv.data.sets import ImageData
+from rotateconv.models import MODELS
+from rotateconv.runs import RunError
+from rotateconv.trained import DataDescription, build_net, load_run
+from rotateconv.training import RunInterrupted, fit
+from small import StopAt, Tiny, small_digits, tiny_config
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_digits()
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+
+
+def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:
+    described = DataDescription.of(data)
+    for scale in (1.0, 7.5):
+        net = build_net(tiny_config(conv="rotate4", angle_grad_scale=scale), described)
+        assert [m.angle_grad_scale for m in net.modules() if isinstance(m, RotateConv2d)] == [scale]
+    natural = build_net(tiny_config(conv="rotate4"), described).conv.angle_grad_scale
+    assert natural == Tiny("rotate4", 10, 1, 1.0).conv.angle_grad_scale != 1.0
+
+
+def test_load_run_of_an_unfinished_run_takes_its_checkpoint(tmp_path: Path, data: ImageData) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RunInterrupted, match="after step 5"):
+        fit(tiny_config(ema_decay=0.5), run, data=data, on_event=StopAt(5))
+    trained = load_run(run)
+    weights = load_checkpoint(run / "checkpoints").weights["average"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.model.state_dict().items())
+    assert not trained.model.training
+    assert trained.data == DataDescription.of(data)
+    for path in (run / "checkpoints").iterdir():
+        path.rename(run / path.name)
+    with pytest.raises(RunError, match="has no weights yet: resume it"):
+        load_run(run)
+
+
+def test_load_run_names_what_does_not_fit(tmp_path: Path, data: ImageData) -> None:
+    run = tmp_path / "run"
+    fit(tiny_config(epochs=1), run, data=data)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "width": 2.0}))
+    with pytest.raises(RunError, match="do not fit its configuration"):
+        load_run(run)
+    (run / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(RunError, match=r"cannot read the weights .*: expected a safetensors file"):
+        load_run(run)
+    (run / "data.json").write_text('{"name": "digits"}')
+    with pytest.raises(RunError, match=r"data.json must have name, classes, .* not name"):
+        load_run(run)
