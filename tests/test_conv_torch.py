@@ -14,7 +14,16 @@ from tolerances import TOLERANCE, assert_close
 
 each_form = pytest.mark.parametrize("form", FORMS, ids=name)
 each_mode = pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+# Where every form costs too much: every taps, path and angle_groups, and every pair of them once.
+SOME_FORMS = [FORMS[index] for index in (0, 3, 5, 6, 9, 10)]
+some_forms = pytest.mark.parametrize("form", SOME_FORMS, ids=name)
 each_training = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+def test_some_forms_are_enough() -> None:
+    for first, second in (("taps", "path"), ("taps", "angle_groups"), ("path", "angle_groups")):
+        found = {(form[first], form[second]) for form in SOME_FORMS}
+        assert found == {(form[first], form[second]) for form in FORMS}
 
 
 def gradients(layer: nn.Module, output: Tensor) -> dict[str, Tensor]:
@@ -36,7 +45,10 @@ def test_angle_gradient_is_scaled_and_nothing_else(form: dict[str, Any], learn_a
     assert set(scaled) == set(exact)
     for key, gradient in exact.items():
         assert gradient.abs().min() > 0
-        assert torch.equal(scaled[key], scale * gradient if key == "angle" else gradient)
+        if key == "angle":
+            torch.testing.assert_close(scaled[key], scale * gradient, rtol=1e-12, atol=1e-14 * scale)
+        else:
+            assert torch.equal(scaled[key], gradient)
     assert ("angle" in exact) == learn_angle
     plain = layer.fuse()
     by_kernel = torch.autograd.grad(plain(images).square().sum(), plain.weight)
@@ -138,23 +150,23 @@ def test_memory_format_of_conv2d(form: dict[str, Any], arguments: dict[str, Any]
 
 @each_training
 @each_mode
-@each_form
+@some_forms
 def test_one_graph_that_is_used_again(form: dict[str, Any], padding_mode: str, training: bool) -> None:
     torch.compiler.reset()
     layer = RotateConv2d(4, 8, 3, padding=1, padding_mode=padding_mode, **form).train(training)
     images = image_for(4)
     expected = layer(images)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(images), expected)
+    assert_close(compiled(images), expected, scale=3)
     with torch.compiler.set_stance("fail_on_recompile"):
-        assert torch.equal(compiled(images), expected)
+        assert_close(compiled(images), expected, scale=3)
         with torch.no_grad():
             layer.angle += 0.1
-        assert torch.equal(compiled(images), layer(images))
-        assert not torch.equal(compiled(images), expected)
+        assert_close(compiled(images), layer(images), scale=3)
+        assert (compiled(images) - expected).abs().max() > 0.01
 
 
-@each_form
+@some_forms
 def test_compiled_gradients(form: dict[str, Any]) -> None:
     torch.compiler.reset()
     layer, images = RotateConv2d(4, 8, 3, **form), image_for(4)
@@ -180,7 +192,7 @@ def test_compiled_code(training: bool) -> None:
 
 
 @each_mode
-@pytest.mark.parametrize("form", FORMS[::3], ids=name)
+@some_forms
 def test_export_with_dynamic_batch_and_size(form: dict[str, Any], padding_mode: str) -> None:
     layer = RotateConv2d(4, 8, 3, padding=1, padding_mode=padding_mode, **form).eval()
     batch, height, width = (

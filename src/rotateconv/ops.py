@@ -1,10 +1,11 @@
-"""line_kernel made fast on a CPU: one forward and one hand-derived backward of few vectorised operations."""
+"""line_kernel made fast: one forward and one hand-derived backward, of few vectorised operations or as Triton's."""
 
-from types import EllipsisType
+from functools import lru_cache
+from types import EllipsisType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rotateconv.kernel import Path, check_inputs, line_kernel, tap_direction, tap_velocity
 
@@ -30,8 +31,9 @@ def fused_line_kernel(
         H_t           = weight[t] · G + weight[-t] · G~                              the gradient of S_t
         ∂/∂θ          = Σ_{t>0} t · (p'_row · Σ_rc H_t · R'_t · C_t + p'_col · Σ_rc H_t · R_t · C'_t)
 
-    No temporary is larger than the kernel. Differentiable twice, and works under torch.func's transforms. Inside
-    torch.compile and torch.export it is the plain form, which the compiler fuses by itself.
+    No temporary is larger than the kernel; on a GPU with Triton, one launch each way. Differentiable twice, and
+    works under torch.func's transforms. Inside torch.compile and torch.export it is the plain form, which the
+    compiler fuses by itself.
 
     Args:
         weight, angle, kernel_size, path: as in `line_kernel`; weight may also be a sequence of taps in its last
@@ -87,6 +89,9 @@ class _LineKernel(torch.autograd.Function):
     ) -> Tensor:
         layout = torch.channels_last if channels_last and angle.dim() == 2 else torch.contiguous_format
         kernel = torch.empty((*angle.shape, size, size), dtype=dtype, device=angle.device, memory_format=layout)
+        if triton_ops := _triton_ops(weight, angle):
+            triton_ops.line_kernel_forward(weight, angle, size, path, kernel)
+            return kernel
         for part in _parts(angle):
             kernel[part] = _forward(weight[part], angle[part], size, path).movedim((0, 1), (-2, -1))
         return kernel
@@ -99,21 +104,87 @@ class _LineKernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, angle = ctx.saved_tensors
-        results = [_backward(weight[part], angle[part], grad[part], ctx.size, ctx.path) for part in _parts(angle)]
-        to_weight, to_angle = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
-        to_angle = to_angle if ctx.scale == 1.0 else ctx.scale * to_angle
+        if _on_gpu(angle):
+            to_weight, to_angle = _LineKernelGradients.apply(weight, angle, grad, ctx.size, ctx.path, ctx.scale)
+        else:
+            to_weight, to_angle = _gradients(weight, angle, grad, ctx.size, ctx.path, ctx.scale)
         return to_weight, to_angle, None, None, None, None, None
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], weight: Tensor, angle: Tensor, *options: Any
     ) -> tuple[Tensor, int]:
-        # Leading dimensions are what the function works on anyway: the new one is one more of them.
-        weight, angle = (
-            tensor.movedim(dim, 0) if dim is not None else tensor.expand(info.batch_size, *tensor.shape)
-            for tensor, dim in zip((weight, angle), in_dims[:2], strict=True)
-        )
+        weight, angle = _batch_first(info, in_dims, weight, angle)
         return _LineKernel.apply(weight, angle, *options), 0
+
+
+class _LineKernelGradients(torch.autograd.Function):
+    """The gradients as a node of their own: what a Triton kernel computes, autograd cannot see."""
+
+    @staticmethod
+    def forward(
+        weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        if triton_ops := _triton_ops(weight, angle):
+            gradients: tuple[Tensor, Tensor] = triton_ops.line_kernel_backward(weight, angle, grad, size, path, scale)
+            return gradients
+        return _gradients(weight, angle, grad, size, path, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.size, ctx.path, ctx.scale = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        def gradients(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+            return _gradients(weight, angle, grad, ctx.size, ctx.path, ctx.scale)
+
+        _, pull_back, *_ = torch.func.vjp(gradients, *ctx.saved_tensors)
+        return *pull_back(grads), None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], weight: Tensor, angle: Tensor, grad: Tensor, *options: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        weight, angle, grad = _batch_first(info, in_dims, weight, angle, grad)
+        return _LineKernelGradients.apply(weight, angle, grad, *options), (0, 0)
+
+
+def _batch_first(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """The tensors of a vmap with their new dimension in front: both nodes work on any leading dimensions."""
+    return [
+        tensor.movedim(dim, 0) if dim is not None else tensor.expand(info.batch_size, *tensor.shape)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+
+
+def _on_gpu(angle: Tensor) -> bool:
+    return angle.is_cuda
+
+
+def _triton_ops(weight: Tensor, angle: Tensor) -> ModuleType | None:
+    """The Triton kernels, if they can work on these tensors: on a GPU, and not of a class that only stands for one."""
+    plain = type(weight) in (Tensor, nn.Parameter) and type(angle) in (Tensor, nn.Parameter)
+    return _import_triton_ops() if _on_gpu(angle) and plain else None
+
+
+@lru_cache
+def _import_triton_ops() -> ModuleType | None:
+    try:
+        from rotateconv import triton_ops
+    except (ImportError, RuntimeError):
+        return None
+    return triton_ops
+
+
+def _gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle by operations of torch, a part at a time."""
+    results = [_backward(weight[part], angle[part], grad[part], size, path) for part in _parts(angle)]
+    to_weight, to_angle = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
+    return to_weight, to_angle if scale == 1.0 else scale * to_angle
 
 
 def _parts(angle: Tensor) -> list[slice | EllipsisType]:

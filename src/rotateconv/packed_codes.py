@@ -92,7 +92,7 @@ class _Reader:
 
     def all(self, name: str) -> Tensor:
         if name not in self.streams:
-            raise ValueError(f"it has no stream {name!r}")
+            raise ValueError(f"its stream {name!r} is missing")
         return self.streams[name]
 
     def take(self, name: str, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rotateconv.runs import Record, write_bytes
 
 _COLORS = ("#222222", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b")
 _MARKERS = "osD^vP*X"
+_MARKER_POINTS = 7
 _DOTS_PER_INCH = 150
 # Where a label may stand around its point, in points of print, the best place first.
 _PLACES = (
@@ -16,6 +18,17 @@ _PLACES = (
     *((8, 10, "left"), (8, -10, "left"), (-8, 10, "right"), (-8, -10, "right")),
     *((8, 20, "left"), (8, -20, "left"), (-8, 20, "right"), (-8, -20, "right")),
 )
+
+
+@dataclass(frozen=True)
+class _Label:
+    """What stands beside a point with an error bar of y ± bar."""
+
+    x: float
+    y: float
+    bar: float
+    text: str
+    color: str
 
 
 def draw_comparison(rows: Sequence[Record], path: str | Path) -> None:
@@ -49,7 +62,7 @@ def draw_comparison(rows: Sequence[Record], path: str | Path) -> None:
     axes.set_title(_title(rows), fontsize=10, loc="left")
     convs = list(dict.fromkeys(row["conv"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    labels = []
+    labels: list[_Label] = []
     for row in drawn:
         color = _COLORS[convs.index(row["conv"]) % len(_COLORS)]
         point = (row["parameters"], row["accuracy_mean"])
@@ -58,13 +71,13 @@ def draw_comparison(rows: Sequence[Record], path: str | Path) -> None:
             yerr=row["accuracy_std"],
             color=color,
             marker=_MARKERS[models.index(row["model"]) % len(_MARKERS)],
-            markersize=7,
+            markersize=_MARKER_POINTS,
             markerfacecolor="white" if row["equal_to"] else color,
             capsize=3,
             linestyle="none",
         )
         model = f"{row['model']} " if len(models) > 1 else ""
-        labels.append((point, model + row["label"], color))
+        labels.append(_Label(*point, row["accuracy_std"] or 0.0, model + row["label"], color))
     if drawn:
         _scale(axes, [row["parameters"] for row in drawn])
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -93,6 +106,8 @@ def _scale(axes: Any, parameters: Sequence[int]) -> None:
     steps = (1, 2, 5) if high / low * room**2 > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     ticks = [step * 10**power for power in range(2, 10) for step in steps]
     ticks = [tick for tick in ticks if low / room <= tick <= high * room]
+    if len(ticks) < 2:
+        ticks = sorted({*parameters})
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
 
@@ -100,31 +115,42 @@ def _scale(axes: Any, parameters: Sequence[int]) -> None:
 def _short(number: float) -> str:
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if number >= unit:
-            return f"{number / unit:g}{name}"
+            return f"{number / unit:.4g}{name}"
     return f"{number:g}"
 
 
-def _place_labels(axes: Any, canvas: Any, labels: Sequence[tuple[tuple[float, float], str, str]]) -> None:
+def _place_labels(axes: Any, canvas: Any, labels: Sequence[_Label]) -> None:
     """Write each label at the first place around its point where it hits no point, bar or label."""
+    from matplotlib.transforms import Bbox
+
     renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
-    # A bar has no width of its own.
-    taken = [artist.get_window_extent(renderer).padded(3) for artist in (*axes.lines, *axes.collections)]
-    for point, text, color in labels:
+    taken = []
+    for label in labels:
+        low, high = axes.transData.transform([(label.x, label.y - label.bar), (label.x, label.y + label.bar)])
+        taken.append(Bbox([low, high]).padded(_MARKER_POINTS / 2 * _DOTS_PER_INCH / 72))
+    for label in labels:
         best: tuple[float, Any, Any] | None = None
         for right, up, align in _PLACES:
-            label = axes.annotate(
-                text, point, (right, up), textcoords="offset points", ha=align, va="center", fontsize=9, color=color
+            text = axes.annotate(
+                label.text,
+                (label.x, label.y),
+                (right, up),
+                textcoords="offset points",
+                ha=align,
+                va="center",
+                fontsize=9,
+                color=label.color,
             )
-            box = label.get_window_extent(renderer)
+            box = text.get_window_extent(renderer)
             outside = box.width * box.height - _common(box, frame)
             hit = sum(_common(box, other) for other in taken) + outside
             if best is not None and hit >= best[0]:
-                label.remove()
+                text.remove()
                 continue
             if best is not None:
                 best[1].remove()
-            best = (hit, label, box)
+            best = (hit, text, box)
             if hit == 0:
                 break
         if best is not None:

@@ -10,14 +10,12 @@ from rotateconv.ops import in_layout
 
 Form = Literal["auto", "dense", "separable"]
 
-# Costs on a CPU in multiply-adds of the dense convolution, measured by `rotateconv bench`. Rounded against the
-# separable form: where the two are close, the dense one is taken.
-_FILTER_COST = 8.0  # a multiply-add of a depthwise filter, which reads and writes memory for each k² of them
-_POINT_COST = 1.5  # a multiply-add of a pointwise convolution
-_MAP_COST = 40.0  # a number of a filtered map, written and read again
-_CALL_COST = 5e5  # one more call of a convolution
-
-_LEAST_CHANNELS = 8  # below, a pointwise convolution does not fill the vector units
+# Costs on a CPU in multiply-adds of the dense convolution, measured on layers of 16 to 256 channels with kernels of
+# 3 to 7, float32, and rounded against the separable form: where the two are close, the dense one is taken.
+_MAP_COST = {"inference": 60.0, "training": 70.0}  # a number of a filtered map, written and read again
+_CELL_COST = {"inference": 2.0, "training": 9.0}  # a multiply-add of a line filter
+_POINT_COST = {"inference": 2.5, "training": 1.5}  # a multiply-add of the pointwise convolution
+_CALL_COST = 1.5e6  # one more call of a convolution
 
 
 def grouped_conv2d(
@@ -81,9 +79,13 @@ def separable_conv2d(
         As `grouped_conv2d`.
     """
     groups, channels = lines.shape[:2]
+    if groups > 1 and input.dim() == 4 and input.device.type == "cpu" and not is_channels_last(input):
+        # oneDNN filters faster in channels-last order, by more than changing the order twice costs.
+        ordered = in_layout(input, True)
+        return separable_conv2d(ordered, weight, lines, bias, stride, padding, dilation).contiguous()
     weights = weight.unflatten(0, (groups, -1))[..., None, None]
     biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
-    # One call a group: a depthwise convolution with several outputs a channel falls out of oneDNN's fast path.
+    # One call a group: oneDNN is slow at a depthwise convolution with several outputs a channel.
     outputs = []
     for line, group_weight, group_bias in zip(lines, weights, biases, strict=True):
         filtered = F.conv2d(input, line[:, None], None, stride, padding, dilation, channels)
@@ -93,7 +95,8 @@ def separable_conv2d(
 
 def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:
     """The kernels weight[o,i] · lines[g,i], (out, in, k, k), of (out, in) weights and (G, in, k, k) lines."""
-    return (weight.unflatten(0, (len(lines), -1))[..., None, None] * lines[:, None]).flatten(0, 1)
+    kernel: Tensor = weight.unflatten(0, (len(lines), -1))[..., None, None] * lines[:, None]
+    return kernel.flatten(0, 1)
 
 
 def prefers_separable(
@@ -102,31 +105,33 @@ def prefers_separable(
     kernel_size: int,
     groups: int,
     positions: int | None = None,
+    *,
+    training: bool = False,
 ) -> bool:
     """Whether the separable form is the faster one on a CPU, by a model of its cost.
 
-    For each position of the output, in multiply-adds of the dense form::
+    For each position of the output, in multiply-adds of the dense convolution::
 
         dense      in · out · k²
-        separable  in · (G · (k² · filter + map) + out · point) + 2G · call / positions
+        separable  in · (G · (k² · cell + map) + out · point) + 2G · call / positions
 
     Args:
         in_channels, out_channels: of the layer.
         kernel_size: k.
         groups: G, the number of angle groups.
         positions: of the output, over the whole batch; None where it is not known, as in a compiled graph.
+        training: with the backward pass.
 
     Example:
-        >>> prefers_separable(128, 128, 3, groups=4, positions=28 * 28), prefers_separable(128, 128, 3, 128)
+        >>> prefers_separable(128, 128, 3, groups=4, positions=28 * 28), prefers_separable(128, 128, 3, groups=128)
         (True, False)
     """
-    if min(in_channels, out_channels // groups) < _LEAST_CHANNELS:
-        return False
+    mode = "training" if training else "inference"
     cells = kernel_size**2
     dense = in_channels * out_channels * cells
-    separable = in_channels * (groups * (cells * _FILTER_COST + _MAP_COST) + out_channels * _POINT_COST)
+    filters = groups * (cells * _CELL_COST[mode] + _MAP_COST[mode])
     calls = 0.0 if positions is None else 2 * groups * _CALL_COST / max(1, positions)
-    return separable + calls < dense
+    return in_channels * (filters + out_channels * _POINT_COST[mode]) + calls < dense
 
 
 def check_form(form: str) -> None:
@@ -155,7 +160,9 @@ def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int,
         return False
     # In a graph the sizes may be symbols, and asking for them would tie the graph to them.
     positions = None if torch.compiler.is_compiling() else _positions(input, stride)
-    return prefers_separable(weight.shape[1], weight.shape[0], lines.shape[-1], len(lines), positions)
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, weight, lines))
+    out_channels, in_channels = weight.shape
+    return prefers_separable(in_channels, out_channels, lines.shape[-1], len(lines), positions, training=training)
 
 
 def _positions(input: Tensor, stride: tuple[int, int]) -> int:

@@ -1,5 +1,6 @@
 """`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -114,6 +115,8 @@ def compare(
         "seeds": seeds,
         "equal_params": equal_params,
     }
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("compare starts its own processes: run it without torchrun and choose --jobs")
     values = read_toml(config) if config is not None else {}
     from_file = {key: values.pop(key) for key in _STUDY if key in values}
     for key in (*values, *(text.partition("=")[0].strip() for text in set_ or [])):

@@ -13,7 +13,7 @@ EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),
     (
         "Other images of the same classes:",
-        "rotateconv evaluate runs/cifar10 --data folder --data-dir photos --image-size 32",
+        "rotateconv evaluate runs/cifar10 --data folder --data-dir photos",
     ),
 )
 _LARGEST = 20  # classes whose confusion fits a page

@@ -26,14 +26,15 @@ class Group(typer.core.TyperGroup):
         **extra: Any,
     ) -> Any:
         """Do what the arguments say; with `standalone_mode`, as Typer calls it, never return."""
-        warnings.showwarning = _show_warning
-        try:
-            # Without its standalone mode Typer hands on exceptions, and returns the code of a typer.Exit.
-            code = super().main(args, prog_name or "rotateconv", complete_var, False, windows_expand_args, **extra)
-        except Exception as error:
-            if not standalone_mode:
-                raise
-            code = _tell(error)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                # Without its standalone mode Typer hands on exceptions, and returns the code of a typer.Exit.
+                code = super().main(args, prog_name or "rotateconv", complete_var, False, windows_expand_args, **extra)
+            except Exception as error:
+                if not standalone_mode:
+                    raise
+                code = _tell(error)
         if standalone_mode:
             sys.exit(code)
         return code
