@@ -70,7 +70,7 @@ def decode(tensors: Sequence[Entry], streams: Mapping[str, Tensor]) -> None:
             value = decode_weight(codes, reader.take("scale", shape[0]))
         elif entry.kind == "angle":
             idle = entry.idle().cpu()
-            value = torch.zeros(shape)
+            value = torch.zeros(shape, dtype=torch.float32)
             value[~idle] = decode_angle(reader.take("angle", int((~idle).sum())), entry.bits, entry.period)
         elif entry.kind == "half":
             largest, below = reader.take("exponent", 1).int(), reader.take("exponent", count).int()
@@ -132,4 +132,6 @@ def _from_planes(data: Tensor, dtype: torch.dtype) -> Tensor:
     count = torch.empty(0, dtype=dtype).element_size()
     if len(data) % count:
         raise ValueError(f"a stream of {len(data)} bytes where {count} a number were expected")
+    if len(data) == 0:
+        return torch.empty(0, dtype=dtype)
     return data.view(count, -1).T.contiguous().view(dtype).flatten()

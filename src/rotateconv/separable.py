@@ -79,10 +79,9 @@ def separable_conv2d(
         As `grouped_conv2d`.
     """
     groups, channels = lines.shape[:2]
-    if groups > 1 and input.dim() == 4 and input.device.type == "cpu" and not is_channels_last(input):
-        # oneDNN filters faster in channels-last order, by more than changing the order twice costs.
-        ordered = in_layout(input, True)
-        return separable_conv2d(ordered, weight, lines, bias, stride, padding, dilation).contiguous()
+    # oneDNN filters so much faster in channels-last order that changing to it and back pays from two groups on.
+    reorder = groups > 1 and input.dim() == 4 and input.device.type == "cpu" and not is_channels_last(input)
+    input = in_layout(input, reorder)
     weights = weight.unflatten(0, (groups, -1))[..., None, None]
     biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
     # One call a group: oneDNN is slow at a depthwise convolution with several outputs a channel.
@@ -90,7 +89,8 @@ def separable_conv2d(
     for line, group_weight, group_bias in zip(lines, weights, biases, strict=True):
         filtered = F.conv2d(input, line[:, None], None, stride, padding, dilation, channels)
         outputs.append(F.conv2d(filtered, group_weight, group_bias))
-    return outputs[0] if groups == 1 else torch.cat(outputs, -3)
+    output = outputs[0] if groups == 1 else torch.cat(outputs, -3)
+    return output.contiguous() if reorder else output
 
 
 def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:
