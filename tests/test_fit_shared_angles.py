@@ -47,7 +47,7 @@ def test_gives_back_groups_that_share_angles(size: int, path: Any, taps: Any) ->
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-10)):
         layer = RotateConv2d(12, 8, size, taps=taps, path=path, angle_groups=2, dtype=dtype)
         with torch.no_grad():  # on kinks too
-            layer.angle[:, :8] = torch.arange(8) * (torch.pi / 4)
+            layer.angle[:, :8] = torch.arange(8, dtype=torch.float64) * (torch.pi / 4)
             layer.weight[:4, 8] = 0
         kernel = layer.kernel().detach()
         fit = fit_line(kernel, taps, path, angle_groups=2)

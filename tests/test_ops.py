@@ -178,6 +178,10 @@ def test_jacobians() -> None:
     found, expected = both(lambda f: torch.func.jacrev(f, argnums=(0, 1)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
+    arguments = (weight, angle)
+    batched = torch.autograd.functional.jacobian(fused_line_kernel, arguments, vectorize=True)
+    torch.testing.assert_close(batched, torch.func.jacrev(line_kernel, argnums=(0, 1))(*arguments), rtol=0, atol=1e-10)
+
     def twice(function: Callable[..., Tensor]) -> Callable[..., Any]:
         def norm(weight: Tensor, angle: Tensor) -> Tensor:
             return function(weight, angle).square().sum()

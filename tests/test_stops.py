@@ -167,6 +167,15 @@ def test_weights_that_explode_in_the_last_step_are_not_kept(
     assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] < last
 
 
+def test_a_checkpoint_in_the_middle_of_an_epoch_never_holds_exploded_weights(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "factor", lambda step, total, config: 1e300 if step == 5 else 1.0)
+    with pytest.raises(DivergedError, match=r"the net's weights became infinite or NaN at step 6 of 12 \(epoch 2\)"):
+        fit(tiny_config(checkpoint_steps=3), tmp_path / "run", data=data)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] == 4
+
+
 def test_a_finished_run_resumes_to_its_summary(tmp_path: Path, data: ImageData) -> None:
     config = tiny_config(epochs=1)
     summary = fit(config, tmp_path / "run", data=data)

@@ -203,6 +203,8 @@ def cells(row: Record) -> tuple[str, ...]:
     """Return a row's cells as people read them."""
     mean, std, seconds = row["accuracy_mean"], row["accuracy_std"], row["seconds_per_epoch"]
     difference, error = row["difference"], row["difference_standard_error"]
+    if difference is not None:
+        difference = round(difference, 2) + 0.0  # no "-0.00"
     accuracy = "diverged" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
     told = "-" if difference is None else f"{difference:+.2f}" if error is None else f"{difference:+.2f} ± {error:.2f}"
     count = f"{row['n']}" if not row["failed"] else f"{row['n']} of {row['n'] + len(row['failed'])}"

@@ -156,7 +156,6 @@ _DENSENET_SVHN = dataclasses.replace(
 # of a few epochs on a CPU; augmentation of Jordan, "94% on CIFAR-10 in 3.29 Seconds" (2024), section 3.
 _QUICK = RunConfig(
     recipe="quick",
-    data="cifar10",
     augment="fast",
     nesterov=True,
     lr=0.2,

@@ -125,7 +125,7 @@ class _LineKernelGradients(torch.autograd.Function):
     def forward(
         weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
     ) -> tuple[Tensor, Tensor]:
-        if triton_ops := _triton_ops(weight, angle):
+        if triton_ops := _triton_ops(weight, angle, grad):
             gradients: tuple[Tensor, Tensor] = triton_ops.line_kernel_backward(weight, angle, grad, size, path, scale)
             return gradients
         return _gradients(weight, angle, grad, size, path, scale)
@@ -163,10 +163,20 @@ def _on_gpu(angle: Tensor) -> bool:
     return angle.is_cuda
 
 
-def _triton_ops(weight: Tensor, angle: Tensor) -> ModuleType | None:
-    """The Triton kernels, if they can work on these tensors: on a GPU, and not of a class that only stands for one."""
-    plain = type(weight) in (Tensor, nn.Parameter) and type(angle) in (Tensor, nn.Parameter)
-    return _import_triton_ops() if _on_gpu(angle) and plain else None
+def _triton_ops(*tensors: Tensor) -> ModuleType | None:
+    """The Triton kernels, if they can work on these tensors: on a GPU, and with memory of their own to read."""
+    return _import_triton_ops() if _on_gpu(tensors[0]) and all(map(_has_memory, tensors)) else None
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    # Not a fake tensor or another class that only stands for one, nor one of a batch of gradients.
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:
+        return False
+    return True
 
 
 @lru_cache
@@ -182,8 +192,12 @@ def _gradients(
     weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight and angle by operations of torch, a part at a time."""
-    results = [_backward(weight[part], angle[part], grad[part], size, path) for part in _parts(angle)]
-    to_weight, to_angle = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
+    parts = _parts(angle)
+    if len(parts) == 1:  # not by an index: the batched gradients of torch.autograd.grad cannot be indexed by `...`
+        to_weight, to_angle = _backward(weight, angle, grad, size, path)
+    else:
+        results = [_backward(weight[part], angle[part], grad[part], size, path) for part in parts]
+        to_weight, to_angle = map(torch.cat, zip(*results, strict=True))
     return to_weight, to_angle if scale == 1.0 else scale * to_angle
 
 

@@ -68,7 +68,7 @@ class TrainingState:
         teacher: net to distil from, or None.
         train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
-        start_angles: per layer, before the first step.
+        start_angles: per layer, before the first step; they follow from the seed.
         step, epoch: how many are finished.
         tally: of the epoch that is running.
     """
@@ -244,7 +244,6 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
         "optimizer": state.optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "n_averaged": int(state.average.n_averaged) if state.average is not None else 0,
-        "start_angles": state.start_angles,
         "processes": processes,
     }
     return save_checkpoint(folder, models, rest)
@@ -260,7 +259,6 @@ def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
     state.optimizer.load_state_dict(rest["optimizer"])
     if state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(rest["scaler"])
-    state.start_angles = [angle.to(state.accelerator.device) for angle in rest["start_angles"]]
     state.batches.load_state_dict(rest["loader"])
     state.step, state.epoch = rest["step"], rest["epoch"]
     _restore_process(state, rest["processes"])

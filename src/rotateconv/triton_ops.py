@@ -1,5 +1,7 @@
 """line_kernel on a GPU: one Triton kernel for the values and one for the gradients. Imported only where Triton is."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -62,6 +64,19 @@ def _strides(kernels: Tensor, length: int, size: int) -> tuple[int, ...]:
     return length * size * size, size * size, size, 1
 
 
+def compile_options(size: int, shared: bool, square: bool, dtype: torch.dtype) -> dict[str, object]:
+    """The constants that a kernel is compiled for, by the names they have in it."""
+    cells = triton.next_power_of_2(size * size)
+    return {
+        "SHARED": shared,
+        "SQUARE": square,
+        "SIZE": size,
+        "CELLS": cells,
+        "BLOCK": max(1, _CELLS_A_PROGRAM // cells),
+        "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
+    }
+
+
 def _launch(
     kernel: "triton.JITFunction[None]",
     weight: Tensor,
@@ -72,19 +87,10 @@ def _launch(
 ) -> None:
     if angle.numel() == 0:
         return
-    cells = triton.next_power_of_2(size * size)
-    block = max(1, _CELLS_A_PROGRAM // cells)
-    compute = torch.promote_types(torch.promote_types(weight.dtype, angle.dtype), torch.float32)
+    dtype = torch.promote_types(weight.dtype, angle.dtype)
+    options: dict[str, Any] = compile_options(size, weight.shape[-1] == 1, path == "square", dtype)
     with torch.cuda.device_of(angle):
-        kernel[(triton.cdiv(angle.numel(), block),)](
-            *arguments,
-            SHARED=weight.shape[-1] == 1,
-            SQUARE=path == "square",
-            SIZE=size,
-            CELLS=cells,
-            BLOCK=block,
-            COMPUTE=tl.float64 if compute == torch.float64 else tl.float32,
-        )
+        kernel[(triton.cdiv(angle.numel(), options["BLOCK"]),)](*arguments, **options)
 
 
 # A program has BLOCK slices; [BLOCK, CELLS] holds a number for every cell of their kernels, SIZE² of them used.

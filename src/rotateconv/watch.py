@@ -1,6 +1,7 @@
 """What happens between two training steps: events, checkpoints, and the ways a run stops early."""
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ class Watch:
     def _stop(self) -> None:
         raise RunInterrupted(
             f"stopped and saved after step {self.state.step} of {self.state.total_steps}: go on with "
-            f"rotateconv train --resume {self.folder.parent}"
+            f"rotateconv train --resume {shlex.quote(str(self.folder.parent))}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rotateconv.cli import compare, evaluate, info, train
+from rotateconv.cli import bench, compare, evaluate, export, info, pack, train, unpack
 from rotateconv.cli.group import Group
 
 app = typer.Typer(cls=Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -15,6 +15,10 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("info", epilog=info.EXAMPLES)(info.info)
+app.command("pack", epilog=pack.EXAMPLES)(pack.pack)
+app.command("unpack", epilog=unpack.EXAMPLES)(unpack.unpack)
+app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,1 @@
+"""What the layer costs beside others: cases, forms, timing, and the record of a run."""

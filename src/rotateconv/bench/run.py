@@ -1,0 +1,97 @@
+"""A run of the bench: cases in, one record out."""
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from rotateconv.bench.cases import Case
+from rotateconv.bench.forms import build_forms
+from rotateconv.bench.targets import Row, Target, judge
+from rotateconv.bench.timing import Spread, matrix_rate, measure, multiply_adds, peak_memory, ratio
+from rotateconv.runs import environment
+
+SCHEMA = 1
+
+
+def run_bench(
+    cases: Sequence[Case],
+    targets: Sequence[Target] = (),
+    *,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    on_case: Callable[[Case, list[Row]], None] | None = None,
+) -> dict[str, Any]:
+    """Time cases, and those of targets, and judge the targets.
+
+    Args:
+        cases: each is timed once, whatever else needs it.
+        targets: their cases are timed too.
+        device: "cpu" or "cuda".
+        seconds: for each form of each case, about.
+        on_case: called with every case and its rows.
+
+    Returns:
+        The record: "environment", "matrix_rate" in multiply-adds a second by dtype, "rows", one for each form of
+        each case, and "targets". A case that does not fit into the memory has a row with "error" alone.
+
+    Raises:
+        BenchError: If a form differs from the plain form.
+    """
+    rates = {name: matrix_rate(getattr(torch, name), device) for name in ("float32", "bfloat16")}
+    rows: list[Row] = []
+    for case in dict.fromkeys([*cases, *(target.case for target in targets)]):
+        new = _time(case, rates[case.dtype], device, seconds)
+        rows += new
+        if on_case is not None:
+            on_case(case, new)
+        gc.collect()  # compiled modules refer to themselves
+    return {
+        "schema": SCHEMA,
+        "environment": {
+            **environment(),
+            "device": device,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Threads of other work that wait for the same cores make every time here a doubtful one.
+            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        },
+        "matrix_rate": rates,
+        "rows": rows,
+        "targets": [judge(target, rows) for target in targets],
+    }
+
+
+def _time(case: Case, rate: float, device: str, seconds: float) -> list[Row]:
+    try:
+        works = build_forms(case, device)
+        times = measure(works, seconds=seconds, device=device)
+        peaks = {form: peak_memory(work, device) for form, work in works.items()}
+    except torch.OutOfMemoryError:
+        return [{**case.as_record(), "form": None, "baseline": None, "error": "out of memory"}]
+    baseline = next(iter(works))
+    rows = []
+    for form, work in works.items():
+        spread, relative = Spread.of(times[form]), ratio(times, form, baseline)
+        # A compiled function hides its operations from the counter.
+        operations = None if case.compiled or case.kind == "kernel" else multiply_adds(work)
+        row: Row = {
+            **case.as_record(),
+            "form": form,
+            "baseline": baseline,
+            "seconds": spread.median,
+            "seconds_low": spread.low,
+            "seconds_high": spread.high,
+            "rounds": len(times[form]),
+            "ratio": relative.median,
+            "ratio_low": relative.low,
+            "ratio_high": relative.high,
+            "multiply_adds": operations,
+            "share_of_matrix_rate": None if operations is None else operations / spread.median / rate,
+            "peak_bytes": peaks[form],
+            "peak_ratio": peaks[form] / max(1, peaks[baseline]),
+        }
+        rows.append(row)
+    return rows

@@ -1,0 +1,97 @@
+"""The commands pack, unpack and export: what they write, what they say, and mistakes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rotateconv import build_model, fuse, load_packed, quantize
+from rotateconv import pack as write_pack
+from rotateconv.cli import app, export, pack, unpack
+from rotateconv.config import make_config
+from rotateconv.trained import load_run
+from rotateconv.training import fit
+from small import small_digits
+
+COMMANDS = {"pack": pack, "unpack": unpack, "export": export}
+
+
+def run(*args: object, code: int = 0) -> str:
+    """Return what a command prints; it must end with `code`."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    changes = {"model": "resnet20", "conv": "rotate2p", "width": 0.25, "epochs": 1, "batch_size": 32, "warmup": 0}
+    fit(make_config("digits", changes=changes), out, data=small_digits())
+    return out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_commands_that_parse(name: str) -> None:
+    assert f"rotateconv {name}" in run(name, "--help")
+    command = typer.main.get_command(app).commands[name]
+    examples = re.findall(r"\[bold\](.*)\[/bold\]", COMMANDS[name].EXAMPLES)
+    assert examples
+    for example in examples:
+        program, subcommand, *arguments = shlex.split(example)
+        assert (program, subcommand) == ("rotateconv", name)
+        command.make_context(name, arguments)
+
+
+def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "net.rotateconv", tmp_path / "net.safetensors"
+    told = run("pack", trained, "--out", file, "--weight-bits", 3, "--angle-bits", 4, "--dense-bits", 6)
+    assert f"{file.stat().st_size:,} bytes" in told
+    net = quantize(load_run(trained).model, 3, 4, dense_bits=6)
+    loaded = load_packed(file).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
+
+    told = run("unpack", file, "--out", out)
+    for text in ("resnet20 with rotate2p", "3 a weight, 4 an angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
+        assert text in told
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in load_file(out).items())
+    run("unpack", file, "--out", out, "--fused")
+    assert load_file(out).keys() == fuse(net).state_dict().keys()
+    assert "written" not in run("unpack", file)
+
+
+@pytest.mark.parametrize(("to", "package"), [("onnx", "onnxscript"), ("torch-export", "torch")])
+def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    told = run("export", trained, "--to", to, "--out", tmp_path / "run.pt2")
+    assert re.search(r"differs from PyTorch by \d\.\de-0\d at most \(0\.0001 is allowed\)", told)
+    assert "batch x 1 x 8 x 8, any batch" in told
+    assert ("opset 18, IR version" in told) == (to == "onnx")
+    run("pack", trained, "--out", tmp_path / "net")
+    run("export", tmp_path / "net", "--to", to, "--out", tmp_path / "packed.pt2")
+    assert {path.name for path in tmp_path.iterdir()} == {"net", "run.pt2", "packed.pt2"}
+
+
+def test_mistakes(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net"
+    assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
+        "error: weight_bits must be a whole number from 2 to 8, got 9\n"
+    )
+    assert "is no run folder" in run("pack", tmp_path / "no", "--out", file, code=2)
+    assert "No such file or directory" in run("pack", trained, "--out", tmp_path / "no" / "net", code=2)
+    assert "--to must be onnx or torch-export, not 'coreml'" in run(
+        "export", trained, "--to", "coreml", "--out", file, code=2
+    )
+    assert not list(tmp_path.iterdir())
+    assert "cannot read" in run("unpack", file, code=2)
+    write_pack(build_model("resnet20", width=0.25), file)
+    assert "does not say what images its net takes" in run("export", file, "--to", "onnx", "--out", "x", code=2)
+    assert "--fused has no meaning with no --out" in run("unpack", file, "--fused", code=2)
+    file.write_bytes(file.read_bytes()[:-1])
+    for command in (("unpack", file), ("export", file, "--to", "onnx", "--out", tmp_path / "x")):
+        assert "is no packed model, or it was cut off" in run(*command, code=2)
