@@ -1,13 +1,16 @@
 """RotateConv: convolution kernels that are line segments with a learned angle."""
-# ruff: noqa: F403, F405  # the star is for type checkers, which see the names of both files
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rotateconv.public import *
+from rotateconv.conv import RotateConv2d
+from rotateconv.conversion_report import ConversionEntry, ConversionReport
+from rotateconv.convert import convert
+from rotateconv.cost import ModelCost, cost
+from rotateconv.fit import LineFit, fit_line
+from rotateconv.fusion import fuse
+from rotateconv.kernel import line_kernel
+from rotateconv.models import CONVS, MODELS, build_model, equal_size_width
+from rotateconv.optim import param_groups
+from rotateconv.pack import load_packed, pack
+from rotateconv.quantize import quantize
 
 __all__ = [
     "CONVS",
@@ -31,28 +34,3 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-
-
-class _Package(ModuleType):
-    """Imports the public names with the first that is asked for.
-
-    The command line is in this package, and torch takes longer to import than a help text takes to print.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module("rotateconv.public"), name)
-        setattr(self, name, value)
-        return value
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # The import system sets every submodule; `rotateconv.convert`, though, is the function and not the file.
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package
