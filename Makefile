@@ -7,7 +7,7 @@ STAMP  := $(VENV)/installed
 .PHONY: demo test lint types unit clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/digits.py
+	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
 
 test: lint types unit
 

@@ -4,6 +4,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 # (in, out) channels and nn.Conv2d's arguments; every argument appears, and those that meet appear together.
 ARGUMENTS: list[tuple[tuple[int, int], dict[str, Any]]] = [
@@ -33,9 +34,15 @@ FORMS: list[dict[str, Any]] = [
 SIZES = (3, 5, 7, 9)
 
 
-def image_for(channels: int, **options: Any) -> torch.Tensor:
+def image_for(channels: int, **options: Any) -> Tensor:
     """Large enough for a 9 x 9 kernel with dilation 2, small enough for the twin; height and width differ."""
     return torch.randn(2, channels, 18, 19, **options)
+
+
+def gradients(layer: nn.Module, output: Tensor) -> dict[str, Tensor]:
+    """The gradient of the sum of squares of an output, by the name of the parameter."""
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(output.square().sum(), parameters), strict=True))
 
 
 def name(case: Any) -> str:

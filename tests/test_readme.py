@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from rotateconv import build_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

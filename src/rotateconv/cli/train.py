@@ -30,7 +30,12 @@ def train(
     skip_bad_images: options.SkipBadImages = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="NAME", help="resnet20 ... resnet110, densenet40, ...", rich_help_panel="Net"),
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="resnet20, 32, 44, 56 or 110, densenet40, densenet100 or densenet-bc100.",
+            rich_help_panel="Net",
+        ),
     ] = None,
     conv: Annotated[
         str | None,
