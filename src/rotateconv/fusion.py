@@ -65,6 +65,7 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
         for conv_name, norm_name in _conv_norm_pairs(_copy(model, new)):
             conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
             folded: nn.Conv2d = fuse_conv_bn_eval(new.get(conv, conv), norm)  # type: ignore[type-var,arg-type,assignment]
+            assert folded.bias is not None
             folded.bias.requires_grad_(folded.weight.requires_grad)  # a bias that is new would not be trained
             new[conv] = folded
             new[norm] = nn.Identity().eval()
