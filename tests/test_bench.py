@@ -208,6 +208,19 @@ def test_cases_of_targets_are_timed_once_and_judged(tmp_path: Path) -> None:
     )
 
 
+def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
+    record = run.run_bench([SMALL[-1]], seconds=0.0)
+    page = "one\n<!-- bench: machine -->\nold\n<!-- end -->\ntwo\n<!-- bench: kernel -->\n<!-- end -->\nthree\n"
+    filled = report.fill_page(page, record)
+    rows = [row for row in record["rows"] if row["kind"] == "kernel"]
+    assert filled.startswith("one\n<!-- bench: machine -->\n- Device: ")
+    assert filled.endswith(f"two\n<!-- bench: kernel -->\n{report.rows_table(rows)}\n<!-- end -->\nthree\n")
+    assert "old" not in filled
+    assert report.fill_page(filled, record) == filled
+    with pytest.raises(ValueError, match="the record has no table 'layer', only machine, kernel"):
+        report.fill_page("<!-- bench: layer -->\n<!-- end -->", record)
+
+
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(case: Case, device: str) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -231,9 +244,27 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert record["environment"][key] is not None
 
 
+def test_a_page_by_the_command_from_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run.run_bench([SMALL[-1]], seconds=0.0)
+    page, file = tmp_path / "speed.md", tmp_path / "bench.json"
+    page.write_text("<!-- bench: kernel -->\n<!-- end -->\n")
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr(run, "run_bench", None)  # nothing is measured
+    result = CliRunner().invoke(app, ["bench", "--record", str(file), "--page", str(page)])
+    assert result.exit_code == 0, result.output
+    assert page.read_text() == report.fill_page(page.read_text(), record)
+    assert "line_kernel of 8 x 8 slices" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--full", "--targets"], "--full and --targets are two sets of cases"), (["--device", "tpu"], "got tpu")],
+    [
+        (["--full", "--targets"], "--full and --targets are two sets of cases"),
+        (["--device", "tpu"], "got tpu"),
+        (["--page", "speed.md"], "--page needs --record"),
+        (["--record", "bench.json"], "--record needs --page"),
+        (["--record", "no.json", "--page", "no.md"], "cannot read no.json"),
+    ],
 )
 def test_mistakes_of_the_command(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["bench", *arguments])

@@ -20,7 +20,8 @@ from rotateconv import compare as library
 from rotateconv import workers
 from rotateconv.checkpoint import load_checkpoint, read_weights
 from rotateconv.cli import app
-from rotateconv.compare import BASELINE, Study, cells, compare, markdown, plan, read_rows
+from rotateconv.compare import Study, compare, plan
+from rotateconv.comparison import BASELINE, cells, markdown, read_rows
 from rotateconv.config import ConfigError, make_config, to_json
 from rotateconv.cost import cost
 from rotateconv.exit_codes import CommandError

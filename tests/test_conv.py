@@ -35,6 +35,23 @@ def test_equals_the_slow_twin(
     assert_close(layer(images[0]), found[0], scale=expected.abs().max().item())  # unbatched
 
 
+@pytest.mark.parametrize("path", ["circle", "square"])
+@pytest.mark.parametrize("taps", ["shared", "profile"])
+@pytest.mark.parametrize(("channels", "arguments"), [case for case in ARGUMENTS if "groups" not in case[1]], ids=name)
+def test_separable_form_equals_the_slow_twin(
+    channels: tuple[int, int], arguments: dict[str, Any], taps: Any, path: Any
+) -> None:
+    for angle_groups, size in ((1, 3), (2, 5)):
+        form = {"taps": taps, "path": path, "angle_groups": angle_groups}
+        layer = RotateConv2d(*channels, size, **arguments, **form, form="separable", dtype=torch.float64)
+        images = image_for(channels[0], dtype=torch.float64)
+        values = {key: value.numpy() for key, value in layer.state_dict().items()}
+        rest = {key: value for key, value in arguments.items() if key != "bias"}
+        expected = torch.from_numpy(reference.rotate_conv2d(images.numpy(), **values, size=size, **rest, **form))
+        assert_close(layer(images), expected, scale=expected.abs().max().item())
+        assert_close(layer(images[0]), expected[0], scale=expected.abs().max().item())
+
+
 @each_form
 @each_size
 def test_kernel_is_the_formula(size: int, form: dict[str, Any]) -> None:

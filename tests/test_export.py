@@ -92,10 +92,11 @@ def test_an_onnx_file_is_complete_and_has_nothing_of_this_computer(tmp_path: Pat
     assert b"rotateconv" not in path.read_bytes()
 
 
-def test_a_torch_program_holds_its_metadata(tmp_path: Path) -> None:
+def test_a_torch_program_is_folded_and_holds_its_metadata(tmp_path: Path) -> None:
     export_torch(build_model("resnet20", width=0.25), tmp_path / "net.pt2", input_size=(3, 8, 8), classes="ab")
     extra = {"metadata.json": ""}
-    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    program = torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    assert "batch_norm" not in str(program.graph)
     assert json.loads(extra["metadata.json"]) == {"input_size": "[3, 8, 8]", "classes": '["a", "b"]'}
 
 

@@ -121,6 +121,18 @@ def test_every_stream_is_as_small_as_its_bits(tmp_path: Path) -> None:
     assert sizes["weight"] < 1.02 * weights * entropy / 8
 
 
+def test_a_net_knows_the_arguments_that_build_it() -> None:
+    model = build_model("densenet40", "rotate2", 7, 1, 2, growth=2, dropout=0.1)
+    arguments = json.loads(json.dumps(model.build_arguments))
+    again = build_model(**arguments)
+    assert again.build_arguments == model.build_arguments
+    assert {name: t.shape for name, t in again.state_dict().items()} == {
+        name: t.shape for name, t in model.state_dict().items()
+    }
+    assert arguments["dropout"] == 0.1
+    assert not hasattr(build_model("resnet20", nn.Conv2d, width=0.25), "build_arguments")
+
+
 def test_fused(tmp_path: Path) -> None:
     model = shaken(build_model("resnet20", "rotate2p", width=0.5))
     pack(model, tmp_path / "net")

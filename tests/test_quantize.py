@@ -142,9 +142,10 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
             original = before[f"{name}.{key}"]
             seen.add(key)
             if key == "angle":
-                step = turn(module.taps) / 16
+                period = math.pi if module.taps == "shared" else FULL
+                step = period / 16
                 torch.testing.assert_close(tensor / step, (tensor / step).round(), rtol=0, atol=1e-5)
-                off = (tensor - original + step / 2).remainder(turn(module.taps))
+                off = (tensor - original + step / 2).remainder(period)
                 assert ((off <= step + 1e-5) | (tensor == 0)).all()
             elif not tensor.is_floating_point():
                 assert torch.equal(tensor, original)
@@ -160,6 +161,8 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
                 units = rows / scale(encode_weight(rows, 3 if spatial else 6)[1])[:, None]
                 torch.testing.assert_close(units, units.round(), rtol=0, atol=1e-4)
                 assert limit / 2 <= units.abs().max() <= limit + 1e-4
+                assert not spatial or len(rows[0].unique()) <= 7
+                assert name != "stem" or len(rows[0].unique()) > 7
             else:
                 assert torch.equal(tensor, original.to(torch.bfloat16).float())
     assert {"weight", "running_var", "num_batches_tracked"} <= seen

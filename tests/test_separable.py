@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import nn
 
 from layers import ARGUMENTS, FORMS, name
@@ -96,16 +97,34 @@ def test_autocast(form: dict[str, Any]) -> None:
 
 
 @each_form
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torch_transforms(form: dict[str, Any]) -> None:
-    _, separable = in_both_forms((4, 4), 3, padding=1, stride=2, **form)
+def test_fx_traces_it(form: dict[str, Any]) -> None:
+    _, separable = in_both_forms((4, 4), 3, padding=1, stride=2, padding_mode="circular", **form)
     images = torch.randn(2, 4, 8, 8)
-    expected = separable(images)
-    traced = torch.fx.symbolic_trace(separable)
-    torch.testing.assert_close(traced(images), expected, rtol=0, atol=0)
-    exported = torch.export.export(separable, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-    more = torch.randn(5, 4, 8, 8)
-    torch.testing.assert_close(exported.module()(more), separable(more), rtol=0, atol=1e-6)
+    assert torch.equal(torch.fx.symbolic_trace(separable)(images), separable(images))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("chosen", ["auto", "separable"])
+def test_export_with_a_dynamic_batch(chosen: Any, groups: int) -> None:
+    layer = RotateConv2d(64, 64, padding=1, taps="profile", angle_groups=groups, form=chosen)
+    batch = {0: torch.export.Dim("batch", min=2)}
+    exported = torch.export.export(layer, (torch.randn(3, 64, 8, 8),), dynamic_shapes=(batch,))
+    calls = [node for node in exported.graph.nodes if "conv2d" in str(node.target)]
+    assert len(calls) == 2 * groups  # "auto" is separable too at this size
+    images = torch.randn(5, 64, 9, 9)[..., 1:, 1:]
+    torch.testing.assert_close(exported.module()(images), layer(images), rtol=0, atol=1e-4)
+
+
+@each_form
+@pytest.mark.parametrize("chosen", ["auto", "dense", "separable"])
+def test_the_angle_takes_its_natural_step_in_every_form(chosen: Any, form: dict[str, Any]) -> None:
+    layer = RotateConv2d(6, 8, **form, form=chosen, dtype=torch.float64)
+    images = torch.randn(2, 6, 7, 7, dtype=torch.float64)
+    assert layer.angle_grad_scale != 1.0
+    exact = torch.autograd.grad(F.conv2d(images, layer.kernel(), layer.bias).square().sum(), layer.angle)[0]
+    found = torch.autograd.grad(layer(images).square().sum(), layer.angle)[0]
+    expected = layer.angle_grad_scale * exact
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("chosen", ["auto", "separable"])

@@ -182,10 +182,13 @@ def fit(
         ConfigError, DataError, RunError, ValueError: the user's mistake, before anything is written.
 
     Example:
+        >>> import tempfile
         >>> from rotateconv.config import make_config
-        >>> summary = fit(make_config("digits", overrides=["epochs=2"]), "runs/digits")  # doctest: +SKIP
-        >>> summary["test_accuracy"]  # doctest: +SKIP
-        91.4
+        >>> config = make_config("digits", overrides=["epochs=1", "width=0.25"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     summary = fit(config, Path(folder, "run"))
+        >>> summary["parameters"], summary["steps"], summary["test_accuracy"] > 10
+        (7974, 21, True)
     """
     run = Path(out)
     check_run(run, config, resume=resume, overwrite=overwrite)

@@ -1,6 +1,7 @@
 """A record of the bench as Markdown and as a picture: nothing here measures."""
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,53 @@ KINDS = {
 
 def to_markdown(record: Record) -> str:
     """The record as Markdown: the machine, the targets, and a table for each kind of case."""
-    parts = [_machine(record)]
-    if record["targets"]:
-        parts += ["## Targets", targets_table(record["targets"])]
-    for kind, title in KINDS.items():
-        rows = [row for row in record["rows"] if row["kind"] == kind and row["form"] is not None]
-        if rows:
-            parts += [f"## {title}", rows_table(rows)]
+    sections = _sections(record)
+    parts = [sections.pop("machine")]
+    for name, text in sections.items():
+        parts += [f"## {KINDS.get(name, 'Targets')}", text]
     lost = {row["name"] for row in record["rows"] if row["form"] is None}
     if lost:
         parts.append("Did not fit into the memory: " + "; ".join(sorted(lost)) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def fill_page(text: str, record: Record) -> str:
+    """A Markdown page with its tables made anew: what lies between `<!-- bench: NAME -->` and `<!-- end -->`.
+
+    Args:
+        text: of the page; NAME is "machine", "targets" or a key of `KINDS`.
+        record: of a run.
+
+    Raises:
+        ValueError: If the page asks for a table that the record does not have.
+
+    Example:
+        >>> fill_page("no table here", {})
+        'no table here'
+    """
+
+    def fill(block: re.Match[str]) -> str:
+        sections, name = _sections(record), block["name"]
+        if name not in sections:
+            raise ValueError(f"the record has no table {name!r}, only {', '.join(sections)}: run the bench with it")
+        return f"<!-- bench: {name} -->\n{sections[name]}\n<!-- end -->"
+
+    return _BLOCK.sub(fill, text)
+
+
+_BLOCK = re.compile(r"<!-- bench: (?P<name>[\w ]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def _sections(record: Record) -> dict[str, str]:
+    """The text of every table that the record has, by name."""
+    sections = {"machine": _machine(record)}
+    if record["targets"]:
+        sections["targets"] = targets_table(record["targets"])
+    for kind in KINDS:
+        rows = [row for row in record["rows"] if row["kind"] == kind and row["form"] is not None]
+        if rows:
+            sections[kind] = rows_table(rows)
+    return sections
 
 
 def targets_table(targets: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ EXAMPLES = options.examples(
     ("Decide for this machine, some minutes:", "rotateconv bench"),
     ("The numbers that the layer must reach:", "rotateconv bench --targets --out bench"),
     ("All sizes, hours:", "rotateconv bench --full --out bench"),
+    ("The tables of a page from a record:", "rotateconv bench --record bench/bench.json --page docs/speed.md"),
 )
 
 
@@ -27,6 +28,13 @@ def bench(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for bench.json, bench.md and bench.png."),
     ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Measure nothing: the bench.json for --page.")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Make the tables of this Markdown page anew, from --record."),
+    ] = None,
 ) -> None:
     """Time the layer, its forms and its rivals: medians of interleaved repeats, each form checked first.
 
@@ -34,6 +42,29 @@ def bench(
     """
     if full and targets:
         raise ConfigError("--full and --targets are two sets of cases: leave one of them out")
+    if (record is None) != (page is None):
+        raise ConfigError("--page needs --record" if record is None else "--record needs --page")
+    if record is not None and page is not None:
+        _fill(page, record)
+    else:
+        _measure(full=full, targets=targets, device=device, seconds=seconds, out=out)
+
+
+def _fill(page: Path, record: Path) -> None:
+    """Write the tables of a record into a page."""
+    from rotateconv.bench.report import fill_page
+    from rotateconv.runs import RunError, read_json, write_bytes
+
+    found = read_json(record)
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot read {page}: {error.strerror}") from None
+    write_bytes(page, fill_page(text, found).encode())
+
+
+def _measure(*, full: bool, targets: bool, device: str | None, seconds: float, out: Path | None) -> None:
+    """Run the bench, show it and keep it."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     import torch
 
@@ -57,13 +88,13 @@ def bench(
 
     todo = [] if targets else cases.full_cases(device) if full else cases.quick_cases()
     goals = wanted.targets(device) if targets else []
-    record = run.run_bench(todo, goals, device=device, seconds=seconds, on_case=tell)
-    text = report.to_markdown(record)
+    found = run.run_bench(todo, goals, device=device, seconds=seconds, on_case=tell)
+    text = report.to_markdown(found)
     say(console, "\n" + text[: text.index("\n## One layer")] if "\n## One layer" in text else "\n" + text)
     if out is not None:
-        write_json(out / "bench.json", record)
+        write_json(out / "bench.json", found)
         write_bytes(out / "bench.md", text.encode())
-        report.write_plot(record, out / "bench.png")
+        report.write_plot(found, out / "bench.png")
         say(console, f"kept in {out}: bench.json, bench.md, bench.png")
 
 

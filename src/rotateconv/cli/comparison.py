@@ -13,7 +13,8 @@ from rich.table import Table
 
 from rotateconv.cli.console import duration, facts, say
 from rotateconv.cli.progress import recipe_line
-from rotateconv.compare import CAPTION, Study, cells
+from rotateconv.compare import Study
+from rotateconv.comparison import CAPTION, cells
 from rotateconv.trained import DataDescription
 
 _HEADS = (
