@@ -17,17 +17,13 @@ def assert_periodic(function: KernelFunction, weight: Tensor, angle: Tensor, siz
         assert_close(turned, function(weight, angle, size, path), _scale(angle, size))
 
 
-def assert_half_turn_reverses(
-    function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str
-) -> None:
+def assert_half_turn_reverses(function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str) -> None:
     """Half a turn reverses the taps (which changes nothing for one shared weight)."""
     turned = function(weight, angle + torch.pi, size, path)
     assert_close(turned, function(weight.flip(-1), angle, size, path), _scale(angle, size))
 
 
-def assert_quarter_turn(
-    function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str
-) -> None:
+def assert_quarter_turn(function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str) -> None:
     """A quarter turn of the angle is torch.rot90 of the kernel, counter-clockwise as displayed."""
     turned = function(weight, angle + torch.pi / 2, size, path)
     expected = torch.rot90(function(weight, angle, size, path), 1, (-2, -1))
@@ -59,14 +55,10 @@ def assert_linear(function: KernelFunction, weight: Tensor, angle: Tensor, size:
     expected = 2 * function(weight, angle, size, path) - function(other, angle, size, path)
     assert_close(function(2 * weight - other, angle, size, path), expected, scale=size)
     shared = weight[..., :1]
-    assert_close(
-        function(shared, angle, size, path), function(shared.expand(*angle.shape, size), angle, size, path)
-    )
+    assert_close(function(shared, angle, size, path), function(shared.expand(*angle.shape, size), angle, size, path))
 
 
-def assert_horizontal_at_zero(
-    function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str
-) -> None:
+def assert_horizontal_at_zero(function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str) -> None:
     """Angle 0 is the middle row, with the taps in increasing column order, exactly."""
     kernel = function(weight, torch.zeros_like(angle), size, path)
     expected = torch.zeros_like(kernel)
@@ -74,9 +66,7 @@ def assert_horizontal_at_zero(
     assert torch.equal(kernel, expected)
 
 
-def assert_square_on_grid_lines(
-    function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str
-) -> None:
+def assert_square_on_grid_lines(function: KernelFunction, weight: Tensor, angle: Tensor, size: int, path: str) -> None:
     """On the square path, multiples of 45° fill whole cells: rows, columns and diagonals."""
     steps = [
         (0, 1),
@@ -93,9 +83,7 @@ def assert_square_on_grid_lines(
         kernel = function(weight, torch.full_like(angle, eighth * torch.pi / 4), size, "square")
         expected = torch.zeros_like(kernel)
         for tap in range(-half, half + 1):
-            expected[..., half + tap * row, half + tap * col] = weight.expand(*angle.shape, size)[
-                ..., half + tap
-            ]
+            expected[..., half + tap * row, half + tap * col] = weight.expand(*angle.shape, size)[..., half + tap]
         assert_close(kernel, expected)
 
 

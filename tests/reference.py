@@ -119,9 +119,7 @@ def rotate_conv2d(
     if isinstance(padding, str):
         padding = {"valid": (0, 0), "same": (half * apart_row, half * apart_col)}[padding]
     pad_row, pad_col = pair(padding)
-    padded = np.pad(
-        images, ((0, 0), (0, 0), (pad_row, pad_row), (pad_col, pad_col)), mode=PAD_MODES[padding_mode]
-    )
+    padded = np.pad(images, ((0, 0), (0, 0), (pad_row, pad_row), (pad_col, pad_col)), mode=PAD_MODES[padding_mode])
     out_rows = (padded.shape[2] - 2 * half * apart_row - 1) // step_row + 1
     out_cols = (padded.shape[3] - 2 * half * apart_col - 1) // step_col + 1
 

@@ -152,6 +152,14 @@ def test_wrong_nets_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.Mo
         build_forms(case)
 
 
+def test_a_foreign_file_is_no_record(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text('{"schema": 1}')
+    result = CliRunner().invoke(app, ["bench", "--record", str(file), "--page", str(file)])
+    assert result.exit_code == 2
+    assert "is no record of this version's bench" in result.stderr
+
+
 def test_the_deformable_rival_is_a_convolution() -> None:
     layer = forms._deformable(Case("layer", (), "forward", 1, channels=4, size=7, stride=2))
     assert layer is not None

@@ -67,7 +67,9 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
     else:
         fit = _fit_bundles(slices.reshape(-1, 1, size * size), taps, size, path)
         shape = kernel.shape[:-2]
-        fit = LineFit(fit.weight.view(*shape, -1), fit.angle.view(shape), None, fit.residual.view(shape))
+        fit = LineFit(
+            fit.weight.view(*shape, fit.weight.shape[-1]), fit.angle.view(shape), None, fit.residual.view(shape)
+        )
     profile = None if fit.profile is None else fit.profile.to(kernel.dtype)
     return LineFit(fit.weight.to(kernel.dtype), fit.angle.to(kernel.dtype), profile, fit.residual.to(kernel.dtype))
 

@@ -22,7 +22,8 @@ def line_kernel(weight: Tensor, angle: Tensor, kernel_size: int = 3, path: Path 
 
     Counter-clockwise as displayed, row 0 on top; θ = 0 is a horizontal 1 x k kernel. Differentiable any number
     of times in weight and angle. The derivative jumps where a tap crosses a grid line; exactly there, autograd
-    returns the mean of the two one-sided derivatives.
+    returns the mean of the two one-sided derivatives. (The square path also turns a corner at odd multiples of 45°:
+    there the gradient is finite, but not that mean.)
 
     Args:
         weight: (..., T) one weight a tap, or (..., 1) one weight that all taps share.
@@ -158,7 +159,8 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
         tensor(0.)
     """
     check_kernel_size(kernel_size)
-    grid, (row, col) = _grid(angle, kernel_size), tap_direction(angle, path)
+    grid = _grid(angle, kernel_size)
+    row, col = map(on_grid_lines, tap_direction(angle, path))
     row_speed, col_speed = tap_velocity(angle, path)
     to_rows, to_cols = grid[:, None] * row - grid, grid[:, None] * col - grid  # [tap, row or col, ...]
     slope = (grid[:, None] * row_speed * _hat_slope(to_rows))[:, :, None] * _hat(to_cols)[:, None, :]
@@ -166,7 +168,6 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
     return slope.movedim((0, 1, 2), (-3, -2, -1)).contiguous()
 
 
-@lru_cache
 def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
     """The Gram matrix of the taps' footprints on the grid, averaged over all angles.
 
@@ -182,7 +183,7 @@ def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
         path: "circle" or "square".
 
     Returns:
-        (T, T), float64, on the CPU. Shared between callers: do not write into it.
+        (T, T), float64, on the CPU.
 
     Raises:
         ValueError: If kernel_size is even or below 3, or path is unknown.
@@ -191,11 +192,7 @@ def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
         >>> mean_gram(3)[1, 1].item()  # the centre tap always fills one cell
         1.0
     """
-    # One quarter of a turn is enough: kernel(θ + π/2) = rot90(kernel(θ)) has the same inner products.
-    count = 1024
-    angle = (torch.arange(count, device="cpu", dtype=torch.float64) + 0.5) * (torch.pi / 2 / count)
-    footprints = tap_footprints(angle, kernel_size, path).flatten(2)  # [angle, tap, cell]
-    return (footprints @ footprints.mT).mean(0)
+    return torch.tensor(_mean_gram(kernel_size, path), device="cpu", dtype=torch.float64)
 
 
 def unit_profile(profile: Tensor, kernel_size: int, path: Path = "circle") -> Tensor:
@@ -258,9 +255,31 @@ def check_taps(taps: str) -> None:
         raise ValueError(f"taps must be one of {', '.join(map(repr, get_args(Taps)))}, got {taps!r}")
 
 
+@lru_cache
+def _mean_gram(kernel_size: int, path: Path) -> list[list[float]]:
+    # One quarter of a turn is enough: kernel(θ + π/2) = rot90(kernel(θ)) has the same inner products.
+    count = 1024
+    angle = (torch.arange(count, device="cpu", dtype=torch.float64) + 0.5) * (torch.pi / 2 / count)
+    footprints = tap_footprints(angle, kernel_size, path).flatten(2)  # [angle, tap, cell]
+    gram: list[list[float]] = (footprints @ footprints.mT).mean(0).tolist()
+    return gram
+
+
+def on_grid_lines(position: Tensor) -> Tensor:
+    """The same positions, those moved onto a grid line that miss it by rounding only; gradients pass unchanged.
+
+    cos(π/2) is 6e-17, not 0: of the three lines that such a tap's hat touches, rounding would put it on one side of
+    some and exactly on others, and the slopes there would not belong together.
+    """
+    line = position.detach().round()
+    miss = line - position.detach()
+    near = miss.abs() <= 4 * torch.finfo(position.dtype).eps
+    return position + torch.where(near, miss, torch.zeros_like(miss))
+
+
 def _splat(angle: Tensor, kernel_size: int, path: Path) -> Tensor:
     """The footprints with the small dimensions first, [tap, row, col, ...]: ten times faster on a CPU than last."""
-    row, col = tap_direction(angle, path)  # [...]
+    row, col = map(on_grid_lines, tap_direction(angle, path))  # [...]
     grid = _grid(angle, kernel_size)
     rows = _hat(grid[:, None] * row - grid)  # [tap, row, ...]
     cols = _hat(grid[:, None] * col - grid)  # [tap, col, ...]

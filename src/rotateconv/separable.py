@@ -143,7 +143,7 @@ def check_form(form: str) -> None:
 def compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
     """The type that the convolution will compute in: autocast's, where it is on."""
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return weight.dtype
 

@@ -1,6 +1,6 @@
 """The command line `rotateconv`; each subcommand is a file here and a line below.
 
-Nothing here imports torch before a command needs it, so that help and mistakes come at once.
+A command imports what it needs when it runs: help and mistakes wait for neither Accelerate nor Matplotlib.
 """
 
 from typing import Annotated

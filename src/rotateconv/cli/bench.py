@@ -53,9 +53,12 @@ def bench(
 def _fill(page: Path, record: Path) -> None:
     """Write the tables of a record into a page."""
     from rotateconv.bench.report import fill_page
+    from rotateconv.bench.run import SCHEMA
     from rotateconv.runs import RunError, read_json, write_bytes
 
     found = read_json(record)
+    if found.get("schema") != SCHEMA or "matrix_rate" not in found:
+        raise RunError(f"{record} is no record of this version's bench: run it again with --out")
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
