@@ -107,6 +107,8 @@ def test_every_case_gives_a_row_a_form(case: Case) -> None:
         assert row["rounds"] >= 3
         assert row["peak_bytes"] > 0
         assert (row["multiply_adds"] is None) == (case.kind == "kernel")
+        if row["multiply_adds"] is not None:
+            assert row["share_of_matrix_rate"] == pytest.approx(row["multiply_adds"] / row["seconds"] / 1e9)
     assert rows[0]["ratio"] == rows[0]["peak_ratio"] == 1
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 

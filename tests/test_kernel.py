@@ -98,13 +98,15 @@ def test_closed_form_is_the_slope_of_the_slow_twin(size: int, path: str) -> None
 @each_grid
 def test_slope_at_a_kink_is_the_mean_of_both_sides(size: int, path: str) -> None:
     step = 1e-7
-    ahead, here, behind = (reference.footprints(side * step, size, path) for side in (1, 0, -1))
-    left, right = torch.from_numpy((here - behind) / step), torch.from_numpy((ahead - here) / step)
-    assert (left - right).abs().max() > 0.5  # it is a kink
-    angle = torch.zeros((), dtype=torch.float64)
-    found = torch.func.jacrev(lambda a: tap_footprints(a, size, path))(angle)
-    torch.testing.assert_close(found, (left + right) / 2, rtol=0, atol=1e-5)
-    torch.testing.assert_close(tap_slopes(angle, size, path), (left + right) / 2, rtol=0, atol=1e-5)
+    for turn in range(-4, 5):  # cos(π/2) and sin(π) are not 0 in floating point, and yet these are the kinks
+        angle = torch.tensor(turn * torch.pi / 2, dtype=torch.float64)
+        ahead, here, behind = (reference.footprints(angle.item() + side * step, size, path) for side in (1, 0, -1))
+        left, right = torch.from_numpy((here - behind) / step), torch.from_numpy((ahead - here) / step)
+        assert (left - right).abs().max() > 0.5  # it is a kink
+        mean = (left + right) / 2
+        found = torch.func.jacrev(lambda a: tap_footprints(a, size, path))(angle)
+        torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(tap_slopes(angle, size, path), mean, rtol=0, atol=1e-5)
 
 
 @each_grid

@@ -181,6 +181,29 @@ def test_grouped_conv2d_by_hand() -> None:
     assert dense_kernel(weight, lines).flatten(1).argmax(1).tolist() == [5, 1]
 
 
+@pytest.mark.parametrize("part", [1, 100, 300, 10**9])
+def test_images_are_filtered_in_parts_that_join(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, separable = in_both_forms((4, 4), 3, padding=1, taps="profile", angle_groups=2, dtype=torch.float64)
+    images = torch.randn(7, 4, 5, 6, dtype=torch.float64)
+    whole, wanted = separable(images), dense(images)
+    calls: list[int] = []
+    right = separable_module.separable_conv2d
+
+    def counted(part: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        calls.append(len(part))
+        return right(part, *arguments)
+
+    monkeypatch.setattr(separable_module, "_PART", part)
+    monkeypatch.setattr(separable_module, "separable_conv2d", counted)
+    with torch.no_grad():
+        found = separable(images)
+    assert calls == {1: [7] + [1] * 7, 100: [7] + [1] * 7, 300: [7, 2, 2, 2, 1]}.get(part, [7])
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+    calls.clear()
+    torch.testing.assert_close(separable(images), wanted, rtol=0, atol=1e-10)
+    assert calls == [7]  # with gradients the maps are kept anyway
+
+
 def test_the_state_does_not_depend_on_the_form() -> None:
     states = [
         {

@@ -17,6 +17,8 @@ _CELL_COST = {"inference": 2.0, "training": 9.0}  # a multiply-add of a line fil
 _POINT_COST = {"inference": 2.5, "training": 1.5}  # a multiply-add of the pointwise convolution
 _CALL_COST = 1.5e6  # one more call of a convolution
 
+_PART = 1 << 20  # numbers of a filtered map at a time, where they need not be kept: 4 MB of float32
+
 
 def grouped_conv2d(
     input: Tensor,
@@ -79,6 +81,10 @@ def separable_conv2d(
         As `grouped_conv2d`.
     """
     groups, channels = lines.shape[:2]
+    batch = _batch_of_a_part(input, weight, lines)
+    if batch is not None:
+        parts = [separable_conv2d(part, weight, lines, bias, stride, padding, dilation) for part in input.split(batch)]
+        return torch.cat(parts)
     # oneDNN filters so much faster in channels-last order that changing to it and back pays from two groups on.
     reorder = groups > 1 and input.dim() == 4 and input.device.type == "cpu" and not is_channels_last(input)
     input = in_layout(input, reorder)
@@ -160,9 +166,23 @@ def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int,
         return False
     # In a graph the sizes may be symbols, and asking for them would tie the graph to them.
     positions = None if torch.compiler.is_compiling() else _positions(input, stride)
-    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, weight, lines))
+    training = _needs_grad(input, weight, lines)
     out_channels, in_channels = weight.shape
     return prefers_separable(in_channels, out_channels, lines.shape[-1], len(lines), positions, training=training)
+
+
+def _batch_of_a_part(input: Tensor, weight: Tensor, lines: Tensor) -> int | None:
+    """How many images to filter at a time so that several filtered maps stay in the cache; None for all."""
+    if torch.compiler.is_compiling() or input.device.type != "cpu" or input.dim() != 4 or len(lines) == 1:
+        return None
+    if input.numel() <= 2 * _PART or _needs_grad(input, weight, lines):
+        return None
+    batch = max(1, _PART * input.shape[0] // input.numel())
+    return batch if batch < input.shape[0] else None
+
+
+def _needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _positions(input: Tensor, stride: tuple[int, int]) -> int:

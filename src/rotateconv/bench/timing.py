@@ -93,7 +93,7 @@ def multiply_adds(function: Callable[[], object]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def matrix_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 0.3) -> float:
+def matrix_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 0.1) -> float:
     """The multiply-adds a second of the machine's own product of two square matrices."""
     size = 8192 if device == "cuda" else 1024
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
