@@ -107,7 +107,7 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
 
     rows, profile = rows.double(), profile.double()
     value = explained(profile, angle)
-    scale = torch.ones_like(value)
+    scale, active = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
     for _ in range(_STEPS):
         basis, slopes = taps(angle), tap_slopes(angle, size, path).flatten(-2)
         line, turned = (
@@ -127,13 +127,14 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
         new_profile = profile + scale[:, None] * change
         new_angle = angle + scale[:, None] * turn.clamp(-0.05, 0.05)
         new_value = explained(new_profile, new_angle)
-        better = new_value > value
+        better = (new_value > value) & active
         profile = torch.where(better[:, None], new_profile, profile)
         angle = torch.where(better[:, None], new_angle, angle)
-        gain = ((new_value - value) / new_value.clamp(min=1e-30)).max()
-        value = torch.maximum(new_value, value)
+        gain = (new_value - value).abs() / new_value.clamp(min=1e-30)
+        value = torch.where(better, new_value, value)
         scale = torch.where(better, (2 * scale).clamp(max=1.0), scale / 4)
-        if gain < 1e-15:
+        active = active & (gain > 1e-15) & (scale > 1e-4)  # every row by itself: chunks do not change the result
+        if not active.any():
             break
     total = rows.square().sum((1, 2))
     return profile, angle, 1 - value / total.clamp(min=1e-30)

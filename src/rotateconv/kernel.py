@@ -160,7 +160,7 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
     """
     check_kernel_size(kernel_size)
     grid = _grid(angle, kernel_size)
-    row, col = map(on_grid_lines, tap_direction(angle, path))
+    row, col = map(on_axis, tap_direction(angle, path))
     row_speed, col_speed = tap_velocity(angle, path)
     to_rows, to_cols = grid[:, None] * row - grid, grid[:, None] * col - grid  # [tap, row or col, ...]
     slope = (grid[:, None] * row_speed * _hat_slope(to_rows))[:, :, None] * _hat(to_cols)[:, None, :]
@@ -265,21 +265,19 @@ def _mean_gram(kernel_size: int, path: Path) -> list[list[float]]:
     return gram
 
 
-def on_grid_lines(position: Tensor) -> Tensor:
-    """The same positions, those moved onto a grid line that miss it by rounding only; gradients pass unchanged.
+def on_axis(position: Tensor) -> Tensor:
+    """The same rows or columns, those made exactly 0 that are 0 but for rounding; gradients pass unchanged.
 
-    cos(π/2) is 6e-17, not 0: of the three lines that such a tap's hat touches, rounding would put it on one side of
-    some and exactly on others, and the slopes there would not belong together.
+    cos(π/2) is 6e-17: of the three grid lines that the hat of such a tap touches, rounding would put it beside one
+    and exactly on the others, and the slopes there would not belong together.
     """
-    line = position.detach().round()
-    miss = line - position.detach()
-    near = miss.abs() <= 4 * torch.finfo(position.dtype).eps
-    return position + torch.where(near, miss, torch.zeros_like(miss))
+    exact = position.detach()
+    return position - torch.where(exact.abs() <= 4 * torch.finfo(position.dtype).eps, exact, torch.zeros_like(exact))
 
 
 def _splat(angle: Tensor, kernel_size: int, path: Path) -> Tensor:
     """The footprints with the small dimensions first, [tap, row, col, ...]: ten times faster on a CPU than last."""
-    row, col = map(on_grid_lines, tap_direction(angle, path))  # [...]
+    row, col = map(on_axis, tap_direction(angle, path))  # [...]
     grid = _grid(angle, kernel_size)
     rows = _hat(grid[:, None] * row - grid)  # [tap, row, ...]
     cols = _hat(grid[:, None] * col - grid)  # [tap, col, ...]

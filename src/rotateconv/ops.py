@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv.kernel import Path, check_inputs, line_kernel, on_grid_lines, tap_direction, tap_velocity
+from rotateconv.kernel import Path, check_inputs, line_kernel, on_axis, tap_direction, tap_velocity
 
 _PART = 1 << 14  # slices at a time: a temporary of 9 float32 a slice is then 590 kB
 
@@ -237,7 +237,7 @@ def _forward(weight: Tensor, angle: Tensor, size: int, path: Path) -> Tensor:
 def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
     """The gradients of weight and angle; out of place throughout, so that autograd can differentiate it again."""
     half = size // 2
-    position, taps = on_grid_lines(_position(angle, path)), _taps_first(weight)
+    position, taps = on_axis(_position(angle, path)), _taps_first(weight)
     grad = grad.to(position.dtype).movedim((-2, -1), (0, 1)).contiguous()  # G
     turned = grad.flip(0, 1)  # G~
     both = grad + turned if len(taps) == 1 else None
