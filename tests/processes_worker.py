@@ -13,8 +13,7 @@ from rotateconv.models import MODELS
 from rotateconv.training import RunInterrupted, fit
 from small import Tiny, small_digits
 
-MODELS["plain"] = functools.partial(Tiny, norm=False)
-MODELS["tiny"] = Tiny
+SMALL_MODELS: dict[str, Any] = {"plain": functools.partial(Tiny, norm=False), "tiny": Tiny}
 
 
 def plain_config(**changes: Any) -> RunConfig:
@@ -51,4 +50,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    MODELS.update(SMALL_MODELS)
     main(Path(sys.argv[1]))

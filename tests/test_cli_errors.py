@@ -199,6 +199,25 @@ def test_a_run_folder_is_never_mixed_up(digits: None) -> None:
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--out", "taken"], "taken exists and is no run folder"),
+        (["--model", "resnet21"], "unknown model"),
+        (["--conv", "rotate3"], "unknown conv"),
+    ],
+)
+def test_mistakes_are_told_before_images_are_loaded(
+    args: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("images are loaded, which can take minutes")
+
+    monkeypatch.setattr(images, "load_data", load)
+    Path("taken").write_text("")
+    refused(["train", *args], 2, message)
+
+
 def test_evaluate_refuses_data_that_the_net_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small_digits()
     with monkeypatch.context() as patch:

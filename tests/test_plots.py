@@ -30,6 +30,9 @@ ROWS = [
 TWO = [*ROWS, row("conv3x3", 1_019_722, 84.8, model="densenet40"), row("rotate4", 531_562, 84.1, model="densenet40")]
 
 
+CROWD = [row(conv, 100_000 + 400 * place, 80.0, 0.01) for place, conv in enumerate(("rotate4", "mask4", "line"))]
+
+
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     """The axes of every picture that is drawn."""
@@ -64,7 +67,7 @@ def test_every_row_is_a_point_with_its_bar_and_label(rows: list[Record], axes: l
     assert drawn.get_title(loc="left").startswith("cifar10, resnet20")
 
 
-@pytest.mark.parametrize("rows", [ROWS, TWO, ROWS[:1]], ids=len)
+@pytest.mark.parametrize("rows", [ROWS, TWO, ROWS[:1], [*CROWD, ROWS[0]]], ids=["one", "two", "single", "crowd"])
 def test_labels_lie_apart_and_inside(rows: list[Record], axes: list[Axes], tmp_path: Path) -> None:
     draw_comparison(rows, tmp_path / "picture.png")
     (drawn,) = axes

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes_worker import plain_config
+from processes_worker import SMALL_MODELS, plain_config
 from rotateconv.checkpoint import load_checkpoint, read_weights
+from rotateconv.models import MODELS
 from rotateconv.runs import read_json, read_records
 from rotateconv.training import fit
 from small import small_digits
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the worker's models, for one test."""
+    for name, model in SMALL_MODELS.items():
+        monkeypatch.setitem(MODELS, name, model)
 
 
 @pytest.fixture(scope="module")
