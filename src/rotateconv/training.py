@@ -24,8 +24,9 @@ from rotateconv.checkpoint import load_checkpoint, weights_bytes
 from rotateconv.config import RunConfig
 from rotateconv.cost import cost
 from rotateconv.data.loader import Batches
-from rotateconv.data.sets import ImageData, load_data
+from rotateconv.data.sets import ImageData
 from rotateconv.evaluation import Evaluation, evaluate
+from rotateconv.images import load_images
 from rotateconv.interrupts import Interrupts
 from rotateconv.memory import peak_gpu_memory, peak_memory
 from rotateconv.runs import (
@@ -198,7 +199,7 @@ def fit(
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
-        state = build_state(config, accelerator, data if data is not None else _load(config))
+        state = build_state(config, accelerator, data if data is not None else load_images(config))
         _begin(state, run, resume, report)
         watch = Watch(state, run / CHECKPOINTS, report, interrupts)
         while state.epoch < config.epochs:
@@ -227,16 +228,6 @@ def _reporter(on_event: OnEvent | None, interrupts: Interrupts) -> OnEvent:
             interrupts.requested = True
 
     return report
-
-
-def _load(config: RunConfig) -> ImageData:
-    return load_data(
-        config.data,
-        config.data_dir,
-        image_size=config.image_size,
-        svhn_extra=config.svhn_extra,
-        skip_bad_images=config.skip_bad_images,
-    )
 
 
 def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> None:
