@@ -231,6 +231,16 @@ def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
         report.fill_page("<!-- bench: layer -->\n<!-- end -->", record)
 
 
+def test_the_page_is_that_of_the_committed_record() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "speed.md").read_text(encoding="utf-8")
+    record = json.loads((root / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+    assert report.fill_page(text, record) == text, (
+        "docs/speed.md is older than the record: rotateconv bench --record benchmarks/cpu.json --page docs/speed.md"
+    )
+    assert set(report.KINDS) | {"machine", "targets"} == set(report._BLOCK.findall(text))
+
+
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(case: Case, device: str) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -149,7 +149,7 @@ def _dense_multiply_adds(row: Row) -> int:
 
 def _machine(record: Record) -> str:
     found = record["environment"]
-    rates = ", ".join(f"{rate / 1e9:.0f} ({dtype})" for dtype, rate in record["matrix_rate"].items() if rate)
+    rates = ", ".join(f"{rate / 1e9:.3g} ({dtype})" for dtype, rate in record["matrix_rate"].items() if rate)
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if number)
     load = found["load_average"]
     facts = {

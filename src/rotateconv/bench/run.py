@@ -2,8 +2,11 @@
 
 import gc
 import os
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +61,7 @@ def run_bench(
         "schema": SCHEMA,
         "environment": {
             **environment(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),  # without the path to the program
             "device": device,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             # Threads of other work that wait for the same cores make every time here a doubtful one.
