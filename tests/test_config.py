@@ -20,11 +20,19 @@ OTHER = {
     "width": 0.3,
     "growth": 7,
     "dropout": 0.123,
+    "factory": "package.module:function",
+    "lines": "shared",
+    "line_path": "square",
+    "line_groups": 4,
+    "only": "layer3.*",
+    "source": "runs/dense",
     "data": "folder",
     "data_dir": "/a b/ü",
     "image_size": 48,
     "svhn_extra": True,
     "skip_bad_images": True,
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
     "augment": "fast",
     "validation": False,
     "optimizer": "adamw",
@@ -46,6 +54,10 @@ OTHER = {
     "teacher": "runs/teacher",
     "teacher_weight": 0.25,
     "teacher_temperature": 3.0,
+    "qat": True,
+    "weight_bits": 3,
+    "angle_bits": 6,
+    "dense_bits": 7,
     "precision": "bf16",
     "channels_last": True,
     "compile": True,
@@ -54,7 +66,15 @@ OTHER = {
     "checkpoint_steps": 9,
 }
 # What has to change with a field for the combination to have a meaning.
-COMPANIONS = {"svhn_extra": {"data": "svhn"}, "skip_bad_images": {"data": "folder"}}
+COMPANIONS = {
+    "svhn_extra": {"data": "svhn"},
+    "skip_bad_images": {"data": "folder"},
+    "mean": {"std": (1.0, 1.0, 1.0)},
+    "std": {"mean": (0.0, 0.0, 0.0)},
+    "line_path": {"lines": "free"},
+    "line_groups": {"lines": "free"},
+    "only": {"lines": "free"},
+}
 
 
 def as_text(value: object) -> str:
@@ -134,7 +154,9 @@ def as_toml(value: object) -> str:
 
 @pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if "None" in str(field.type)])
 def test_none_empties_every_optional_field(key: str) -> None:
-    assert getattr(make_config("digits", changes={key: OTHER[key]}, overrides=[f"{key}=none"]), key) is None
+    given = {key: OTHER[key]}
+    overrides = [f"{other}=none" for other in ("mean", "std") if key in ("mean", "std")] or [f"{key}=none"]
+    assert getattr(make_config("digits", changes=given, overrides=overrides), key) is None
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -176,6 +198,12 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
         (["optimizer=adamw"], "nesterov needs optimizer=sgd with momentum above 0, not optimizer=adamw"),
         (["momentum=0"], "nesterov needs .* with momentum=0: set nesterov=false"),
         (["svhn_extra=true"], "svhn_extra belongs to data=svhn, not data=digits"),
+        (["mean=0.5"], "mean and std belong together: give both, or none"),
+        (["only=layer3.*"], "only says which lines convolutions become: set lines too"),
+        (["line_path=square"], "line_path says which lines"),
+        (["lines=three"], "lines must be one of free, shared, profile or none, not 'three'"),
+        (["weight_bits=9"], "weight_bits must be from 2 to 8, not 9"),
+        (["angle_bits=2"], "angle_bits must be from 3 to 8, not 2"),
         (["skip_bad_images=true"], "skip_bad_images belongs to data=folder, not data=digits"),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_teacher_of_other_data_is_refused(tmp_path: Path, data: ImageData) -> 
     fit(tiny_config(epochs=1), tmp_path / "teacher", data=data)
     other = dataclasses.replace(data, classes=tuple("abcdefghij"))
     config = tiny_config(teacher=str(tmp_path / "teacher"))
-    with pytest.raises(ConfigError, match=r"was trained with classes .* this run has .*: choose a teacher of"):
+    with pytest.raises(ConfigError, match=r"was trained with classes .* this run has .*: give both the same data"):
         fit(config, tmp_path / "run", data=other)
     assert not (tmp_path / "run").exists()
     with pytest.raises(RunError, match="nothing is no run folder"):

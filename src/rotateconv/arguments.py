@@ -88,8 +88,6 @@ def same_convolution(conv: nn.Module) -> None:
         raise TypeError(f"expected an nn.Conv2d, got {type(conv).__name__}")
     square_kernel_size(conv.kernel_size)  # type: ignore[arg-type]
     check_dtype(conv.weight.dtype)
-    if conv.weight.is_meta:
-        raise ValueError("expected a convolution with values, got one on the meta device: materialise it first")
 
 
 def _pair(name: str, value: Size, least: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rotateconv.values import ConfigError, coerce, nearest, parse, read_toml
 
-__all__ = ["PRESETS", "ConfigError", "RunConfig", "differences", "from_json", "make_config", "to_json"]
+__all__ = ["PRESETS", "ConfigError", "RunConfig", "differences", "from_json", "make_config", "net_name", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,15 @@ class RunConfig:
     Args:
         recipe: name of the preset that this configuration started from.
         model, conv, width, growth, dropout: the net, as in `build_model`.
-        data, data_dir, image_size, svhn_extra, skip_bad_images: the images, as in `load_data`.
+        factory: "package.module:function" that builds the net instead, called without arguments; or None.
+        lines: taps of the RotateConv2d layers that the net's dense convolutions become ("free", "shared",
+            "profile"), as `convert` chooses them; None leaves the net as it is.
+        line_path, line_groups: path and angle_groups of those layers.
+        only: of the convolutions that become lines, names or patterns such as layer3.*, commas between; None for
+            all.
+        source: the trained net that the run starts from: a run folder, or with a factory a file of weights; its
+            convolutions become the nearest lines. None starts from fresh weights.
+        data, data_dir, image_size, svhn_extra, skip_bad_images, mean, std: the images, as in `load_data`.
         augment: "none", "paper" (zero padding 4, random crop, random flip) or "fast" (reflected borders,
             alternating flip).
         validation: hold the fixed validation split out; False trains on it too.
@@ -40,9 +48,11 @@ class RunConfig:
         label_smoothing: share of the target spread evenly over the classes.
         clip_grad_norm: largest 2-norm of all gradients together, or None.
         ema_decay: decay of the averaged weights that are evaluated and kept, or None for the last weights.
-        teacher: run folder of a trained net to distil from, or None.
+        teacher: trained net to distil from, as `source`; or None.
         teacher_weight: share of the teacher's term in the loss.
         teacher_temperature: temperature at which teacher and student are compared.
+        qat: quantisation-aware training: every pass sees rounded numbers, and the run keeps those.
+        weight_bits, angle_bits, dense_bits: of the rounding, as in `quantize`.
         precision: "no" (float32), "bf16" or "fp16" autocast; angles stay float32.
         channels_last: memory format of images and weights.
         compile: run the net through `torch.compile`.
@@ -66,12 +76,20 @@ class RunConfig:
     width: float = 1.0
     growth: int | None = None
     dropout: float = 0.0
+    factory: str | None = None
+    lines: Literal["free", "shared", "profile"] | None = None
+    line_path: Literal["circle", "square"] = "circle"
+    line_groups: int | None = None
+    only: str | None = None
+    source: str | None = None
 
     data: str = "digits"
     data_dir: str | None = None
     image_size: int | None = None
     svhn_extra: bool = False
     skip_bad_images: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     augment: Literal["none", "paper", "fast"] = "none"
     validation: bool = True
 
@@ -96,6 +114,11 @@ class RunConfig:
     teacher: str | None = None
     teacher_weight: float = 0.5
     teacher_temperature: float = 4.0
+
+    qat: bool = False
+    weight_bits: int = 4
+    angle_bits: int = 5
+    dense_bits: int = 8
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False
@@ -125,11 +148,18 @@ class RunConfig:
             raise ConfigError(f"svhn_extra belongs to data=svhn, not data={self.data}: leave it out")
         if self.skip_bad_images and self.data != "folder":
             raise ConfigError(f"skip_bad_images belongs to data=folder, not data={self.data}: leave it out")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("mean and std belong together: give both, or none to compute them from the images")
+        for key, default in (("line_path", "circle"), ("line_groups", None), ("only", None)):
+            if self.lines is None and getattr(self, key) != default:
+                raise ConfigError(f"{key} says which lines convolutions become: set lines too, or leave it out")
 
 
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("width lr teacher_temperature clip_grad_norm angle_grad_scale", lambda v: v > 0, "above 0"),
-    ("epochs batch_size growth image_size", lambda v: v >= 1, "1 or more"),
+    ("epochs batch_size growth image_size line_groups", lambda v: v >= 1, "1 or more"),
+    ("weight_bits dense_bits", lambda v: 2 <= v <= 8, "from 2 to 8"),
+    ("angle_bits", lambda v: 3 <= v <= 8, "from 3 to 8"),
     ("weight_decay angle_lr_scale checkpoint_seconds checkpoint_steps", lambda v: v >= 0, "0 or more"),
     ("dropout momentum warmup label_smoothing", lambda v: 0 <= v < 1, "from 0 to below 1"),
     ("teacher_weight gamma", lambda v: 0 <= v <= 1, "from 0 to 1"),
@@ -241,6 +271,20 @@ def differences(expected: RunConfig, found: RunConfig) -> dict[str, tuple[object
     keys = (field.name for field in dataclasses.fields(RunConfig))
     pairs = {key: (getattr(expected, key), getattr(found, key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def net_name(config: RunConfig) -> str:
+    """Return what people call a configuration's net.
+
+    Example:
+        >>> net_name(RunConfig(conv="conv3x3", lines="free", width=0.5))
+        'resnet20 with conv3x3 of width 0.5, converted to free taps'
+    """
+    name = config.factory if config.factory is not None else f"{config.model} with {config.conv}"
+    width = "" if config.width == 1 else f" of width {config.width:g}"
+    converted = "" if config.lines is None else f", converted to {config.lines} taps"
+    rounded = f", rounded to {config.weight_bits} bits" if config.qat else ""
+    return name + width + converted + rounded
 
 
 def _replace(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

@@ -142,6 +142,48 @@ class RotateConv2d(nn.Module):
         self.reset_parameters()
 
     @classmethod
+    def like(
+        cls,
+        conv: nn.Conv2d,
+        taps: Taps = "free",
+        path: Path = "circle",
+        angle_groups: int | None = None,
+        learn_angle: bool = True,
+        form: Form = "auto",
+    ) -> "RotateConv2d":
+        """A layer with a convolution's arguments and values of its own; `from_conv` takes over the values too.
+
+        Args, raises: as `from_conv`, but that the convolution may be on the meta device; the layer is then, too.
+
+        Example:
+            >>> RotateConv2d.like(nn.Conv2d(16, 32, 3, padding=1), taps="shared").padding
+            (1, 1)
+        """
+        arguments.same_convolution(conv)
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            taps=taps,
+            path=path,
+            angle_groups=angle_groups,
+            learn_angle=learn_angle,
+            form=form,
+        )
+        for name, parameter in layer.named_parameters():
+            source = conv.bias if name == "bias" else conv.weight
+            parameter.requires_grad_(source is not None and source.requires_grad)
+        return layer.train(conv.training)
+
+    @classmethod
     def from_conv(
         cls,
         conv: nn.Conv2d,
@@ -170,24 +212,9 @@ class RotateConv2d(nn.Module):
             torch.Size([32, 16, 1])
         """
         arguments.same_convolution(conv)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-            taps=taps,
-            path=path,
-            angle_groups=angle_groups,
-            learn_angle=learn_angle,
-            form=form,
-        )
+        if conv.weight.is_meta:
+            raise ValueError("expected a convolution with values, got one on the meta device: materialise it first")
+        layer = cls.like(conv, taps, path, angle_groups, learn_angle, form)
         with torch.no_grad():
             fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)
             layer.weight.copy_(fit.weight)
@@ -196,11 +223,7 @@ class RotateConv2d(nn.Module):
                 layer.profile.copy_(fit.profile)
             if layer.bias is not None and conv.bias is not None:
                 layer.bias.copy_(conv.bias)
-                layer.bias.requires_grad_(conv.bias.requires_grad)
-        for name in ("weight", "angle", "profile"):
-            if isinstance(parameter := getattr(layer, name), nn.Parameter):
-                parameter.requires_grad_(conv.weight.requires_grad)
-        return layer.train(conv.training)
+        return layer
 
     def reset_parameters(self) -> None:
         """Draw new values: angles uniform over a turn, weights with the kernel norm of Kaiming-normal."""

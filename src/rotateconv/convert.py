@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,46 @@ def convert(
         >>> [entry.name for entry in report.converted], report.parameters_before, report.parameters_after
         (['2'], 5088, 1504)
     """
-    check_taps(taps)
-    check_path(path)
-    if angle_groups is not None:
-        arguments.positive("angle_groups", angle_groups)
+    return _convert(model, Lines(taps, path, angle_groups, learn_angle), where, RotateConv2d.from_conv)
+
+
+def put_lines(
+    model: nn.Module,
+    taps: Taps = "free",
+    *,
+    where: Callable[[str, nn.Conv2d], bool] | None = None,
+    path: Path = "circle",
+    angle_groups: int | None = None,
+    learn_angle: bool = True,
+) -> None:
+    """Replace, in place, what `convert` would replace, by layers with fresh values: the net that its weights fit.
+
+    Nothing is fitted, so the model may be on the meta device.
+
+    Args, raises: as `convert`.
+    """
+    _convert(model, Lines(taps, path, angle_groups, learn_angle), where, RotateConv2d.like)
+
+
+class Lines(NamedTuple):
+    """The form of the layers that convolutions are replaced by, as `RotateConv2d.from_conv` takes it."""
+
+    taps: Taps
+    path: Path
+    angle_groups: int | None
+    learn_angle: bool
+
+
+def _convert(
+    model: nn.Module,
+    lines: Lines,
+    where: Callable[[str, nn.Conv2d], bool] | None,
+    make: Callable[..., RotateConv2d],
+) -> ConversionReport:
+    check_taps(lines.taps)
+    check_path(lines.path)
+    if lines.angle_groups is not None:
+        arguments.positive("angle_groups", lines.angle_groups)
     if isinstance(model, nn.Conv2d):
         raise ValueError(
             "convert replaces convolutions inside a model, and this model is itself one: use RotateConv2d.from_conv"
@@ -63,7 +100,8 @@ def convert(
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("convert needs a model whose lazy modules have shapes: run a batch through it first")
 
-    reasons = _reasons(model, where, angle_groups)
+    fitted = make == RotateConv2d.from_conv
+    reasons = _reasons(model, where, lines.angle_groups, needs_values=fitted)
     if None not in reasons.values():
         raise ValueError(_nothing_matched(reasons))
     parameters_before = _count(model)
@@ -76,12 +114,13 @@ def convert(
         residual = None
         if reason is None:
             try:
-                layer = RotateConv2d.from_conv(conv, taps, path, angle_groups, learn_angle)
+                layer = make(conv, *lines)
             except ValueError as error:
                 raise ValueError(f"cannot convert {name}: {error}") from error
             layer.bias = conv.bias  # type: ignore[assignment]
             _share(first.setdefault(conv.weight, layer), layer)
-            new[conv], after, residual = layer, _count(layer), _relative_residual(conv, layer)
+            new[conv], after = layer, _count(layer)
+            residual = _relative_residual(conv, layer) if fitted else None
         entries.append(ConversionEntry(name, tuple(conv.weight.shape), before, after, residual, reason))
     replace_modules(model, new)
     return ConversionReport(tuple(entries), parameters_before, _count(model))
@@ -92,12 +131,17 @@ _STEM, _DEPTHWISE = "the stem", "depthwise"
 _Reasons = dict[tuple[str, nn.Conv2d], str | None]
 
 
-def _reasons(model: nn.Module, where: Callable[[str, nn.Conv2d], bool] | None, angle_groups: int | None) -> _Reasons:
+def _reasons(
+    model: nn.Module,
+    where: Callable[[str, nn.Conv2d], bool] | None,
+    angle_groups: int | None,
+    needs_values: bool,
+) -> _Reasons:
     """Every convolution of the model, with the reason to leave it, or None to convert it."""
     stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
     def reason(name: str, conv: nn.Conv2d) -> str | None:
-        if why := _ineligible(conv, angle_groups):
+        if why := _ineligible(conv, angle_groups, needs_values):
             return why
         if where is not None:
             return None if where(name, conv) else "filtered out by where"
@@ -121,7 +165,7 @@ def _reasons(model: nn.Module, where: Callable[[str, nn.Conv2d], bool] | None, a
     return reasons
 
 
-def _ineligible(conv: nn.Module, angle_groups: int | None) -> str | None:
+def _ineligible(conv: nn.Module, angle_groups: int | None, needs_values: bool) -> str | None:
     """Why a convolution cannot be replaced by a RotateConv2d, if it cannot."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__}, not nn.Conv2d"
@@ -130,7 +174,7 @@ def _ineligible(conv: nn.Module, angle_groups: int | None) -> str | None:
         return f"{height}x{width} kernel"
     if has_hooks(conv):
         return "has hooks"
-    if conv.weight.is_meta:
+    if needs_values and conv.weight.is_meta:
         return "on the meta device"
     if not conv.weight.is_floating_point():
         return f"{conv.weight.dtype} weights"

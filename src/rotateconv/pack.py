@@ -203,22 +203,9 @@ def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
             continue
         if not isinstance(conv, nn.Conv2d):
             raise ValueError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
-        with torch.random.fork_rng(devices=[]):
-            layer = RotateConv2d(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,  # type: ignore[arg-type]
-                conv.stride,  # type: ignore[arg-type]
-                conv.padding,  # type: ignore[arg-type]
-                conv.dilation,  # type: ignore[arg-type]
-                conv.groups,
-                conv.bias is not None,
-                conv.padding_mode,
-                device="cpu",
-                dtype=conv.weight.dtype,
-                **line,
-            )
-        new[conv] = layer.to(conv.weight.device)
+        gpus = [conv.weight.device] if conv.weight.is_cuda else []
+        with torch.random.fork_rng(devices=gpus):
+            new[conv] = RotateConv2d.like(conv, **line)
     replace_modules(model, new)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from rotateconv.config import ConfigError, RunConfig
 from rotateconv.conv import RotateConv2d
 from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData, Split
+from rotateconv.qat import QuantizedTraining
+from rotateconv.quantize import quantize
 from rotateconv.schedule import build_optimizer
-from rotateconv.trained import DataDescription, build_net, load_run
+from rotateconv.source import check_takes, load_source, start_from_source
+from rotateconv.trained import DataDescription, build_net
 
 
 @dataclass
@@ -66,6 +70,7 @@ class TrainingState:
         optimizer: over `param_groups`.
         average: running average of the net, or None.
         teacher: net to distil from, or None.
+        quantised: lends the net its rounded numbers, where the run trains for them.
         train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
         start_angles: per layer, before the first step; they follow from the seed.
@@ -81,6 +86,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     teacher: nn.Module | None
+    quantised: QuantizedTraining | None
     train: Split
     batches: Batches
     validation: Batches | None
@@ -120,15 +126,27 @@ class TrainingState:
         return [float(value) for value in together]
 
     def share_buffers(self) -> None:
-        """Give every process the main one's buffers of `result`; each has seen other images for its norms."""
+        """Give every process the main one's buffers of the result; each has seen other images for its norms."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.result.buffers():
+            for buffer in self.exact_result.buffers():
                 dist.broadcast(buffer, src=0)
 
     @property
     def result(self) -> nn.Module:
-        """The net that is evaluated and kept: the average where there is one."""
+        """The net that is evaluated and kept: the average where there is one, rounded where the run trains for it."""
+        exact, config = self.exact_result, self.config
+        if not config.qat:
+            return exact
+        return quantize(exact, config.weight_bits, config.angle_bits, dense_bits=config.dense_bits)
+
+    @property
+    def exact_result(self) -> nn.Module:
+        """The net whose numbers the optimizer moves, or their average."""
         return self.net if self.average is None else self.average.module
+
+    def rounded(self) -> AbstractContextManager[None]:
+        """Return a context in which the net has the numbers that a training step sees."""
+        return nullcontext() if self.quantised is None else self.quantised()
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -159,14 +177,23 @@ def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) 
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
     torch.manual_seed(config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    net = build_net(config, data).to(accelerator.device).to(memory_format=layout)
+    net = build_net(config, data)
+    if config.factory is not None:
+        check_takes(net, data, config.factory)
+    if config.source is not None:
+        start_from_source(net, config, data)
+    net = net.to(accelerator.device).to(memory_format=layout)
     average = None
     if config.ema_decay is not None:
         update = get_ema_multi_avg_fn(config.ema_decay)
         average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
-    teacher = _load_teacher(config, data)
-    if teacher is not None:
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_source(config.teacher, config, data).requires_grad_(False)
         teacher = teacher.to(accelerator.device).to(memory_format=layout)
+    quantised = None
+    if config.qat:
+        quantised = QuantizedTraining(net, config.weight_bits, config.angle_bits, dense_bits=config.dense_bits)
     start_angles = [angle.detach().clone() for angle in _angles(net)]
     model, optimizer = accelerator.prepare(net, build_optimizer(net, config))
     if config.compile:
@@ -204,6 +231,7 @@ def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) 
         optimizer=optimizer,
         average=average,
         teacher=teacher,
+        quantised=quantised,
         train=train,
         batches=batches(train, train=True),
         validation=batches(images.validation, train=False) if config.validation else None,
@@ -286,17 +314,3 @@ def _restore_process(state: TrainingState, processes: list[Mapping[str, Any]]) -
 
 def _angles(net: nn.Module) -> list[Tensor]:
     return [module.angle for module in net.modules() if isinstance(module, RotateConv2d)]
-
-
-def _load_teacher(config: RunConfig, data: DataDescription) -> nn.Module | None:
-    if config.teacher is None:
-        return None
-    run = load_run(config.teacher)
-    for key in ("classes", "input_shape", "mean", "std"):
-        ours, theirs = getattr(data, key), getattr(run.data, key)
-        if ours != theirs:
-            raise ConfigError(
-                f"the teacher {config.teacher} was trained with {key} {theirs}, this run has {ours}: "
-                "choose a teacher of the same data"
-            )
-    return run.model.requires_grad_(False)

@@ -1,6 +1,8 @@
 """A run folder's net: built from its configuration, and loaded with its weights."""
 
 import dataclasses
+import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,17 @@ import torch
 from torch import nn
 
 from rotateconv.checkpoint import load_checkpoint, read_weights
-from rotateconv.config import RunConfig
+from rotateconv.config import ConfigError, RunConfig
 from rotateconv.conv import RotateConv2d
-from rotateconv.data.sets import ImageData
+from rotateconv.convert import put_lines
+from rotateconv.cost import ModelCost, cost
+from rotateconv.data.loader import Batches
+from rotateconv.data.sets import ImageData, Split
+from rotateconv.evaluation import Evaluation, evaluate
+from rotateconv.factory import build_from
 from rotateconv.models import build_model
 from rotateconv.runs import CHECKPOINTS, WEIGHTS, Record, RunError, read_config, read_json
+from rotateconv.values import nearest
 
 
 @dataclass(frozen=True)
@@ -72,21 +80,62 @@ class TrainedRun:
 
 
 def build_net(config: RunConfig, data: DataDescription) -> nn.Module:
-    """Return the configuration's net for these data, with fresh weights."""
-    net = build_model(
-        config.model,
-        conv=config.conv,
-        num_classes=len(data.classes),
-        in_channels=data.input_shape[0],
-        width=config.width,
-        growth=config.growth,
-        dropout=config.dropout,
-    )
+    """Return the configuration's net for these data, with fresh weights.
+
+    Raises:
+        ValueError: an unknown name, a factory that builds no net, or no convolution that could become lines.
+    """
+    if config.factory is not None:
+        net = build_from(config.factory)
+    else:
+        net = build_model(
+            config.model,
+            conv=config.conv,
+            num_classes=len(data.classes),
+            in_channels=data.input_shape[0],
+            width=config.width,
+            growth=config.growth,
+            dropout=config.dropout,
+        )
+    if config.lines is not None:
+        put_lines(
+            net,
+            config.lines,
+            where=chosen_lines(net, config),
+            path=config.line_path,
+            angle_groups=config.line_groups,
+        )
     if config.angle_grad_scale is not None:
         for module in net.modules():
             if isinstance(module, RotateConv2d):
                 module.angle_grad_scale = config.angle_grad_scale
     return net
+
+
+def net_cost(config: RunConfig, data: DataDescription) -> ModelCost:
+    """Return what the configuration's net costs for one of these images."""
+    # A user's own function may compute while it builds, which nothing can on the meta device.
+    device = "cpu" if config.factory is not None else "meta"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        net = build_net(config, data)
+    return cost(net, data.input_shape)
+
+
+def chosen_lines(net: nn.Module, config: RunConfig) -> Callable[[str, nn.Conv2d], bool] | None:
+    """Return the filter that `convert` takes for the names in `config.only`; None where there are none.
+
+    Raises:
+        ConfigError: a name or pattern that no convolution of the net has.
+    """
+    if config.only is None:
+        return None
+    patterns = [pattern.strip() for pattern in config.only.split(",") if pattern.strip()]
+    # A net that is partly converted already has lines under some of the names.
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | RotateConv2d)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"only: the net has no convolution {pattern!r}{nearest(pattern, names[:40])}")
+    return lambda name, conv: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def load_run(run: str | Path) -> TrainedRun:
@@ -130,3 +179,30 @@ def load_run(run: str | Path) -> TrainedRun:
     except RuntimeError as error:
         raise RunError(f"the weights in {run} do not fit its configuration: {error}") from None
     return TrainedRun(config, net.eval(), data)
+
+
+def evaluate_split(
+    model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int = 512
+) -> Evaluation:
+    """Evaluate a net on a GPU if there is one, in a run's precision and memory format, normalised as in training.
+
+    Args:
+        model: moved to that device.
+        config: of the run.
+        data: that the net was trained on.
+        split: the images.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device).to(memory_format=layout)
+    batches = Batches(
+        split, batch_size, mean=data.mean, std=data.std, device=device, channels_last=config.channels_last
+    )
+    low = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, dtype=low, enabled=config.precision != "no"):
+        return evaluate(model, batches, data.classes)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from rotateconv.checkpoint import load_checkpoint, weights_bytes
 from rotateconv.config import RunConfig
-from rotateconv.cost import cost
 from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData
 from rotateconv.evaluation import Evaluation, evaluate
@@ -52,7 +51,7 @@ from rotateconv.state import (
     restore_state,
     start_accelerator,
 )
-from rotateconv.trained import DataDescription, build_net
+from rotateconv.trained import DataDescription, net_cost
 from rotateconv.watch import DivergedError, OnEvent, RunInterrupted, Watch, check_finite, check_weights
 
 __all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train_epoch", "train_step", "training_loss"]
@@ -91,10 +90,11 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
     if state.teacher is not None:
         with torch.no_grad(), accelerator.autocast():
             teacher_scores = state.teacher(images).float()
-    scores = state.model(images)
-    loss = training_loss(scores, labels, config, teacher_scores)
     state.optimizer.zero_grad()
-    accelerator.backward(loss * state.share(len(labels)))
+    with state.rounded():
+        scores = state.model(images)
+        loss = training_loss(scores, labels, config, teacher_scores)
+        accelerator.backward(loss * state.share(len(labels)))
     if config.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
     state.optimizer.step()
@@ -275,13 +275,13 @@ def _summary(state: TrainingState, run: Path) -> Record:
     config, records = state.config, read_records(run)
     test = evaluate_split(state, state.test)
     check_finite(state, run / CHECKPOINTS, "test loss", test.loss)
-    with torch.device("meta"):
-        model_cost = cost(build_net(config, state.data), state.data.input_shape)
+    model_cost = net_cost(config, state.data)
     best = max(records, key=lambda record: record["validation_accuracy"] or 0.0)
     return {
         "recipe": config.recipe,
         "model": config.model,
         "conv": config.conv,
+        "lines": config.lines,
         "width": config.width,
         "dataset": state.data.name,
         "seed": config.seed,

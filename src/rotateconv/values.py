@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -82,7 +82,7 @@ def _kinds(owner: type, key: str) -> tuple[Any, ...]:
     if key not in _hints(owner):
         raise ConfigError(f"unknown key {key!r}{nearest(key, _hints(owner))}")
     hint = _hints(owner)[key]
-    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _numbers(text: str, *, as_tuple: bool) -> list[object]:

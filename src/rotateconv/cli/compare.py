@@ -1,8 +1,6 @@
 """`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,7 @@ EXAMPLES = options.examples(
         "On CIFAR-10, with dense nets of equal size:",
         "rotateconv compare --data cifar10 --download --equal-params --out runs/cifar10",
     ),
+    ("Accuracy against bytes too:", "rotateconv compare --sizes --out runs/digits"),
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
 )
 _STUDY = ("models", "convs", "seeds", "equal_params")
@@ -57,6 +56,27 @@ def compare(
             rich_help_panel="Study",
         ),
     ] = None,
+    sizes: Annotated[
+        bool,
+        typer.Option(
+            "--sizes",
+            help="Then compare accuracy against bytes too, of the finished runs at several bits.",
+            rich_help_panel="Study",
+        ),
+    ] = False,
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="RUN",
+            help="With --sizes: a finished run of elsewhere, such as a converted one; may be repeated.",
+            rich_help_panel="Study",
+        ),
+    ] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option("--bits", metavar="A,B", help="With --sizes: of a weight; 32,8,6,4,3,2.", rich_help_panel="Study"),
+    ] = None,
     width: options.Width = None,
     recipe: options.Recipe = None,
     config: Annotated[
@@ -93,7 +113,8 @@ def compare(
 ) -> None:
     """Train nets with several seeds and compare them with the dense net of the same recipe.
 
-    The same command goes on after Ctrl-C: finished runs are skipped. DIR gets comparison.json, .md and .png.
+    The same command goes on after Ctrl-C: finished runs are skipped. DIR gets comparison.json, .md and .png, and
+    with --sizes also sizes.json, .md and .png: what each net is worth in a packed file of so many bytes.
     """
     changes = {
         "data": data,
@@ -125,7 +146,22 @@ def compare(
     base = options.configure(recipe, changes, set_ or [], values)
     chosen = {**_checked(from_file), **{key: value for key, value in study.items() if value is not None}}
     folder = out if out is not None else Path("runs", f"compare-{options.data_name(base)}")
-    _compare(base, chosen, folder, jobs=jobs, overwrite=overwrite, download=download)
+    if not sizes:
+        options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
+    widths = _widths(bits) if sizes else None
+    _compare(base, chosen, folder, jobs=jobs, overwrite=overwrite, download=download, widths=widths, others=with_ or [])
+
+
+def _widths(text: str | None) -> tuple[int, ...]:
+    """Return the bits of --bits."""
+    from rotateconv.sizes import BITS
+
+    names = _names(text)
+    if names is None:
+        return BITS
+    if not names or not all(name.isdigit() for name in names):
+        raise ConfigError(f"--bits must be whole numbers with commas between, such as 32,8,4, not {text!r}")
+    return tuple(map(int, names))
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -149,7 +185,15 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(
-    base: Any, chosen: dict[str, Any], out: Path, *, jobs: int | None, overwrite: bool, download: bool
+    base: Any,
+    chosen: dict[str, Any],
+    out: Path,
+    *,
+    jobs: int | None,
+    overwrite: bool,
+    download: bool,
+    widths: tuple[int, ...] | None,
+    others: list[Path],
 ) -> None:
     """Train and compare, and show how it goes."""
     from rotateconv import compare as library
@@ -165,22 +209,42 @@ def _compare(
         for conv in study.convs:
             options.check_names(base, model=model, conv=conv)
     console = make_console()
-    data = DataDescription.of(load_shown(base, console, download=download))
+    images = load_shown(base, console, download=download)
+    data = DataDescription.of(images)
     try:
         with ComparisonProgress(console, study, data, out) as progress:
             rows = library.compare(study, data, out, jobs=jobs, overwrite=overwrite, on_event=progress)
     except RunInterrupted as error:
-        raise RunInterrupted(f"{error}: go on with {_again()}") from None
+        raise RunInterrupted(f"{error}: go on with {options.again()}") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {_again()}") from None
+        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {options.again()}") from None
     show_table(console, rows)
     facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})
+    if widths is not None:
+        _show_sizes(console, [out / run for row in rows for run in row["runs"]] + others, images, widths, out)
     failed = sum(len(row["failed"]) for row in rows)
     if failed:
         total = failed + sum(row["n"] for row in rows)
         raise CommandError(Failure(FAULT, f"{failed} of {total} runs diverged: {out / 'comparison.md'} says where"))
 
 
-def _again() -> str:
-    """Return the command that goes on: the same one, which must not start again from nothing."""
-    return shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])
+def _show_sizes(console: Any, runs: list[Path], images: Any, widths: tuple[int, ...], out: Path) -> None:
+    """Measure accuracy against bytes, show the table and say where it is kept."""
+    from rich import box
+    from rich.table import Table
+
+    from rotateconv.cli.console import facts
+    from rotateconv.sizes import measure_sizes
+    from rotateconv.sizes_report import CAPTION, cells, write_sizes
+
+    rows = measure_sizes(runs, images, widths)
+    write_sizes(rows, out, images.name)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.title = f"{images.name}: accuracy against bytes"
+    for place, head in enumerate(("net", "bits", "bytes", "test %", "n", "above\ndense")):
+        table.add_column(head, justify="left" if place < 2 else "right")
+    for row in rows:
+        table.add_row(*cells(row, strong=""))
+    console.print(table)
+    console.print(CAPTION, style="dim", width=min(100, console.width))
+    facts(console, {name: str(out / f"sizes.{end}") for name, end in _FILES.items()})

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rotateconv.cli import options
-from rotateconv.config import ConfigError
+from rotateconv.config import ConfigError, net_name
 
 EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),
@@ -32,7 +32,7 @@ def evaluate(
     """Show accuracy, each class's accuracy and the confusion of a trained net."""
     from rotateconv.cli.console import facts, make_console, say
     from rotateconv.cli.loading import load_shown
-    from rotateconv.trained import load_run
+    from rotateconv.trained import evaluate_split, load_run
 
     if split not in ("test", "validation"):
         raise ConfigError(f"--split must be test or validation, not {split!r}")
@@ -63,12 +63,13 @@ def evaluate(
         raise ConfigError(
             f"the net of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
         )
-    found, device = _evaluate(trained, getattr(images, split), batch_size)
+    found = evaluate_split(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
+    device = next(trained.model.parameters()).device
     facts(
         console,
         {
             "run": str(run),
-            "model": f"{settings.model} with {settings.conv}, trained on {trained.data.name}",
+            "model": f"{net_name(trained.config)}, trained on {trained.data.name}",
             "data": f"{images.name}: {found.count:,} {split} images",
             "device": str(device),
         },
@@ -77,31 +78,6 @@ def evaluate(
         say(console, "warning: this run was trained on its validation images too")
     console.print(f"[bold]{split} accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}[/bold]")
     _show_classes(console, found)
-
-
-def _evaluate(trained: Any, split: Any, batch_size: int) -> Any:
-    """Return the evaluation in the precision of the run, normalised as in training, and the device."""
-    import torch
-
-    from rotateconv.data import Batches
-    from rotateconv.evaluation import evaluate as evaluate_net
-
-    config = trained.config
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = trained.model.to(device).to(memory_format=layout)
-    batches = Batches(
-        split,
-        batch_size,
-        mean=trained.data.mean,
-        std=trained.data.std,
-        device=device,
-        channels_last=config.channels_last,
-    )
-    low = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, dtype=low, enabled=config.precision != "no"):
-        return evaluate_net(model, batches, trained.data.classes), device
 
 
 def _show_classes(console: Any, found: Any) -> None:

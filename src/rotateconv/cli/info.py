@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from rotateconv.cli import options
-from rotateconv.config import ConfigError
+from rotateconv.config import ConfigError, net_name
 from rotateconv.values import nearest
 
 EXAMPLES = options.examples(
@@ -33,6 +33,7 @@ def info(
     The options describe a net that is given by name; a run knows its own.
     """
     from rotateconv.cli.console import make_console
+    from rotateconv.cost import cost
     from rotateconv.models import MODELS, build_model
 
     console = make_console()
@@ -40,7 +41,7 @@ def info(
         size = _input_size(input)
         net = build_model(subject, conv, num_classes=classes, in_channels=size[0], width=width)
         title = f"{subject} with {conv}{'' if width == 1 else f', width {width:g}'}"
-        _show_cost(console, title, net, size, layers)
+        _show_cost(console, title, cost(net, size), layers)
         return
     run = Path(subject)
     if not (run / "config.json").is_file():
@@ -60,12 +61,10 @@ def _input_size(text: str) -> tuple[int, int, int]:
 
 def _show_run(console: Any, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its net."""
-    import torch
-
     from rotateconv.cli.console import duration, facts
     from rotateconv.cli.progress import recipe_line
     from rotateconv.runs import read_config, read_json, read_records
-    from rotateconv.trained import DataDescription, build_net
+    from rotateconv.trained import DataDescription, net_cost
 
     config = read_config(run)
     data = DataDescription.from_record(read_json(run / "data.json"))
@@ -95,21 +94,17 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
         each = f"{summary['seconds_per_epoch']:.3g} s an epoch, {summary['images_per_second']:,.0f} images/s"
         rows["time"] = f"{duration(summary['seconds'])}, {each}"
     facts(console, rows)
-    with torch.device("meta"):
-        net = build_net(config, data)
-    _show_cost(console, f"{config.model} with {config.conv}", net, data.input_shape, layers)
+    _show_cost(console, net_name(config), net_cost(config, data), layers)
 
 
-def _show_cost(console: Any, title: str, net: Any, size: tuple[int, int, int], layers: bool) -> None:
+def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
     """Print what a net costs for one image."""
     from rich import box
     from rich.table import Table
 
     from rotateconv.cli.console import facts
-    from rotateconv.cost import cost
 
-    found = cost(net, size)
-    shape = " x ".join(map(str, size))
+    shape = " x ".join(map(str, found.input_size))
     if layers:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=f"{title}, {shape}")
         for head in ("layer", "kind", "parameters", "multiply-adds"):

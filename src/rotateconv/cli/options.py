@@ -1,5 +1,8 @@
 """The options that commands share, and the configuration that they make up together."""
 
+import dataclasses
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rotateconv.config import ConfigError, RunConfig, make_config
+from rotateconv.values import parse, read_toml
 
 _DATA, _NET, _TRAINING = "Data", "Net", "Training"
 
@@ -113,6 +117,22 @@ Compile = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Qat = Annotated[
+    bool | None,
+    typer.Option(
+        "--qat",
+        help="Train with rounded numbers, as they will be packed, and keep those.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+WeightBits = Annotated[
+    int | None,
+    typer.Option("--weight-bits", help="With --qat: of a weight, 2 to 8; 4.", rich_help_panel=_TRAINING),
+]
+AngleBits = Annotated[
+    int | None,
+    typer.Option("--angle-bits", help="With --qat: of an angle, 3 to 8; 5.", rich_help_panel=_TRAINING),
+]
 
 
 def examples(*pairs: tuple[str, str]) -> str:
@@ -144,6 +164,52 @@ def configure(
     if recipe is None and "recipe" not in named:
         recipe = recipe_for(str(named.get("data", "digits")))
     return make_config(recipe, changes=values, overrides=overrides)
+
+
+def changed(config: RunConfig, changes: Mapping[str, object], overrides: Sequence[str]) -> RunConfig:
+    """Return a configuration with the values of options, None where not given, and of --set, the later ones last.
+
+    Raises:
+        ConfigError: an unknown key, or a value that has no meaning.
+    """
+    values = {key: value for key, value in changes.items() if value is not None}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, not {text!r}")
+        values[key.strip()] = parse(RunConfig, key.strip(), value.strip())
+    return dataclasses.replace(config, **values)  # type: ignore[arg-type]
+
+
+def fine_tuned(
+    source: Path,
+    factory: str | None = None,
+    recipe: str | None = None,
+    changes: Mapping[str, object] | None = None,
+    file: Path | None = None,
+) -> RunConfig:
+    """Return the recipe that goes on from a trained net: a run's own, or what recipe, options and file say.
+
+    Raises:
+        ConfigError: a weights file without a function that builds its net, or the function with a run folder.
+        RunError: no run folder.
+    """
+    from rotateconv.conversion import fine_tuning
+    from rotateconv.runs import read_config
+
+    if factory is None:
+        if source.is_file():
+            raise ConfigError(f"{source} is a file of weights: say with --model which function builds its net")
+        return fine_tuning(dataclasses.replace(read_config(source), qat=False), str(source))
+    if not source.is_file():
+        raise ConfigError(f"--model belongs to a file of weights, and {source} is none")
+    base = configure(recipe, changes or {}, (), read_toml(file) if file is not None else None)
+    return fine_tuning(dataclasses.replace(base, factory=factory, conv="conv3x3"), str(source))
+
+
+def again() -> str:
+    """Return the command that goes on: the same one, which must not start again from nothing."""
+    return shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])
 
 
 def recipe_for(data: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rotateconv.cli import options
+from rotateconv.config import net_name
 
 EXAMPLES = options.examples(
     ("4-bit weights and 5-bit angles:", "rotateconv pack runs/digits-resnet20-rotate4-seed0 --out digits.rotateconv"),
@@ -48,7 +49,7 @@ def pack(
     facts(
         console,
         {
-            "model": f"{trained.config.model} with {trained.config.conv}, trained on {data.name}",
+            "model": f"{net_name(trained.config)}, trained on {data.name}",
             "bits": f"{weight_bits} a weight, {angle_bits} an angle, {dense_bits} in stem, 1x1 and linear layers",
             "packed": f"{size:,} bytes, {dense / size:.1f} times smaller than its {dense:,} bytes",
         },

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rotateconv.cli.console import duration, facts, say
-from rotateconv.config import RunConfig
+from rotateconv.config import RunConfig, net_name
 from rotateconv.data.sets import ImageData
 
 _EVERY = 0.1  # seconds between two updates of the bar
@@ -102,11 +102,10 @@ def run_facts(config: RunConfig, data: ImageData, start: dict[str, Any]) -> dict
     channels, height, width = data.train.images.shape[1:]
     threads = f", {torch.get_num_threads()} threads" if start["device"] == "cpu" else ""
     processes = f", {start['processes']} processes" if start["processes"] > 1 else ""
-    narrowed = "" if config.width == 1 else f", width {config.width:g}"
     rows = {
         "run": start["run"],
         "device": f"{start['device']}{threads}{processes}",
-        "model": f"{config.model} with {config.conv}{narrowed}: {start['parameters']:,} parameters",
+        "model": f"{net_name(config)}: {start['parameters']:,} parameters",
         "data": f"{data.name}: {start['images']:,} training, {len(data.validation):,} validation, "
         f"{len(data.test):,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
         "recipe": recipe_line(config),

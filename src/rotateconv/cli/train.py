@@ -1,6 +1,5 @@
 """`rotateconv train`: one net, one data set, one run folder."""
 
-import dataclasses
 import os
 import shlex
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from rotateconv.cli import options
-from rotateconv.config import ConfigError, RunConfig
-from rotateconv.values import parse, read_toml
+from rotateconv.config import RunConfig
+from rotateconv.values import read_toml
 
 EXAMPLES = options.examples(
     ("The embedded digits, a minute:", "rotateconv train"),
     ("ResNet-20 of rotate4 on CIFAR-10:", "rotateconv train --data cifar10 --download --model resnet20 --conv rotate4"),
     ("An image folder:", "rotateconv train --data folder --data-dir photos --image-size 32 --epochs 30"),
     ("Go on after Ctrl-C:", "rotateconv train --resume runs/digits-resnet20-rotate4-seed0"),
+    ("Rounded to 4 bits, from a finished run:", "rotateconv train --source runs/digits-resnet20-rotate4-seed0 --qat"),
     ("Two processes:", "torchrun --nproc-per-node 2 -m rotateconv train --out runs/two"),
 )
 
@@ -56,7 +56,19 @@ def train(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of weights, order and augmentation.", rich_help_panel="Training")
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--source",
+            metavar="RUN",
+            help="Go on from a trained net: its recipe with half the epochs and learning rate, it being the teacher.",
+            rich_help_panel="Training",
+        ),
+    ] = None,
     teacher: options.Teacher = None,
+    qat: options.Qat = None,
+    weight_bits: options.WeightBits = None,
+    angle_bits: options.AngleBits = None,
     precision: options.Precision = None,
     compile: options.Compile = None,
     out: Annotated[
@@ -92,15 +104,24 @@ def train(
         "lr": lr,
         "seed": seed,
         "teacher": teacher,
+        "qat": qat,
+        "weight_bits": weight_bits,
+        "angle_bits": angle_bits,
         "precision": precision,
         "compile": compile,
     }
-    if resume is None:
+    if resume is not None:
+        given = {"--out": out, "--recipe": recipe, "--config": config, "--source": source, "--overwrite": overwrite}
+        options.refuse(given, "--resume")
+        settings, run = _resumed(resume, changes, set_ or []), resume
+    elif source is not None:
+        given = {"--recipe": recipe, "--config": config, "--data": data, "--model": model, "--conv": conv}
+        options.refuse({**given, "--width": width}, "--source, whose own it keeps")
+        settings = options.changed(options.fine_tuned(source), changes, set_ or [])
+        run = out if out is not None else Path("runs", f"{source.name}-{'qat' if settings.qat else 'tuned'}")
+    else:
         settings = options.configure(recipe, changes, set_ or [], read_toml(config) if config else None)
         run = out if out is not None else Path("runs", options.run_name(settings))
-    else:
-        options.refuse({"--out": out, "--recipe": recipe, "--config": config, "--overwrite": overwrite}, "--resume")
-        settings, run = _resumed(resume, changes, set_ or []), resume
     _run(settings, run, resume=resume is not None, overwrite=overwrite, download=download, tensorboard=tensorboard)
 
 
@@ -108,13 +129,7 @@ def _resumed(run: Path, changes: dict[str, Any], overrides: list[str]) -> RunCon
     """Return the configuration of the run that is resumed, with what the command line says differently."""
     from rotateconv.runs import read_config
 
-    values = {key: value for key, value in changes.items() if value is not None}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"expected key=value, not {text!r}")
-        values[key.strip()] = parse(RunConfig, key.strip(), value.strip())
-    return dataclasses.replace(read_config(run), **values)
+    return options.changed(read_config(run), changes, overrides)
 
 
 def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, tensorboard: bool) -> None:
