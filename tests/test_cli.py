@@ -1,5 +1,6 @@
 """Laws of the command line: help that works, options that arrive, runs that go on, sums that agree."""
 
+import json
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 import rotateconv
 from rotateconv import images, training
-from rotateconv.cli import app, compare, evaluate, info, train
+from rotateconv.cli import app, compare, convert, evaluate, info, train
 from rotateconv.cli.console import duration
 from rotateconv.cli.options import recipe_for, run_name
 from rotateconv.cli.progress import TrainingProgress
@@ -29,7 +30,7 @@ from rotateconv.runs import read_config, read_json, read_records
 from rotateconv.training import RunInterrupted, fit
 from small import Tiny, small_digits
 
-COMMANDS = {"train": train, "compare": compare, "evaluate": evaluate, "info": info}
+COMMANDS = {"train": train, "compare": compare, "convert": convert, "evaluate": evaluate, "info": info}
 SMALL = ["--set", "model=tiny", "--set", "augment=none", "--epochs", "2", "--batch-size", "32", "--lr", "0.05"]
 PYTHON = [sys.executable, "-m", "rotateconv"]
 # Four channels: small enough for a test, and a name that other processes know too.
@@ -74,6 +75,65 @@ def test_help_shows_commands_that_parse(name: str) -> None:
         words = shlex.split(text)
         rest = words[words.index(name) + 1 :]
         command.make_context(name, rest)  # raises where an option is unknown or its value has another type
+
+
+def test_convert_says_what_it_cost_and_goes_on() -> None:
+    run("train", *SMALL, "--conv", "conv3x3", "--out", "dense")
+    words = ["convert", "dense", "--taps", "profile", "--epochs", "2", "--out", "lines"]
+    told = run(*words)
+    found = read_json(Path("lines/conversion.json"))
+    assert found["lines"] == "profile"
+    assert read_config(Path("lines")).source == read_config(Path("lines")).teacher == "dense"
+    for name in ("source", "fitted", "fine-tuned"):
+        key = name.replace("-", "_")
+        numbers = [f"{found[split][key]:.2f}" for split in ("validation_accuracy", "test_accuracy")]
+        assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
+    for text in (
+        "skipped: the stem",
+        "fitted to lines",
+        "epoch 1/2",
+        "lines/conversion.md",
+        "converted to profile taps",
+    ):
+        assert text in told
+    again = run(*words)
+    assert "epoch 1/2" not in again
+    assert "profile taps" in run("info", "lines")
+    assert f"test accuracy {found['test_accuracy']['fine_tuned']:.2f} %" in run("evaluate", "lines")
+    run("pack", "lines", "--out", "lines.rotateconv")
+    assert "resume it unchanged" in CliRunner().invoke(app, [*words, "--lr", "0.01"]).stderr
+    told = run(*words, "--lr", "0.01", "--stages", "1", "--overwrite", "--qat", "--weight-bits", "3")
+    assert "fine-tuned, rounded" in told
+    assert read_config(Path("lines")).weight_bits == 3
+
+
+def test_train_goes_on_from_a_run_with_rounded_numbers() -> None:
+    run("train", *SMALL, "--conv", "rotate2p", "--out", "first")
+    told = run("train", "--source", "first", "--qat", "--weight-bits", "3", "--angle-bits", "4")
+    assert "rounded to 3 bits" in told
+    config = read_config(Path("runs/first-qat"))
+    assert (config.conv, config.epochs, config.source, config.teacher) == ("rotate2p", 1, "first", "first")
+    assert (config.qat, config.weight_bits, config.angle_bits) == (True, 3, 4)
+
+
+def test_compare_measures_sizes_too() -> None:
+    words = ["compare", "--convs", "conv3x3,rotate2p", "--seeds", "1", *NARROW, "--out", "both"]
+    run(*words)
+    run("train", "--source", "both/runs/resnet20-rotate2p-w0.25-seed0", "--qat", "--out", "rounded")
+    told = run(*words, "--sizes", "--bits", "32,4", "--with", "rounded")
+    rows = json.loads(Path("both/sizes.json").read_text())
+    assert [(row["dense"], row["bits"], row["qat"]) for row in rows] == [
+        (True, 32, False),
+        (True, 4, False),
+        (False, 32, False),
+        *[(False, 4, row["qat"]) for row in rows[3:]],  # the smaller one last, whichever that is
+    ]
+    assert sorted(row["qat"] for row in rows[3:]) == [False, True]
+    for row in rows:
+        assert f"{row['bytes']:,.0f}" in told
+    for end in ("md", "json", "png"):
+        assert Path(f"both/sizes.{end}").is_file()
+        assert f"both/sizes.{end}" in told
 
 
 @pytest.mark.parametrize("name", COMMANDS)

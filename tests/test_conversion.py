@@ -277,11 +277,13 @@ def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save({"weight": [1.0]}, "list.pt")
     torch.save({}, "empty.pt")
     Path("text.pt").write_text("no weights")
+    Path("toml.pt").write_text("epochs = = 3")  # an IndexError of the unpickler
     Path("text.safetensors").write_text("no weights")
     for name, message in [
         ("code.pt", "cannot read code.pt: expected a safetensors file, or a state dict that torch.load reads with"),
         ("text.pt", "cannot read text.pt: expected a safetensors file"),
         ("text.safetensors", "cannot read text.safetensors: expected a safetensors file"),
+        ("toml.pt", "cannot read toml.pt: expected a safetensors file"),
         ("missing.pt", "cannot read missing.pt: No such file or directory"),
         ("list.pt", "list.pt holds no state dict"),
         ("empty.pt", "empty.pt holds no state dict"),
