@@ -1,0 +1,122 @@
+"""`rotateconv report`: tables, pictures and pages from finished runs and committed records; nothing is trained."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rotateconv.cli import options
+from rotateconv.config import ConfigError
+
+if TYPE_CHECKING:
+    from rotateconv.runs import Record
+
+EXAMPLES = options.examples(
+    ("Tables and pictures of a comparison:", "rotateconv report runs/demo --out runs/demo/report"),
+    (
+        "From a study's runs to its record, a few kilobytes to commit:",
+        "rotateconv report runs/digits --records experiments/digits/records.jsonl",
+    ),
+    ("The tables of a page made anew from all records:", "rotateconv report experiments --page docs/results.md"),
+    (
+        "How far the angles of a run moved, and what shuffling them costs:",
+        "rotateconv report runs/demo/runs/resnet20-rotate4-seed0 --analysis",
+    ),
+)
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Run folders, comparisons, or folders with records of studies in them.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where report.md and its pictures go.")
+    ] = None,
+    page: Annotated[
+        list[Path] | None,
+        typer.Option("--page", metavar="FILE", help="Make the blocks of this Markdown page anew; may be repeated."),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", metavar="FILE", help="Write what all the runs found into this record of a study."),
+    ] = None,
+    analysis: Annotated[
+        bool,
+        typer.Option("--analysis", help="First write analysis.json into the run folders: angles, packed size."),
+    ] = False,
+    data_dir: options.DataDir = None,
+    draws: Annotated[int, typer.Option("--draws", help="Shuffles of each layer's angles, for --analysis.")] = 3,
+) -> None:
+    """Show what runs found: accuracies over seeds, differences to the dense net, who loses, how angles moved.
+
+    Without --out, --page, --records and --analysis the tables are printed.
+    """
+    from rotateconv.cli.console import facts, make_console, say
+    from rotateconv.records import find_studies, write_study
+    from rotateconv.report import to_markdown
+
+    if draws < 1:
+        raise ConfigError(f"--draws must be 1 or more, not {draws}")
+    if data_dir is not None and not analysis:
+        raise ConfigError("--data-dir has no meaning without --analysis, which evaluates nets: leave it out")
+    console = make_console()
+    if analysis:
+        from rotateconv.cli.analysis import analyse_all
+
+        analyse_all(folders, data_dir, draws, console)
+    studies = find_studies(folders)
+    written: dict[str, str] = {}
+    if records is not None:
+        write_study([run for runs in studies.values() for run in runs], records)
+        written["records"] = str(records)
+    if out is not None:
+        _write_report(studies, out)
+        written["report"] = str(out / "report.md")
+    for file in page or []:
+        _fill(file, studies)
+        written["page"] = str(file)
+    if written:
+        facts(console, written)
+    elif not analysis:
+        say(console, to_markdown(studies).rstrip())
+
+
+def _write_report(studies: Mapping[str, Sequence["Record"]], out: Path) -> None:
+    """Write report.md and the pictures that it shows."""
+    from rotateconv.plots_runs import draw_study
+    from rotateconv.report import rows_of, to_markdown
+    from rotateconv.runs import disk_errors, write_bytes
+
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for study, runs in studies.items():
+        if runs:
+            draw_study(study, rows_of(study, studies), out)
+    write_bytes(out / "report.md", to_markdown(studies, pictures=True).encode())
+
+
+def _fill(page: Path, studies: Mapping[str, Sequence["Record"]]) -> None:
+    """Make the blocks of a page anew, and draw the pictures that it shows into the folder beside it."""
+    from rotateconv.plots_runs import draw_study
+    from rotateconv.report import PICTURES, blocks, fill_page, rows_of
+    from rotateconv.runs import RunError, disk_errors, write_bytes
+
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot read {page}: {error.strerror}") from None
+    filled = fill_page(text, studies)
+    folder = page.parent / PICTURES
+    for kind, study in blocks(text):
+        rows = rows_of(study, studies)
+        if kind == "pictures" and rows:
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            draw_study(study, rows, folder)
+    write_bytes(page, filled.encode())

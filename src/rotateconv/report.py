@@ -1,0 +1,103 @@
+"""Pages from the runs of studies alone: nothing here trains, and no number is typed in."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from rotateconv.plots_runs import picture_names
+from rotateconv.runs import Record, RunError
+from rotateconv.study import Row, make_rows
+from rotateconv.tables import accuracy_table, angle_table, contrast_table, validation_table
+from rotateconv.values import nearest
+
+Studies = Mapping[str, Sequence[Record]]
+
+PICTURES = "results"
+"""Folder of a page's pictures, beside it."""
+
+_BLOCK = re.compile(r"<!-- report: (?P<kind>\w+) (?P<study>[\w./-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def fill_page(text: str, studies: Studies) -> str:
+    """Return a Markdown page with its blocks made anew.
+
+    A block is what lies between `<!-- report: KIND STUDY -->` and `<!-- end -->`.
+
+    Args:
+        text: of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
+        studies: as from `rotateconv.records.find_studies`.
+
+    Raises:
+        RunError: the page asks for a kind or a study that there is not.
+
+    Example:
+        >>> print(fill_page("<!-- report: table mnist -->\\n<!-- end -->", {"mnist": []}))
+        <!-- report: table mnist -->
+        Not measured yet: `rotateconv compare --config experiments/mnist/study.toml --out runs/mnist`
+        <!-- end -->
+    """
+
+    def fill(block: re.Match[str]) -> str:
+        kind, study = block["kind"], block["study"]
+        return f"<!-- report: {kind} {study} -->\n{make_block(kind, study, studies)}\n<!-- end -->"
+
+    return _BLOCK.sub(fill, text)
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return kind and study of every block of a page."""
+    return [(block["kind"], block["study"]) for block in _BLOCK.finditer(text)]
+
+
+def make_block(kind: str, study: str, studies: Studies) -> str:
+    """Return the text of a block; a study without a run says so."""
+    if kind not in (*KINDS, "pictures"):
+        raise RunError(f"a page asks for {kind!r}{nearest(kind, (*KINDS, 'pictures'))}")
+    rows = rows_of(study, studies)
+    if not rows:
+        commands = [
+            f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in _named(study, studies)
+        ]
+        return "Not measured yet: " + ", ".join(commands)
+    return KINDS[kind](rows) if kind != "pictures" else _pictures(study, rows, PICTURES + "/")
+
+
+def rows_of(study: str, studies: Studies) -> list[Row]:
+    """Return the rows of a study, or of all studies in the folder of that name; RunError for an unknown one."""
+    return make_rows([run for name in _named(study, studies) for run in studies[name]])
+
+
+def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
+    """Return everything that is known of the studies, a section each.
+
+    Args:
+        studies: as from `rotateconv.records.find_studies`.
+        pictures: show those that `draw_study` puts into the same folder.
+    """
+    parts = []
+    for study in studies:
+        rows = rows_of(study, studies)
+        kinds = ("table", "contrasts", "angles") if rows else ("table",)
+        parts += [f"# {study}", *(make_block(kind, study, studies) for kind in kinds)]
+        parts += [_pictures(study, rows, "")] if pictures and rows else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _pictures(study: str, rows: Sequence[Row], folder: str) -> str:
+    return "\n\n".join(f"![{name.removesuffix('.png')}]({folder}{name})" for name in picture_names(study, rows))
+
+
+KINDS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "table": accuracy_table,
+    "contrasts": contrast_table,
+    "validation": validation_table,
+    "angles": angle_table,
+}
+"""What a block of a page can show besides "pictures", which are the files of `draw_study` in the folder `PICTURES`."""
+
+
+def _named(study: str, studies: Studies) -> list[str]:
+    """Return the names of a study and of those in its folder."""
+    names = [name for name in studies if name == study or name.startswith(f"{study}/")]
+    if not names:
+        raise RunError(f"there is no study {study!r}{nearest(study, studies)}")
+    return names
