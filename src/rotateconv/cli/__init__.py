@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rotateconv.cli import bench, compare, convert, evaluate, export, info, pack, train, unpack
+from rotateconv.cli import bench, compare, convert, evaluate, export, info, pack, report, train, unpack
 from rotateconv.cli.group import Group
 
 app = typer.Typer(cls=Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -19,6 +19,7 @@ app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("pack", epilog=pack.EXAMPLES)(pack.pack)
 app.command("unpack", epilog=unpack.EXAMPLES)(unpack.unpack)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 
 
