@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit experiments-cpu experiments-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -20,6 +20,26 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# The studies of experiments/: finished runs are skipped, a stopped one goes on, and the records and the page are made
+# anew. DATA_DIR holds cifar10-jpeg/ and what torchvision reads (MNIST/raw/ and so on); the CPU studies take days.
+DATA_DIR    ?= $(or $(ROTATECONV_DATA),data)
+STUDY_FILES := $(sort $(wildcard experiments/*/study.toml experiments/*/*/study.toml))
+STUDY_NAMES := $(STUDY_FILES:experiments/%/study.toml=%)
+
+experiments-cpu: STUDIES = $(filter-out gpu/%,$(STUDY_NAMES))
+experiments-gpu: STUDIES = $(filter gpu/%,$(STUDY_NAMES))
+experiments-cpu experiments-gpu: $(STAMP)
+	set -e; for study in $(STUDIES); do \
+	    case $$study in \
+	        *cifar10-jpeg* | defaults/*) data="--data-dir $(DATA_DIR)/cifar10-jpeg" ;; \
+	        digits*) data= ;; \
+	        *) data="--data-dir $(DATA_DIR) --download" ;; \
+	    esac; \
+	    $(BIN)/rotateconv compare --config experiments/$$study/study.toml $$data --out runs/experiments/$$study; \
+	    $(BIN)/rotateconv report runs/experiments/$$study --records experiments/$$study/records.jsonl; \
+	done
+	$(BIN)/rotateconv report experiments --page docs/results.md --page README.md
 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml
