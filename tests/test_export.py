@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from rotateconv import build_model, convert
 from rotateconv import export as exports
 from rotateconv.export import Export, export_onnx, export_torch
+from rotateconv.models import MODELS
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -126,13 +128,18 @@ def test_a_converted_torchvision_resnet18(tmp_path: Path) -> None:
     assert found.bytes < 4.05 * 11_181_642
 
 
+MAIN = ("rotate4", "rotate2", "rotate2p")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "conv"), [("resnet32", "rotate2"), ("densenet40", "rotate2p")])
-def test_other_nets_export(name: str, conv: str, tmp_path: Path) -> None:
-    growth = 4 if name.startswith("densenet") else None
-    model = lively(build_model(name, conv, width=0.25 if growth is None else 0.5, growth=growth))
-    found = export_onnx(model, tmp_path / "net.onnx", input_size=(3, 8, 8))
+@pytest.mark.parametrize("conv", MAIN)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_net_exports_at_full_width(name: str, conv: str, tmp_path: Path) -> None:
+    found = export_onnx(lively(build_model(name, conv)), tmp_path / "net.onnx", input_size=(3, 32, 32))
     assert found.largest_difference < 1e-4
+    dense = sum(parameter.numel() for parameter in build_model(name, "conv3x3").parameters())
+    graph = 2000 * int(re.sub(r"\D", "", name))  # bytes of names and nodes: so many a layer
+    assert found.bytes < 4 * dense + graph
 
 
 @pytest.mark.parametrize(("export", "run", "name"), EXPORTERS)
