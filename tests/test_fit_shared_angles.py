@@ -10,6 +10,7 @@ from torch import Tensor
 
 import reference
 from rotateconv import RotateConv2d, fit_line
+from rotateconv.fit_profile import _take_turns
 from rotateconv.kernel import mean_gram
 
 SIZES, PATHS, TAPS = (3, 5, 7, 9), ("circle", "square"), ("free", "shared", "profile")
@@ -140,6 +141,31 @@ def test_rows_of_more_dimensions_and_of_zeros() -> None:
     assert one.profile is not None
     assert one.profile.shape == (3,)
     torch.testing.assert_close(one.residual, fit.residual[0, 0], rtol=1e-4, atol=1e-5)
+
+
+@each_grid
+def test_a_turn_solves_for_the_profile_at_the_best_angles(size: int, path: Any) -> None:
+    basis = torch.from_numpy(reference.footprints(GRID[::15], size, path).reshape(-1, size, size * size))
+    rows, profile = torch.randn(3, 8, size * size, dtype=torch.float64), torch.randn(3, size, dtype=torch.float64)
+    _, index, explained = _take_turns(rows, profile, basis, turns=0)
+    turned, _, _ = _take_turns(rows, profile, basis, turns=1)
+    for row, start, found, places, most in zip(rows, profile, turned, index, explained, strict=True):
+        lines = start @ basis  # [angle, cell]
+        share = row @ (lines / lines.norm(dim=1, keepdim=True)).T  # [slice, angle]
+        assert torch.equal(share.abs().argmax(1), places)
+        assert share.abs().amax(1).square().sum().item() == pytest.approx(most.item())
+        weight = (row * lines[places]).sum(1) / lines[places].square().sum(1)
+        design = (weight[:, None, None] * basis[places]).transpose(1, 2).reshape(-1, size)
+        torch.testing.assert_close(found, torch.linalg.lstsq(design, row.reshape(-1, 1)).solution[:, 0])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e18])
+def test_rows_of_tiny_and_of_huge_weights(scale: float) -> None:
+    """Their squares are beyond float32; dead channels of trained nets are as small."""
+    layer = RotateConv2d(16, 6, taps="profile")
+    kernel = layer.kernel().detach() * scale
+    left = fit_line(kernel, "profile").residual.double().norm(dim=1) / kernel.double().flatten(1).norm(dim=1)
+    assert (left <= 1e-6).all(), f"{left.max():.1e}"
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 3, 3), (2, 4, 2, 3, 3)], ids=str)
