@@ -1,5 +1,6 @@
 """Data sets by name: the split that is held out, the constants, the digits, and what is refused."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -86,6 +87,40 @@ def test_constants_do_not_depend_on_the_threads() -> None:
 
 def test_a_constant_channel_can_be_divided_by() -> None:
     assert channel_statistics(torch.full((2, 1, 3, 3), 51, dtype=torch.uint8)) == ((0.2,), (1.0,))
+
+
+def test_given_constants_replace_those_of_the_training_split() -> None:
+    measured, data = load_data("digits"), load_data("digits", mean=[0.25], std=torch.tensor([2.0]).tolist())
+    assert (data.mean, data.std) == ((0.25,), (2.0,))
+    assert measured.mean != data.mean
+    assert torch.equal(data.train.images, measured.train.images)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([0.5], None, "mean and std belong together: give both, or none to compute them"),
+        (None, [0.5], "mean and std belong together"),
+        ([125.3], [0.2], r"expected means in units of 0..1, 1 being the brightest pixel, got \(125.3,\)"),
+        ([-0.1], [0.2], r"expected means in units of 0..1, .*, got \(-0.1,\)"),
+        ([math.nan], [0.2], r"expected means in units of 0..1, .*, got \(nan,\)"),
+        ([0.5], [0.0], r"expected standard deviations above 0 and finite, got \(0.0,\)"),
+        ([0.5], [-1.0], "expected standard deviations above 0 and finite"),
+        ([0.5], [math.inf], "expected standard deviations above 0 and finite"),
+        ([0.5], [math.nan], "expected standard deviations above 0 and finite"),
+        ([0.5] * 3, [0.2] * 3, "images of 1 channels need 1 means and standard deviations, got 3 and 3"),
+        ([0.5], [0.2] * 3, "images of 1 channels need 1 means and standard deviations, got 1 and 3"),
+        ([], [], "images of 1 channels need 1 means and standard deviations, got 0 and 0"),
+    ],
+)
+def test_constants_that_are_none_are_refused(mean: list[float] | None, std: list[float] | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data("digits", mean=mean, std=std)
+
+
+def test_wrong_constants_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(DataError, match="expected standard deviations above 0"):
+        load_data("folder", "nowhere", mean=[0.5] * 3, std=[0.0] * 3)
 
 
 def test_digits_are_those_of_scikit_learn() -> None:

@@ -1,6 +1,8 @@
 """What a data set is here: uint8 images and labels in three splits, with their mean and deviation."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,8 +60,8 @@ class ImageData:
         train: what the weights are fitted to.
         validation: held out of the official training set; it chooses.
         test: touched once, after the last epoch.
-        mean: of each channel of `train`, in units of 0..1.
-        std: of each channel of `train`, in units of 0..1.
+        mean: of each channel of `train` or given, in units of 0..1.
+        std: of each channel of `train` or given, in units of 0..1.
         flip: whether a mirrored image keeps its class.
     """
 
@@ -71,6 +73,33 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageData":
+        """The same images with given constants, such as those that a pretrained net was trained with.
+
+        Raises:
+            DataError: If they are no constants, or not one for each channel.
+        """
+        check_constants(mean, std)
+        channels = self.train.images.shape[1]
+        if not len(mean) == len(std) == channels:
+            raise DataError(
+                f"images of {channels} channels need {channels} means and standard deviations, "
+                f"got {len(mean)} and {len(std)}"
+            )
+        return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+
+def check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raise DataError unless both or none are given, the means are in 0..1 and the deviations positive."""
+    if (mean is None) != (std is None):
+        raise DataError("mean and std belong together: give both, or none to compute them from the training split")
+    if mean is None or std is None:
+        return
+    if not all(0 <= value <= 1 for value in mean):  # false for NaN, too
+        raise DataError(f"expected means in units of 0..1, 1 being the brightest pixel, got {tuple(mean)}")
+    if not all(0 < value < math.inf for value in std):
+        raise DataError(f"expected standard deviations above 0 and finite, got {tuple(std)}")
 
 
 def build_data(

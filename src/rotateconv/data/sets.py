@@ -2,14 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from rotateconv.data.decode import Progress
 from rotateconv.data.folder import load_folder
-from rotateconv.data.image_data import DataError, ImageData, Split, build_data, hold_out
+from rotateconv.data.image_data import DataError, ImageData, Split, build_data, check_constants, hold_out
 from rotateconv.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 
 __all__ = ["DATASETS", "DataError", "ImageData", "Split", "load_data"]
@@ -23,6 +23,8 @@ def load_data(
     image_size: int | None = None,
     svhn_extra: bool = False,
     skip_bad_images: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> ImageData:
     """Read a data set whole into memory.
@@ -35,11 +37,13 @@ def load_data(
         image_size: height and width to resize and crop to, in pixels (folder).
         svhn_extra: add the 531,131 extra images to the training set (svhn).
         skip_bad_images: leave out, with a warning, images that do not decode (folder).
+        mean: of each channel in units of 0..1, to normalise by; those of the training split if None.
+        std: of each channel in units of 0..1, given together with `mean`.
         progress: called as progress(done, total) while the images of a folder are decoded.
 
     Raises:
-        DataError: If the name is unknown, an option has no meaning for this set, or files are missing
-            or damaged.
+        DataError: If the name is unknown, an option has no meaning for this set, files are missing or
+            damaged, or mean and std are not one number for each channel.
 
     Example:
         >>> data = load_data("digits")
@@ -60,10 +64,12 @@ def load_data(
         if value is not None and value is not False and option not in taken:
             flag = option.replace("_", "-")
             raise DataError(f"--{flag} has no meaning for the data set {name}: leave it out")
+    check_constants(mean, std)  # before minutes of reading; whether they fit the channels is known after it
     # Only decoding takes long enough to be watched, so a set without it never calls `progress`.
     given = {**options, "progress": progress}
     folder = Path(data_dir or os.environ.get("ROTATECONV_DATA") or "data").expanduser()
-    return load(folder, **{option: value for option, value in given.items() if option in taken})
+    data = load(folder, **{option: value for option, value in given.items() if option in taken})
+    return data if mean is None or std is None else data.normalised_by(mean, std)
 
 
 def load_digits(folder: Path, *, download: bool) -> ImageData:
