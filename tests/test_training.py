@@ -15,6 +15,7 @@ from rotateconv.config import PRESETS, ConfigError, RunConfig, make_config
 from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData
 from rotateconv.evaluation import evaluate
+from rotateconv.images import load_images
 from rotateconv.models import MODELS
 from rotateconv.runs import RunError, read_json, read_records
 from rotateconv.trained import DataDescription, build_net, load_run
@@ -263,3 +264,10 @@ def test_every_preset_trains_a_step(tmp_path: Path, data: ImageData) -> None:
         changes = {"model": "tiny", "data": "digits", "epochs": 1, "batch_size": 51}
         summary = fit(make_config(name, changes=changes), tmp_path / name, data=data)
         assert summary["recipe"] == name
+
+
+def test_given_normalisation_reaches_the_run(tmp_path: Path) -> None:
+    config = tiny_config(epochs=1, mean=(0.25,), std=(0.5,))
+    fit(config, tmp_path / "run", data=load_images(config))
+    assert read_json(tmp_path / "run" / "data.json")["mean"] == [0.25]
+    assert load_run(tmp_path / "run").data.std == (0.5,)

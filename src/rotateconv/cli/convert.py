@@ -95,7 +95,8 @@ def convert(
     """Convert a trained net to lines, fine-tune it with its original as the teacher, and report what it cost.
 
     A run's own recipe with half its epochs and learning rate is what it is fine-tuned with, unless told otherwise;
-    its data too. SOURCE is never changed. The same command goes on after Ctrl-C.
+    its data too. A net of your own may want its own normalisation: --set mean=0.5,0.5,0.5 --set std=0.2,0.2,0.2.
+    SOURCE is never changed. The same command goes on after Ctrl-C.
     """
     changes = {
         "lines": taps,
