@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import pytest
+import typer
 from matplotlib.axes import Axes
 from typer.testing import CliRunner
 
 from rotateconv import records
 from rotateconv.cli import app
+from rotateconv.cli.report import EXAMPLES
 from rotateconv.config import RunConfig, make_config, to_json
 from rotateconv.plots_runs import PUBLISHED, draw_angles, draw_curves, draw_parameters, draw_study
 from rotateconv.records import find_studies, read_comparison, read_run, read_study, write_study
@@ -341,7 +345,7 @@ def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
     assert "**0.0200**" not in angle_table(make_rows(read_comparison(comparison)))
     assert "packed bytes" not in before
     assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in accuracy_table(rows)
-    assert "| resnet20 | rotate2 | 61,850 |  |" in accuracy_table(rows)
+    assert "| resnet20 | rotate2 | 61,850 | - |" in accuracy_table(rows)
     assert angle_table([row_of(comparison, "conv3x3")]) == "No net here has angles."
 
 
@@ -369,6 +373,7 @@ def test_curves_show_every_row_over_epochs(comparison: Path, axes: list[Axes], t
     ]
     assert [list(line.get_ydata()) for line in accuracy.lines] == [pytest.approx(pair) for pair in expected]
     assert [list(line.get_xdata()) for line in moved.lines] == [[1, 2]] * 2  # rotate4 and rotate2 learn angles
+    assert [len(drawn.collections) for drawn in axes] == [0, 5, 2]  # bands
 
 
 def test_points_of_the_rows_and_published_ones(comparison: Path, axes: list[Axes], tmp_path: Path) -> None:
@@ -441,3 +446,13 @@ def test_mistakes_are_one_sentence(arguments: list[str], message: str, compariso
     told = report(*(argument.format(comparison) for argument in arguments), code=2)
     assert message in told
     assert len(told.splitlines()) == 1
+
+
+def test_the_examples_of_the_help_parse() -> None:
+    group = typer.main.get_command(app)
+    examples = re.findall(r"\[bold\](.*)\[/bold\]", EXAMPLES)
+    assert len(examples) >= 4
+    for example in examples:
+        program, command, *rest = shlex.split(example)
+        assert (program, command) == ("rotateconv", "report")
+        group.commands[command].make_context(command, rest)  # raises where an option is unknown

@@ -47,8 +47,8 @@ PUBLISHED = (
 def draw_curves(rows: Sequence[Row], path: str | Path) -> None:
     """Draw training loss, validation accuracy and angle movement over epochs, means over seeds, as a PNG file.
 
-    A band is ± the standard deviation; a quantity that no row has gets no panel. With several models a line
-    style is a model.
+    A band is ± the standard deviation, of all but the loss; a quantity that no row has gets no panel. With several
+    models a line style is a model.
 
     Args:
         rows: of `make_rows`.
@@ -66,7 +66,8 @@ def draw_curves(rows: Sequence[Row], path: str | Path) -> None:
             epochs = range(1, len(curve) + 1)
             style = styles[models.index(row.model) % len(styles)]
             axes.plot(epochs, [s.mean for s in curve], style, color=_color(number), linewidth=1.2, marker=_dot(curve))
-            if all(spread.std is not None for spread in curve):
+            # Of a loss on its logarithmic scale the lower end would lie below 0.
+            if quantity != "train_loss" and all(spread.std is not None for spread in curve):
                 low = [spread.mean - (spread.std or 0.0) for spread in curve]
                 high = [spread.mean + (spread.std or 0.0) for spread in curve]
                 axes.fill_between(epochs, low, high, color=_color(number), alpha=0.12, linewidth=0)

@@ -20,7 +20,7 @@ _ANGLES = (
 
 def accuracy_table(rows: Sequence[Row]) -> str:
     """Test accuracies, each with its difference to the dense net of the same model, recipe and setting."""
-    several, packed = any(row.setting for row in rows), any(_packed(row) for row in rows)
+    several, packed = any(row.setting for row in rows), any(_packed(row) != "-" for row in rows)
     head = ["model", "conv", *(["setting"] if several else []), "parameters", *(["packed bytes"] if packed else [])]
     head += ["test accuracy %", "difference to dense", "n"]
     lines = []
@@ -137,7 +137,7 @@ def _failures(rows: Sequence[Row]) -> list[str]:
 
 def _packed(row: Row) -> str:
     sizes = [run["analysis"]["packed"]["bytes"] for run in row.runs if run["analysis"]]
-    return f"{sum(sizes) / len(sizes):,.0f}" if sizes else ""
+    return f"{sum(sizes) / len(sizes):,.0f}" if sizes else "-"
 
 
 def _spread(spread: Spread | None) -> str:

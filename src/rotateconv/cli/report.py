@@ -80,7 +80,8 @@ def report(
         written["report"] = str(out / "report.md")
     for file in page or []:
         _fill(file, studies)
-        written["page"] = str(file)
+    if page:
+        written["pages"] = ", ".join(map(str, page))
     if written:
         facts(console, written)
     elif not analysis:

@@ -1,0 +1,148 @@
+"""The studies of `experiments/`: each can be started, its record is of it, and the pages show what the records say."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rotateconv.cli import app
+from rotateconv.cli import compare as command
+from rotateconv.compare import Study, plan
+from rotateconv.config import RunConfig, differences, from_json
+from rotateconv.plots_runs import PUBLISHED, picture_names
+from rotateconv.records import RECORDS, find_studies
+from rotateconv.report import PICTURES, blocks, fill_page, rows_of
+from rotateconv.runs import Record
+from rotateconv.trained import DataDescription
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+RESULTS, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+STUDIES = sorted(EXPERIMENTS.rglob("study.toml"))
+MEASURED = [file for file in STUDIES if (file.parent / RECORDS).is_file()]
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+SIZE = 600_000  # bytes of all records together
+
+Read = Callable[[Path], Study]
+
+
+def name_of(file: Path) -> str:
+    return file.parent.relative_to(EXPERIMENTS).as_posix()
+
+
+def describe(base: RunConfig) -> DataDescription:
+    """What a net must know of the images of a study."""
+    shape = SHAPES.get(base.data, (3, 32, 32))
+    classes = tuple(str(number) for number in range(100 if base.data == "cifar100" else 10))
+    return DataDescription(base.data, classes, (0.5,) * shape[0], (0.2,) * shape[0], shape, False, 1, 1, 1)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Read:
+    """What `rotateconv compare --config` makes of a file, without a look at the images."""
+    seen: list[Study] = []
+    monkeypatch.setattr(command, "_compare", lambda base, chosen, *_, **__: seen.append(Study(base, **chosen)))
+
+    def read_file(file: Path) -> Study:
+        result = CliRunner().invoke(app, ["compare", "--config", str(file)])
+        assert result.exit_code == 0, result.output
+        return seen[-1]
+
+    return read_file
+
+
+def test_there_are_studies() -> None:
+    names = {name_of(file) for file in STUDIES}
+    assert names >= {
+        "digits",
+        "mnist",
+        "cifar10-jpeg",
+        "defaults/recipe",
+        "gpu/cifar10-resnet20",
+        "gpu/cifar100-resnet20",
+    }
+    assert {"gpu/svhn-densenet40", "gpu/cifar10-jpeg-resnet20-modern"} <= names
+    assert MEASURED
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=name_of)
+def test_a_study_can_be_started(file: Path, read: Read) -> None:
+    study = read(file)
+    # Its nets are built, but not those of equal size: searching them takes a second for each.
+    entries = plan(Study(study.base, study.models, study.convs, study.seeds), describe(study.base))
+    assert len(entries) == len(study.models) * len(study.convs)
+    data = {"digits": "digits", "mnist": "mnist", "cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn"}
+    start = file.parent.name.split("-")[0]
+    assert study.base.data == ("folder" if "jpeg" in str(file) or "defaults" in str(file) else data[start])
+
+
+@pytest.mark.parametrize("file", MEASURED, ids=name_of)
+def test_a_record_is_of_its_study(file: Path, read: Read) -> None:
+    study = read(file)
+    nets = {(net.config.model, net.config.conv, net.config.width): net for net in plan(study, describe(study.base))}
+    for run in find_studies([file.parent])[file.parent.name]:
+        found = from_json(json.dumps({**run["config"], "seed": 0}))
+        expected = nets[found.model, found.conv, found.width]
+        assert differences(expected.config, found) == {}
+        assert run["equal_to"] == expected.equal_to
+        assert run["config"]["seed"] in range(study.seeds)
+        assert run["failed"] or run["summary"]["parameters"] > 0
+
+
+def test_records_are_small_and_of_no_machine() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in EXPERIMENTS.rglob(RECORDS)]
+    assert sum(map(len, texts)) < SIZE
+    assert not [text for text in texts if "/home/" in text or "/tmp/" in text or "confusion" in text]
+
+
+@pytest.fixture(scope="module")
+def studies() -> dict[str, list[Record]]:
+    return find_studies([EXPERIMENTS])
+
+
+@pytest.mark.parametrize("page", [RESULTS, README], ids=lambda page: page.name)
+def test_pages_are_current(page: Path, studies: dict[str, list[Record]]) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert fill_page(text, studies) == text, "rotateconv report experiments --page docs/results.md --page README.md"
+    for kind, study in blocks(text):
+        for name in picture_names(study, rows_of(study, studies)) if kind == "pictures" else ():
+            assert (page.parent / PICTURES / name).is_file() or not rows_of(study, studies), name
+
+
+def test_the_page_shows_every_study(studies: dict[str, list[Record]]) -> None:
+    shown = {study for kind, study in blocks(RESULTS.read_text(encoding="utf-8")) if kind in ("table", "validation")}
+    assert not [name for name in studies if name not in shown and name.split("/")[0] not in shown]
+
+
+def test_a_changed_number_is_seen(studies: dict[str, list[Record]]) -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    measured = next(name for name, runs in studies.items() if runs)
+    changed: list[Record] = json.loads(json.dumps(studies[measured]))
+    for run in changed:
+        run["summary"]["test_accuracy"] -= 1.0
+    assert fill_page(text, {**studies, measured: changed}) != text
+
+
+def test_published_points_are_cited() -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    for point in PUBLISHED:
+        assert f"{point.accuracy:.2f} %" in text
+        assert f"{point.parameters / 1e6:.2f} M" in text
+
+
+def test_make_runs_every_study() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    words = []
+    for target in ("experiments-cpu", "experiments-gpu"):
+        run = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        loop = re.search(r"for study in (.*?); do", run.stdout)
+        assert loop is not None
+        words.append(loop[1].split())
+    assert sorted(words[0] + words[1]) == sorted(name_of(file) for file in STUDIES)
+    assert all(name.startswith("gpu/") for name in words[1])
