@@ -19,9 +19,11 @@ from rotateconv.cli import app
 from rotateconv.cli.report import EXAMPLES
 from rotateconv.config import RunConfig, make_config, to_json
 from rotateconv.plots_runs import PUBLISHED, draw_angles, draw_curves, draw_parameters, draw_study
-from rotateconv.records import find_studies, read_comparison, read_run, read_study, write_study
+from rotateconv.records import find_sizes, find_studies, read_comparison, read_run, read_study, write_study
 from rotateconv.report import blocks, fill_page, to_markdown
 from rotateconv.runs import Record, RunError
+from rotateconv.sizes import SizeRow
+from rotateconv.sizes_report import write_sizes
 from rotateconv.study import Row, Spread, contrasts, dense_of, make_rows
 from rotateconv.tables import accuracy_table, angle_table, contrast_table, validation_table
 
@@ -347,6 +349,36 @@ def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
     assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in accuracy_table(rows)
     assert "| resnet20 | rotate2 | 61,850 | - |" in accuracy_table(rows)
     assert angle_table([row_of(comparison, "conv3x3")]) == "No net here has angles."
+
+
+def write_sizes_of(folder: Path) -> str:
+    """What `compare --sizes` leaves in a comparison's folder; return its table."""
+    rows = [
+        SizeRow("conv3x3", True, 4, False, 150_000.0, (91.0, 92.0)),
+        SizeRow("rotate4", False, 4, True, 60e3, (90.0,)),
+    ]
+    write_sizes(rows, folder, "digits")
+    return (folder / "sizes.md").read_text().rstrip()
+
+
+def test_accuracy_against_bytes_is_kept_and_shown(comparison: Path, tmp_path: Path) -> None:
+    page, experiments = "<!-- report: sizes digits -->\n<!-- end -->", tmp_path / "experiments"
+    file = experiments / "digits" / records.RECORDS
+    report(comparison, "--records", file)
+    studies = find_studies([experiments])
+    assert find_sizes([experiments]) == {}
+    assert "Not measured yet: `rotateconv compare --sizes`" in fill_page(page, studies, {})
+    table = write_sizes_of(comparison)
+    report(comparison, "--records", file)
+    sizes = find_sizes([experiments])
+    assert sizes == find_sizes([comparison])
+    assert fill_page(page, studies, sizes) == f"<!-- report: sizes digits -->\n{table}\n<!-- end -->"
+    (tmp_path / "page.md").write_text(page)
+    report(experiments, "--page", tmp_path / "page.md")
+    assert table in (tmp_path / "page.md").read_text()
+    (file.parent / "sizes.json").write_text("[")
+    with pytest.raises(RunError, match=r"sizes\.json is no JSON: write it again with rotateconv compare --sizes"):
+        find_sizes([experiments])
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ STUDY = "study.toml"
 ANALYSIS = "analysis.json"
 """Name of a run's analysis, in its folder."""
 
+SIZES = "sizes.json"
+"""Name of a comparison's record of accuracy against bytes, which `compare --sizes` writes; a study may keep it."""
+
 METRICS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
     *("angle_movement_mean", "angle_movement_max", "seconds"),
@@ -82,11 +85,30 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, list[Record]]:
                     f"{path} is no run, no comparison and has no study in it: no config.json, runs/, {STUDY}"
                 )
             for folder in folders:
-                name = folder.relative_to(path).as_posix() if folder != path else path.resolve().name
-                add(name, read_study(folder))
+                add(_name(folder, path), read_study(folder))
     if alone:
         add("runs", alone)
     return studies
+
+
+def find_sizes(paths: Iterable[str | Path]) -> dict[str, list[Record]]:
+    """Return the rows of every `sizes.json` in the folder of a comparison or a study, by the name of that folder.
+
+    Args:
+        paths: as for `find_studies`.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    found: dict[str, list[Record]] = {}
+    for path in map(Path, paths):
+        for file in [path / SIZES] if (path / "runs").is_dir() else sorted(path.rglob(SIZES)):
+            if file.is_file():
+                try:
+                    found[_name(file.parent, path)] = json.loads(file.read_text(encoding="utf-8"))
+                except ValueError:
+                    raise RunError(f"{file} is no JSON: write it again with rotateconv compare --sizes") from None
+    return found
 
 
 def read_run(folder: Path, failed: str | None = None) -> Record:
@@ -171,6 +193,11 @@ def write_study(runs: Sequence[Record], path: Path) -> None:
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
+
+
+def _name(folder: Path, path: Path) -> str:
+    """Return what a study is called: its folder, below the path that was given."""
+    return folder.relative_to(path).as_posix() if folder != path else path.resolve().name
 
 
 def _common(values: Sequence[Mapping[str, Any]]) -> Record:

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 from rotateconv.plots_runs import picture_names
 from rotateconv.runs import Record, RunError
+from rotateconv.sizes import SizeRow
+from rotateconv.sizes_report import markdown
 from rotateconv.study import Row, make_rows
 from rotateconv.tables import accuracy_table, angle_table, contrast_table, validation_table
 from rotateconv.values import nearest
@@ -17,7 +20,7 @@ PICTURES = "results"
 _BLOCK = re.compile(r"<!-- report: (?P<kind>\w+) (?P<study>[\w./-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def fill_page(text: str, studies: Studies) -> str:
+def fill_page(text: str, studies: Studies, sizes: Studies | None = None) -> str:
     """Return a Markdown page with its blocks made anew.
 
     A block is what lies between `<!-- report: KIND STUDY -->` and `<!-- end -->`.
@@ -25,6 +28,7 @@ def fill_page(text: str, studies: Studies) -> str:
     Args:
         text: of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
         studies: as from `rotateconv.records.find_studies`.
+        sizes: as from `rotateconv.records.find_sizes`, for the blocks of the kind "sizes".
 
     Raises:
         RunError: the page asks for a kind or a study that there is not.
@@ -38,7 +42,7 @@ def fill_page(text: str, studies: Studies) -> str:
 
     def fill(block: re.Match[str]) -> str:
         kind, study = block["kind"], block["study"]
-        return f"<!-- report: {kind} {study} -->\n{make_block(kind, study, studies)}\n<!-- end -->"
+        return f"<!-- report: {kind} {study} -->\n{make_block(kind, study, studies, sizes)}\n<!-- end -->"
 
     return _BLOCK.sub(fill, text)
 
@@ -48,11 +52,15 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return [(block["kind"], block["study"]) for block in _BLOCK.finditer(text)]
 
 
-def make_block(kind: str, study: str, studies: Studies) -> str:
-    """Return the text of a block; a study without a run says so."""
-    if kind not in (*KINDS, "pictures"):
-        raise RunError(f"a page asks for {kind!r}{nearest(kind, (*KINDS, 'pictures'))}")
+def make_block(kind: str, study: str, studies: Studies, sizes: Studies | None = None) -> str:
+    """Return the text of a block; a study without a run, or without what `compare --sizes` measures, says so."""
+    kinds = (*KINDS, "pictures", "sizes")
+    if kind not in kinds:
+        raise RunError(f"a page asks for {kind!r}{nearest(kind, kinds)}")
     rows = rows_of(study, studies)
+    if kind == "sizes":
+        measured = (sizes or {}).get(study)
+        return _sizes(measured) if measured else "Not measured yet: `rotateconv compare --sizes`"
     if not rows:
         commands = [
             f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in _named(study, studies)
@@ -82,6 +90,13 @@ def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _sizes(records: Sequence[Record]) -> str:
+    """The table of accuracy against bytes, as `compare --sizes` shows it."""
+    keys = [field.name for field in fields(SizeRow)]
+    rows = [SizeRow(**{key: record[key] for key in keys}) for record in records]
+    return markdown(rows, str(records[0]["dataset"])).rstrip()
+
+
 def _pictures(study: str, rows: Sequence[Row], folder: str) -> str:
     return "\n\n".join(f"![{name.removesuffix('.png')}]({folder}{name})" for name in picture_names(study, rows))
 
@@ -92,7 +107,10 @@ KINDS: dict[str, Callable[[Sequence[Row]], str]] = {
     "validation": validation_table,
     "angles": angle_table,
 }
-"""What a block of a page can show besides "pictures", which are the files of `draw_study` in the folder `PICTURES`."""
+"""What a block of a page can show of the runs of a study.
+
+Besides there are "pictures", the files of `draw_study` in the folder `PICTURES`, and "sizes", accuracy against bytes.
+"""
 
 
 def _named(study: str, studies: Studies) -> list[str]:

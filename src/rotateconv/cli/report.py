@@ -1,6 +1,6 @@
 """`rotateconv report`: tables, pictures and pages from finished runs and committed records; nothing is trained."""
 
-from collections.abc import Mapping, Sequence
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,7 @@ from rotateconv.cli import options
 from rotateconv.config import ConfigError
 
 if TYPE_CHECKING:
-    from rotateconv.runs import Record
+    from rotateconv.report import Studies
 
 EXAMPLES = options.examples(
     ("Tables and pictures of a comparison:", "rotateconv report runs/demo --out runs/demo/report"),
@@ -44,7 +44,11 @@ def report(
     ] = None,
     records: Annotated[
         Path | None,
-        typer.Option("--records", metavar="FILE", help="Write what all the runs found into this record of a study."),
+        typer.Option(
+            "--records",
+            metavar="FILE",
+            help="Write what all the runs found into this record of a study, sizes.json beside it.",
+        ),
     ] = None,
     analysis: Annotated[
         bool,
@@ -58,8 +62,9 @@ def report(
     Without --out, --page, --records and --analysis the tables are printed.
     """
     from rotateconv.cli.console import facts, make_console, say
-    from rotateconv.records import find_studies, write_study
+    from rotateconv.records import SIZES, find_sizes, find_studies, write_study
     from rotateconv.report import to_markdown
+    from rotateconv.runs import RunError, write_bytes
 
     if draws < 1:
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
@@ -71,15 +76,21 @@ def report(
 
         analyse_all(folders, data_dir, draws, console)
     studies = find_studies(folders)
+    sizes = find_sizes(folders)
     written: dict[str, str] = {}
     if records is not None:
         write_study([run for runs in studies.values() for run in runs], records)
         written["records"] = str(records)
+        if len(sizes) > 1:
+            raise RunError(f"one study has one {SIZES}, found those of {', '.join(sizes)}: record them apart")
+        for rows in sizes.values():
+            write_bytes(records.with_name(SIZES), (json.dumps(rows, indent=1) + "\n").encode())
+            written["sizes"] = str(records.with_name(SIZES))
     if out is not None:
         _write_report(studies, out)
         written["report"] = str(out / "report.md")
     for file in page or []:
-        _fill(file, studies)
+        _fill(file, studies, sizes)
     if page:
         written["pages"] = ", ".join(map(str, page))
     if written:
@@ -88,7 +99,7 @@ def report(
         say(console, to_markdown(studies).rstrip())
 
 
-def _write_report(studies: Mapping[str, Sequence["Record"]], out: Path) -> None:
+def _write_report(studies: "Studies", out: Path) -> None:
     """Write report.md and the pictures that it shows."""
     from rotateconv.plots_runs import draw_study
     from rotateconv.report import rows_of, to_markdown
@@ -102,7 +113,7 @@ def _write_report(studies: Mapping[str, Sequence["Record"]], out: Path) -> None:
     write_bytes(out / "report.md", to_markdown(studies, pictures=True).encode())
 
 
-def _fill(page: Path, studies: Mapping[str, Sequence["Record"]]) -> None:
+def _fill(page: Path, studies: "Studies", sizes: "Studies") -> None:
     """Make the blocks of a page anew, and draw the pictures that it shows into the folder beside it."""
     from rotateconv.plots_runs import draw_study
     from rotateconv.report import PICTURES, blocks, fill_page, rows_of
@@ -112,7 +123,7 @@ def _fill(page: Path, studies: Mapping[str, Sequence["Record"]]) -> None:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot read {page}: {error.strerror}") from None
-    filled = fill_page(text, studies)
+    filled = fill_page(text, studies, sizes)
     folder = page.parent / PICTURES
     for kind, study in blocks(text):
         rows = rows_of(study, studies)
