@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rotateconv import runs
+from rotateconv.atomic import replacing
 from rotateconv.config import RunConfig, make_config
 from rotateconv.runs import (
     RunError,
@@ -128,7 +129,9 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
 
 
 def test_a_creation_cut_off_can_be_done_again(run: Path) -> None:
-    (run / "config.json").rename(run / ".config.json.123.tmp")
+    with replacing(run / "config.json") as temporary:
+        temporary.write_bytes(b"{")
+    (run / "config.json").rename(temporary)  # what a process that is killed there leaves
     check_run(run, CONFIG, resume=False, overwrite=False)
 
 

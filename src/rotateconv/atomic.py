@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TEMPORARY = ".tmp"
+"""Among the suffixes of a file that is not whole yet; a process that is killed leaves it behind."""
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
@@ -29,14 +32,22 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"cannot write {target}: it is a folder; give the name of a file")
+    try:
+        with replacing(target) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror}") from error
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """The same as `written_whole`, for a caller with sentences of its own: an OSError stays what it is."""
     # The ending stays last, because some writers look at it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY}{target.suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rotateconv.atomic import TEMPORARY, replacing
 from rotateconv.config import RunConfig, differences, from_json, to_json
 
 Record = dict[str, Any]
@@ -154,16 +155,8 @@ def read_json(path: Path) -> Record:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name in its folder, see it on the disk, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path.parent):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with disk_errors(path.parent), replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -181,7 +174,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def _ours(path: Path) -> bool:
     """Whether a creation that was cut off can have left this file."""
-    return path.name in _FILES or (path.name.startswith(".") and path.suffix == ".tmp")
+    return path.name in _FILES or (path.name.startswith(".") and TEMPORARY in path.suffixes)
 
 
 def _commit() -> str | None:
