@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rotateconv.atomic import replacing
 from rotateconv.data.decode import Decoded
 
 VERSION = "1-"  # to be raised when the same files decode to other images
@@ -40,7 +41,8 @@ def write_cache(folder: Path, image_size: int | None, key: str, decoded: Decoded
     for path in _places(folder, image_size):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, {"images": decoded.images, "bad": bad}, metadata)
+            with replacing(path) as temporary:
+                save_file({"images": decoded.images, "bad": bad}, temporary, metadata=metadata)
             return
         except (OSError, SafetensorError) as error:
             failure = error
@@ -54,17 +56,6 @@ def _places(folder: Path, image_size: int | None) -> list[Path]:
     own = hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [folder / ".rotateconv" / name, user / "rotateconv" / own / name]
-
-
-def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write beside `path` and rename, so that nobody ever reads half a file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _checksum(images: Tensor, bad: Tensor) -> str:
