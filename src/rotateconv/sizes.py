@@ -12,9 +12,8 @@ from torch import nn
 from rotateconv.config import RunConfig, net_name
 from rotateconv.conv import RotateConv2d
 from rotateconv.data.sets import ImageData, Split
-from rotateconv.pack import pack
 from rotateconv.quantize import quantize
-from rotateconv.trained import DataDescription, evaluate_split, load_run
+from rotateconv.trained import DataDescription, evaluate_split, load_run, pack_net
 
 FLOAT = 32
 BITS = (FLOAT, 8, 6, 4, 3, 2)
@@ -146,17 +145,7 @@ def _measure(model: nn.Module, config: RunConfig, data: DataDescription, split: 
     rounded = quantize(model, width, angle, dense_bits=dense)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.rotateconv")
-        pack(
-            model.cpu(),
-            file,
-            weight_bits=width,
-            angle_bits=angle,
-            dense_bits=dense,
-            classes=data.classes,
-            mean=data.mean,
-            std=data.std,
-            input_size=data.input_shape,
-        )
+        pack_net(model.cpu(), data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
         size = file.stat().st_size
     return size, evaluate_split(rounded, config, data, split).accuracy
 

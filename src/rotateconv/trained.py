@@ -20,6 +20,7 @@ from rotateconv.data.sets import ImageData, Split
 from rotateconv.evaluation import Evaluation, evaluate
 from rotateconv.factory import build_from
 from rotateconv.models import build_model
+from rotateconv.pack import pack
 from rotateconv.runs import CHECKPOINTS, WEIGHTS, Record, RunError, read_config, read_json
 from rotateconv.values import nearest
 
@@ -179,6 +180,23 @@ def load_run(run: str | Path) -> TrainedRun:
     except RuntimeError as error:
         raise RunError(f"the weights in {run} do not fit its configuration: {error}") from None
     return TrainedRun(config, net.eval(), data)
+
+
+def pack_net(
+    model: nn.Module, data: DataDescription, path: str | Path, *, weight_bits: int, angle_bits: int, dense_bits: int
+) -> None:
+    """Pack a net, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
+    pack(
+        model,
+        path,
+        weight_bits=weight_bits,
+        angle_bits=angle_bits,
+        dense_bits=dense_bits,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        input_size=data.input_shape,
+    )
 
 
 def evaluate_split(

@@ -27,22 +27,11 @@ def pack(
 ) -> None:
     """Write a trained net into a file of a few kilobytes: rounded, entropy-coded, with all that rebuilds it."""
     from rotateconv.cli.console import facts, make_console, say
-    from rotateconv.pack import pack as write
-    from rotateconv.trained import load_run
+    from rotateconv.trained import load_run, pack_net
 
     trained = load_run(run)
     data = trained.data
-    write(
-        trained.model,
-        out,
-        weight_bits=weight_bits,
-        angle_bits=angle_bits,
-        dense_bits=dense_bits,
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
-        input_size=data.input_shape,
-    )
+    pack_net(trained.model, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
     size = out.stat().st_size
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     console = make_console()
