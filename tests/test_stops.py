@@ -10,6 +10,7 @@ import torch
 from rotateconv import training
 from rotateconv.checkpoint import list_checkpoints, load_checkpoint
 from rotateconv.data.sets import ImageData
+from rotateconv.interrupts import Interrupts
 from rotateconv.models import MODELS
 from rotateconv.runs import RunError, read_records
 from rotateconv.trained import load_run
@@ -134,6 +135,24 @@ def test_one_ctrl_c_saves_and_a_second_leaves_at_once(
         fit(tiny_config(), tmp_path / "twice", data=data)
     assert list_checkpoints(tmp_path / "twice" / "checkpoints") == []
     assert signal.getsignal(signal.SIGINT) is previous
+
+
+@pytest.mark.parametrize(("processes", "asked"), [(1, True), (2, False), (2, True)])
+def test_a_process_that_the_others_left_on_ctrl_c_is_interrupted(
+    processes: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    expected = KeyboardInterrupt if asked and processes > 1 else RuntimeError
+
+    def left_alone() -> None:
+        with Interrupts():
+            if asked:
+                signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(expected) as raised:
+        left_alone()
+    assert "closed by peer" in str(raised.value.__cause__ if expected is KeyboardInterrupt else raised.value)
 
 
 def test_an_exploding_rate_stops_with_the_step_and_keeps_the_last_good_checkpoint(

@@ -1,5 +1,6 @@
 """Ctrl-C as a request that a training loop reads between two steps."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -10,6 +11,9 @@ class Interrupts:
 
     A KeyboardInterrupt in the middle of an optimizer step would leave half of the weights updated, and
     nothing could be saved. Outside the main thread signals cannot be caught, and the context does nothing.
+
+    Of several processes, one may leave before the others wait for it, such as while images are loaded. What they
+    meet then, a RuntimeError of the connection, becomes a KeyboardInterrupt: it is how the stop reached them.
 
     Example:
         >>> with Interrupts() as interrupts:
@@ -32,6 +36,8 @@ class Interrupts:
     ) -> None:
         if self._main:
             signal.signal(signal.SIGINT, self._previous)
+        if self.requested and isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise KeyboardInterrupt from error
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
