@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from image_folders import CLASSES, check_holds, forbid_decoding, refusal, write_folder
+from image_folders import CLASSES, check_holds, forbid_decoding, held, refusal, write_folder
 from rotateconv.data import load_data
 
 REAL = os.environ.get("ROTATECONV_DATA")
@@ -98,6 +98,23 @@ def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_is_the_same_picture(root
     found = load_data("folder", root, image_size=20).test.images[-1]
     difference = (found.int() - expected.int()).abs().double().mean()
     assert difference <= (0 if times == 1 else 4)
+
+
+@pytest.mark.parametrize("image_size", [None, 6])
+def test_photographs_are_read_as_viewers_show_them(image_size: int | None, root: Path) -> None:
+    path = root / "train" / "apple" / "0.png"
+    with Image.open(path) as image:
+        upright = image.convert("RGB").resize((6, 6))
+    for other in root.rglob("*.png"):  # all of one size
+        with Image.open(other) as image:
+            image.convert("RGB").resize((6, 6)).save(other)
+    turned = upright.transpose(Image.Transpose.ROTATE_90)  # what a camera on its side stores
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to show"
+    turned.save(path, exif=exif)
+    data = load_data("folder", root, image_size=image_size)
+    expected = np.asarray(upright).transpose(2, 0, 1).tobytes()
+    assert held(data, "train")[expected] == "apple"
 
 
 def test_images_of_the_wanted_size_are_not_touched(root: Path) -> None:

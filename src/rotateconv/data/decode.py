@@ -44,17 +44,18 @@ def decode_images(
         DataError: If no file decodes, or sizes differ without an `image_size`.
     """
     Image, ImageOps, numpy = _libraries()  # noqa: N806
+    upright = ImageOps.exif_transpose  # as a camera was held: viewers show it so, and so it was labelled
 
     def decode(path: str) -> Any:
         """(H, W, 3), uint8, or None if the file is no image."""
         try:
             with Image.open(folder / path) as image:
                 if image_size is None:
-                    return numpy.asarray(image.convert("RGB"))
+                    return numpy.asarray(upright(image).convert("RGB"))
                 # A large JPEG is decoded at half, a quarter or an eighth of its size where that is plenty.
                 image.draft("RGB", (2 * image_size, 2 * image_size))
-                square = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BILINEAR)
-                return numpy.asarray(square)
+                whole = upright(image).convert("RGB")
+                return numpy.asarray(ImageOps.fit(whole, (image_size, image_size), Image.Resampling.BILINEAR))
         except Exception:  # a decoder may trip over a broken file in any way
             return None
 

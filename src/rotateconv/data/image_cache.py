@@ -14,7 +14,7 @@ from torch import Tensor
 from rotateconv.atomic import replacing
 from rotateconv.data.decode import Decoded
 
-VERSION = "1-"  # to be raised when the same files decode to other images
+VERSION = "2-"  # to be raised when the same files decode to other images
 
 
 def read_cache(folder: Path, image_size: int | None, key: str) -> Decoded | None:
