@@ -64,18 +64,18 @@ SABOTAGES = {
     ),
     "angle detached in the layer": Sabotage(
         "ops.py",
-        "return to_weight.to(weight.dtype), to_angle.to(angle.dtype)",
-        "return to_weight.to(weight.dtype), 0 * to_angle.to(angle.dtype)",
+        "return [even - odd, cc, even + odd], turn",
+        "return [even - odd, cc, even + odd], 0 * turn",
         "test_conv_torch.py::test_angle_gradient_is_scaled_and_nothing_else[taps=free,path=circle,angle_groups=None-True]",
     ),
     "one end of the line forgotten": Sabotage(
-        "ops.py", "kernel.addcmul_(splat.flip(0, 1), weight[half - t])", "pass", PLAIN
+        "ops.py", "mine, others = tap * share, other * other_share", "mine, others = tap * share, 0 * other", PLAIN
     ),
-    "one end of the shared line forgotten": Sabotage(
+    "one end of the line on the square forgotten": Sabotage(
         "ops.py",
-        "kernel = kernel + kernel.flip(0, 1)",
-        "kernel = kernel.clone()",
-        LAYER.format("(2, 4)-default", "shared", "circle", None),
+        "out.addcmul_((rows * taps[half - t]).unsqueeze(1), cols)",
+        "pass",
+        LAYER.format("(2, 4)-default", "free", "square", None),
     ),
     "angle gradient not scaled": Sabotage(
         "conv.py",

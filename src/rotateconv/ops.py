@@ -1,5 +1,6 @@
 """line_kernel made fast: one forward and one hand-derived backward, of few vectorised operations or as Triton's."""
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import EllipsisType, ModuleType
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv.kernel import Path, check_inputs, line_kernel, on_axis, tap_direction, tap_velocity
+from rotateconv.kernel import Path, check_inputs, line_kernel, tap_direction, tap_velocity
 
-_PART = 1 << 14  # slices at a time: a temporary of 9 float32 a slice is then 590 kB
+_PART = 1 << 14  # slices at a time: an operation on one number of each then stays in the cache, and on one thread
 
 
 def fused_line_kernel(
@@ -31,9 +32,9 @@ def fused_line_kernel(
         H_t           = weight[t] · G + weight[-t] · G~                              the gradient of S_t
         ∂/∂θ          = Σ_{t>0} t · (p'_row · Σ_rc H_t · R'_t · C_t + p'_col · Σ_rc H_t · R_t · C'_t)
 
-    No temporary is larger than the kernel; on a GPU with Triton, one launch each way. Differentiable twice, and
-    works under torch.func's transforms. Inside torch.compile and torch.export it is the plain form, which the
-    compiler fuses by itself.
+    No temporary is larger than the kernel; on a GPU with Triton, one launch each way. Second derivatives are those of
+    `line_kernel`, which also takes over inside torch.func's transforms, and inside torch.compile and torch.export,
+    which fuse it by themselves.
 
     Args:
         weight, angle, kernel_size, path: as in `line_kernel`; weight may also be a sequence of taps in its last
@@ -53,13 +54,13 @@ def fused_line_kernel(
         >>> torch.allclose(fused_line_kernel(weight, angle), line_kernel(weight, angle), atol=1e-6)
         True
     """
+    check_inputs(weight, angle, kernel_size)
     dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
-    if torch.compiler.is_compiling():
+    if needs_the_plain_form(weight, angle):
         if angle_grad_scale != 1.0:
             angle = scale_gradient(angle, angle_grad_scale)
         kernel = line_kernel(weight, angle, kernel_size, path).to(dtype)
         return in_layout(kernel, channels_last)
-    check_inputs(weight, angle, kernel_size)
     result: Tensor = _LineKernel.apply(weight, angle, kernel_size, path, angle_grad_scale, dtype, channels_last)
     return result
 
@@ -75,10 +76,11 @@ def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
 
 
 class _LineKernel(torch.autograd.Function):
-    """The node of the graph."""
+    """The node of the graph. Without `setup_context`: `apply` then costs a tenth, and transforms never come here."""
 
     @staticmethod
     def forward(
+        ctx: Any,
         weight: Tensor,
         angle: Tensor,
         size: int,
@@ -87,85 +89,64 @@ class _LineKernel(torch.autograd.Function):
         dtype: torch.dtype,
         channels_last: bool,
     ) -> Tensor:
-        layout = torch.channels_last if channels_last and angle.dim() == 2 else torch.contiguous_format
+        ctx.save_for_backward(weight, angle)
+        ctx.options = size, path, scale
+        channels_last = channels_last and angle.dim() == 2
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         kernel = torch.empty((*angle.shape, size, size), dtype=dtype, device=angle.device, memory_format=layout)
-        if triton_ops := _triton_ops(weight, angle):
+        if triton_ops := _triton_ops(angle):
             triton_ops.line_kernel_forward(weight, angle, size, path, kernel)
             return kernel
+        weight, angle = _computable(weight, angle)
         for part in _parts(angle):
-            kernel[part] = _forward(weight[part], angle[part], size, path).movedim((0, 1), (-2, -1))
+            cells = kernel[part].movedim((-2, -1), (0, 1))
+            if channels_last and dtype == angle.dtype:
+                _forward(weight[part], angle[part], size, path, cells)
+            else:
+                out = angle.new_empty(cells.shape)
+                cells.copy_(_forward(weight[part], angle[part], size, path, out))
         return kernel
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, angle, ctx.size, ctx.path, ctx.scale, _, _ = inputs
-        ctx.save_for_backward(weight, angle)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
+        gradients = _plain_gradients if torch.is_grad_enabled() or not _has_memory(grad) else _gradients
         weight, angle = ctx.saved_tensors
-        if _on_gpu(angle):
-            to_weight, to_angle = _LineKernelGradients.apply(weight, angle, grad, ctx.size, ctx.path, ctx.scale)
-        else:
-            to_weight, to_angle = _gradients(weight, angle, grad, ctx.size, ctx.path, ctx.scale)
-        return to_weight, to_angle, None, None, None, None, None
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], weight: Tensor, angle: Tensor, *options: Any
-    ) -> tuple[Tensor, int]:
-        weight, angle = _batch_first(info, in_dims, weight, angle)
-        return _LineKernel.apply(weight, angle, *options), 0
+        return *gradients(weight, angle, grad, *ctx.options), None, None, None, None, None
 
 
-class _LineKernelGradients(torch.autograd.Function):
-    """The gradients as a node of their own: what a Triton kernel computes, autograd cannot see."""
-
-    @staticmethod
-    def forward(
-        weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        if triton_ops := _triton_ops(weight, angle, grad):
-            gradients: tuple[Tensor, Tensor] = triton_ops.line_kernel_backward(weight, angle, grad, size, path, scale)
-            return gradients
-        return _gradients(weight, angle, grad, size, path, scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.size, ctx.path, ctx.scale = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        def gradients(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-            return _gradients(weight, angle, grad, ctx.size, ctx.path, ctx.scale)
-
-        _, pull_back, *_ = torch.func.vjp(gradients, *ctx.saved_tensors)
-        return *pull_back(grads), None, None, None
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], weight: Tensor, angle: Tensor, grad: Tensor, *options: Any
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        weight, angle, grad = _batch_first(info, in_dims, weight, angle, grad)
-        return _LineKernelGradients.apply(weight, angle, grad, *options), (0, 0)
+def _plain_gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle through `line_kernel`, to be differentiated themselves."""
+    kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, size, path), weight, angle)
+    to_weight, to_angle = pull_back(grad.to(kernel.dtype))
+    return to_weight, scale * to_angle
 
 
-def _batch_first(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """The tensors of a vmap with their new dimension in front: both nodes work on any leading dimensions."""
-    return [
-        tensor.movedim(dim, 0) if dim is not None else tensor.expand(info.batch_size, *tensor.shape)
-        for tensor, dim in zip(tensors, in_dims, strict=False)
-    ]
+def _gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle, by Triton or a part at a time."""
+    if triton_ops := _triton_ops(angle):
+        gradients: tuple[Tensor, Tensor] = triton_ops.line_kernel_backward(weight, angle, grad, size, path, scale)
+        return gradients
+    to_weight, to_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
+    weight, angle = _computable(weight, angle)
+    for part in _parts(angle):
+        to_taps, turn = _backward(weight[part], angle[part], grad[part], size, path)
+        torch.stack(list(to_taps), -1, out=to_weight[part])
+        torch.mul(turn, scale, out=to_angle[part])
+    return to_weight, to_angle
 
 
-def _on_gpu(angle: Tensor) -> bool:
-    return angle.is_cuda
+def needs_the_plain_form(*tensors: Tensor) -> bool:
+    """In a compiler and in a transform, and for tensors that only stand for others."""
+    return torch.compiler.is_compiling() or _in_transform() or not all(map(_has_memory, tensors))
 
 
-def _triton_ops(*tensors: Tensor) -> ModuleType | None:
-    """The Triton kernels, if they can work on these tensors: on a GPU, and with memory of their own to read."""
-    return _import_triton_ops() if _on_gpu(tensors[0]) and all(map(_has_memory, tensors)) else None
+# Of torch.func; what torch.autograd.Function asks as well. Where torch has it no more, the plain form is always right.
+_in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -179,6 +160,15 @@ def _has_memory(tensor: Tensor) -> bool:
     return True
 
 
+def _on_gpu(angle: Tensor) -> bool:
+    return angle.is_cuda
+
+
+def _triton_ops(angle: Tensor) -> ModuleType | None:
+    """The Triton kernels, on a GPU where Triton is installed."""
+    return _import_triton_ops() if _on_gpu(angle) else None
+
+
 @lru_cache
 def _import_triton_ops() -> ModuleType | None:
     try:
@@ -186,19 +176,6 @@ def _import_triton_ops() -> ModuleType | None:
     except (ImportError, RuntimeError):
         return None
     return triton_ops
-
-
-def _gradients(
-    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and angle by operations of torch, a part at a time."""
-    parts = _parts(angle)
-    if len(parts) == 1:  # not by an index: the batched gradients of torch.autograd.grad cannot be indexed by `...`
-        to_weight, to_angle = _backward(weight, angle, grad, size, path)
-    else:
-        results = [_backward(weight[part], angle[part], grad[part], size, path) for part in parts]
-        to_weight, to_angle = map(torch.cat, zip(*results, strict=True))
-    return to_weight, to_angle if scale == 1.0 else scale * to_angle
 
 
 def _parts(angle: Tensor) -> list[slice | EllipsisType]:
@@ -209,68 +186,147 @@ def _parts(angle: Tensor) -> list[slice | EllipsisType]:
     return [slice(first, first + rows) for first in range(0, len(angle), rows)]
 
 
-# Inside, the small dimensions come first, [row, col, ...]: operations run along memory.
+# Inside, the small dimensions come first, [row, col, ...]: operations run along memory. Few and small operations,
+# because with the layers of a small net the cost is the number of calls.
 
 
-def _forward(weight: Tensor, angle: Tensor, size: int, path: Path) -> Tensor:
-    """The kernels, [row, col, ...]."""
+def _forward(weight: Tensor, angle: Tensor, size: int, path: Path, out: Tensor) -> Tensor:
+    """The kernels, [row, col, ...]: Σ_t (weight[t] · R_t) ⊗ C_t."""
+    if size == 3 and path == "circle":
+        return _forward_3(weight, angle, out)
     half = size // 2
-    position, weight = _position(angle, path), _taps_first(weight)
-    kernel: Tensor | None = None
+    position, taps = _position(angle, path), _taps_first(weight, size)
     for t in range(1, half + 1):
-        rows, cols = _hats(_distances(position, t, half))
-        splat = rows[:, None] * cols
-        if len(weight) == 1:
-            kernel = splat if kernel is None else kernel.add_(splat)
+        hats = _nearness(_distances(position, t, half)).relu_()
+        rows, cols = hats.unbind()
+        rows = (rows * taps[half + t]).unsqueeze(1)
+        if t == 1:
+            torch.mul(rows, cols, out=out)
         else:
-            kernel = splat * weight[half + t] if kernel is None else kernel.addcmul_(splat, weight[half + t])
-            kernel.addcmul_(splat.flip(0, 1), weight[half - t])
-    assert kernel is not None
-    if len(weight) == 1:
-        kernel = kernel + kernel.flip(0, 1)
-        kernel[half, half] += 1
-        return kernel.mul_(weight)
-    kernel[half, half] += weight[half]
-    return kernel
+            out.addcmul_(rows, cols)
+        rows, cols = hats.flip(1).unbind()  # of the tap -t
+        out.addcmul_((rows * taps[half - t]).unsqueeze(1), cols)
+    out[half, half].add_(taps[half])
+    return out
 
 
-def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and angle; out of place throughout, so that autograd can differentiate it again."""
+def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path) -> tuple[Sequence[Tensor], Tensor]:
+    """The gradients of the taps, one by one, and of the angle."""
+    if size == 3 and path == "circle":
+        return _backward_3(weight, angle, grad)
     half = size // 2
-    position, taps = on_axis(_position(angle, path)), _taps_first(weight)
-    grad = grad.to(position.dtype).movedim((-2, -1), (0, 1)).contiguous()  # G
+    position, taps = _position(angle, path), _taps_first(weight, size)
+    position = torch.hardshrink(position, 4 * torch.finfo(position.dtype).eps)  # `on_axis`
+    grad = _cells_first(grad.to(position.dtype))  # G
     turned = grad.flip(0, 1)  # G~
-    both = grad + turned if len(taps) == 1 else None
-    to_taps: dict[int, Tensor] = {0: grad[half, half]}
-    to_position: Tensor | None = None
+    to_taps = position.new_empty(size, *angle.shape)
+    to_taps[half] = grad[half, half]
     for t in range(1, half + 1):
         distance = _distances(position, t, half)
-        rows, cols = _hats(distance)
-        splat = rows[:, None] * cols
-        if both is not None:
-            to_taps[0] = to_taps[0] + (both * splat).sum((0, 1))
-            to_splat = both * taps[0]
+        nearness = _nearness(distance)
+        rows, cols = nearness.relu().unbind()
+        rows = rows.unsqueeze(1)
+        splat = rows * cols
+        torch.sum(grad * splat, (0, 1), out=to_taps[half + t])
+        torch.sum(splat.mul_(turned), (0, 1), out=to_taps[half - t])
+        to_splat = (grad * taps[half + t]).addcmul_(turned, taps[half - t])  # H
+        # Λ' = -sign z · (1 + sign(1 - |z|)) / 2: on the kinks the mean of both sides.
+        sign = distance.sign_()
+        slopes = torch.addcmul(sign, sign, nearness.sign_())  # -2 Λ'
+        to_rows = (to_splat * cols).sum(1).mul_(slopes[0]).sum(0)
+        to_cols = to_splat.mul_(rows).sum(0).mul_(slopes[1]).sum(0)
+        if t == 1:
+            to_row, to_col = to_rows, to_cols
         else:
-            to_taps[t], to_taps[-t] = (grad * splat).sum((0, 1)), (turned * splat).sum((0, 1))
-            to_splat = torch.addcmul(grad * taps[half + t], turned, taps[half - t])
-        to_hats = torch.stack([(to_splat * cols).sum(1), (to_splat * rows[:, None]).sum(0)])
-        part = (to_hats * _hat_slopes(distance)).sum(1)  # [row or col, ...]
-        to_position = part if to_position is None else to_position + t * part
-    assert to_position is not None
-    row_speed, col_speed = tap_velocity(angle.to(position.dtype), path)
-    to_angle = torch.addcmul(to_position[0] * row_speed, to_position[1], col_speed)
-    to_weight = torch.stack([to_taps[t] for t in sorted(to_taps)], -1)
-    return to_weight.to(weight.dtype), to_angle.to(angle.dtype)
+            to_row.add_(to_rows, alpha=t)
+            to_col.add_(to_cols, alpha=t)
+    row, col = position.unbind()
+    row_speed, col_speed = (-col, row) if path == "circle" else tap_velocity(angle, path)
+    to_angle = to_row.mul_(row_speed).addcmul_(to_col, col_speed).mul_(-0.5)
+    return to_taps.unbind() if weight.shape[-1] == size else [to_taps.sum(0)], to_angle
+
+
+def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
+    """The 3 x 3 kernels of the circle, [row, col, ...], cell by cell: the tap 1 lies sin θ up and cos θ right.
+
+    With W = (weight[1], weight[-1]) times the columns' shares (left, mid, right) of either tap, the rows are
+    up · W_1 + down · W_-1, level · (W_1 + W_-1) and down · W_1 + up · W_-1.
+    """
+    *_, other, centre, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
+    sin, cos = angle.sin(), angle.cos()
+    up, right = sin.relu(), cos.relu()
+    down, left = up - sin, right - cos
+    level, mid = 1 - (up + down), 1 - (right + left)
+    cells = out.flatten(0, 1).unbind()
+    for col, (share, other_share) in enumerate(((left, right), (mid, mid), (right, left))):
+        mine, others = tap * share, other * other_share
+        torch.mul(mine, up, out=cells[col]).addcmul_(others, down)
+        torch.mul(mine, down, out=cells[6 + col]).addcmul_(others, up)
+        torch.mul(mine.add_(others), level, out=cells[3 + col])
+    cells[4].add_(centre)
+    return out
+
+
+def _backward_3(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The gradients of the taps and of the angle, for 3 x 3 kernels of the circle, by even and odd parts.
+
+    Of three neighbours, let C be the middle one, E the mean of the outer ones less C, and O half their difference; G
+    has the nine parts CC to OO, rows first. A tap at (row, col) then reads from G, with s = sin θ and c = cos θ,
+    the sum (even) and for t = -1 the difference (even - odd) of::
+
+        even = CC + |c| CE + |s| (EC + |c| EE) + s c OO
+        odd  = c (CO + |s| EO) + s (OC + |c| OE)
+    """
+    *_, other, _, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
+    tiny = 4 * torch.finfo(angle.dtype).eps  # `on_axis`
+    sin, cos = torch.hardshrink(angle.sin(), tiny), torch.hardshrink(angle.cos(), tiny)
+    height, width = sin.abs(), cos.abs()
+    (cc, ec, oc), (ce, ee, oe), (co, eo, oo) = (
+        _even_and_odd(*part.unbind()) for part in _even_and_odd(*reversed(_cells_first(grad.to(angle.dtype)).unbind(1)))
+    )
+    rows, cols = torch.addcmul(ec, width, ee), torch.addcmul(ce, height, ee)
+    even = torch.addcmul(cc, width, ce).addcmul_(height, rows).addcmul_(sin * cos, oo)
+    across, along = torch.addcmul(co, height, eo), torch.addcmul(oc, width, oe)
+    odd = (cos * across).addcmul_(sin, along)
+    # d|sin θ| and -d|cos θ|: 0 on the kinks, the mean of both sides.
+    rise, fall = sin.sign() * cos, cos.sign() * sin
+    turn_even = (rise * rows).addcmul_(fall, cols, value=-1).addcmul_(cos * cos - sin * sin, oo)
+    turn_odd = (cos * along).addcmul_(sin, across, value=-1)
+    turn_odd.addcmul_(rise * cos, eo).addcmul_(fall * sin, oe, value=-1)
+    turn = turn_even.mul_(tap + other).addcmul_(turn_odd, tap - other)
+    if weight.shape[-1] == 1:
+        return [even + even + cc], turn
+    return [even - odd, cc, even + odd], turn
+
+
+def _even_and_odd(one: Tensor, middle: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C, E and O of three neighbours."""
+    mean = torch.lerp(one, other, 0.5)
+    return middle, mean - middle, one - mean
+
+
+def _computable(weight: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype to compute in: the promoted one, float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, angle.dtype), torch.float32)
+    return weight.to(dtype), angle.to(dtype)
 
 
 def _position(angle: Tensor, path: Path) -> Tensor:
-    """Where the tap t = 1 lies, [row or col, ...], in float32 at least."""
-    return torch.stack(tap_direction(angle.to(torch.promote_types(angle.dtype, torch.float32)), path))
+    """Where the tap t = 1 lies, [row or col, ...]."""
+    return torch.stack(tap_direction(angle, path))
 
 
-def _taps_first(weight: Tensor) -> Tensor:
-    weight = weight.movedim(-1, 0)
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+def _taps_first(weight: Tensor, size: int) -> Tensor:
+    """The weights, [tap, ...]."""
+    taps = weight.movedim(-1, 0).contiguous()
+    return taps if len(taps) == size else taps.expand(size, *taps.shape[1:])
+
+
+def _cells_first(kernels: Tensor) -> Tensor:
+    """Kernels (..., k, k) as [row, col, ...], in an order in memory in which operations run along it."""
+    cells = kernels.movedim((-2, -1), (0, 1))
+    along = kernels.dim() == 4 and kernels.stride(1) == 1  # channels-last is as good as contiguous
+    return cells if along else cells.contiguous()
 
 
 def _distances(position: Tensor, t: int, half: int) -> Tensor:
@@ -280,14 +336,6 @@ def _distances(position: Tensor, t: int, half: int) -> Tensor:
     return (position if t == 1 else t * position)[:, None] - grid
 
 
-def _hats(distance: Tensor) -> tuple[Tensor, Tensor]:
-    """Λ of the distances to the rows and to the columns, each [k, ...]."""
-    rows, cols = (1 - distance.abs()).clamp(min=0)
-    return rows, cols
-
-
-def _hat_slopes(distance: Tensor) -> Tensor:
-    """Λ' of the distances, on the kinks the mean of both sides, [row or col, k, ...]."""
-    # sign(1 - |z|) is 1 inside, 0 on the kink and -1 outside.
-    inside = (1 - distance.abs()).sign() + 1
-    return distance.sign() * inside * -0.5
+def _nearness(distance: Tensor) -> Tensor:
+    """1 - |z| of the distances: Λ where it is positive."""
+    return torch.sub(distance.new_ones(()), distance.abs())  # the call costs half of what that of `1 -` costs
