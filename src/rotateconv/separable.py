@@ -1,12 +1,15 @@
 """A layer with angle groups as depthwise line filters and a pointwise convolution, and the choice of that form."""
 
+from collections.abc import Iterable
+from functools import lru_cache
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rotateconv.ops import in_layout
+from rotateconv.ops import in_layout, needs_the_plain_form
 
 Form = Literal["auto", "dense", "separable"]
 
@@ -72,7 +75,8 @@ def separable_conv2d(
 
         output[o] = bias[o] + Σ_i weight[o,i] · (lines[g,i] ∗ input[i])
 
-    k² + out/G multiply-adds for each group, input channel and position, where the dense form takes k² · out/G.
+    k² + out/G multiply-adds for each group, input channel and position, where the dense form takes k² · out/G. On a
+    GPU where Triton is installed, the line filters of all groups are one launch that reads the input once.
 
     Args:
         input, weight, lines, bias, stride, padding, dilation: as in `grouped_conv2d`.
@@ -90,13 +94,39 @@ def separable_conv2d(
     input = in_layout(input, reorder)
     weights = weight.unflatten(0, (groups, -1))[..., None, None]
     biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
-    # One call a group: oneDNN is slow at a depthwise convolution with several outputs a channel.
-    outputs = []
-    for line, group_weight, group_bias in zip(lines, weights, biases, strict=True):
-        filtered = F.conv2d(input, line[:, None], None, stride, padding, dilation, channels)
-        outputs.append(F.conv2d(filtered, group_weight, group_bias))
+    maps: Iterable[Tensor]
+    if triton := _triton_separable(input, lines):
+        dtype = compute_dtype(input, weight)
+        maps = triton.line_filters(input.to(dtype), lines.to(dtype), stride, padding, dilation)
+    else:
+        # One call a group: oneDNN is slow at a depthwise convolution with several outputs a channel.
+        maps = (F.conv2d(input, line[:, None], None, stride, padding, dilation, channels) for line in lines)
+    outputs = [F.conv2d(*arguments) for arguments in zip(maps, weights, biases, strict=True)]
     output = outputs[0] if groups == 1 else torch.cat(outputs, -3)
     return output.contiguous() if reorder else output
+
+
+def _triton_separable(input: Tensor, lines: Tensor) -> ModuleType | None:
+    """The Triton kernel for the line filters, where it can be used: on a GPU, outside of compilers and transforms."""
+    if not _on_gpu(input) or input.dim() != 4 or needs_the_plain_form(input, lines):
+        return None
+    triton_separable = _import_triton_separable()
+    if triton_separable is None or compute_dtype(input, lines) not in triton_separable.DTYPES:
+        return None
+    return triton_separable if lines.shape[-1] <= triton_separable.LARGEST else None
+
+
+def _on_gpu(input: Tensor) -> bool:
+    return input.is_cuda
+
+
+@lru_cache
+def _import_triton_separable() -> ModuleType | None:
+    try:
+        from rotateconv import triton_separable
+    except (ImportError, RuntimeError):
+        return None
+    return triton_separable
 
 
 def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:

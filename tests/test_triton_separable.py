@@ -1,0 +1,49 @@
+"""The Triton line filters without a GPU: their numbers in Triton's interpreter, and that they compile for one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.mark.slow
+def test_numbers_in_the_interpreter() -> None:
+    # In a process of its own: Triton decides when it is imported.
+    file = Path(__file__).with_name("interpreted_separable.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-q"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(("name", "groups", "size", "last"), [("_filter", 4, 3, True), ("_filter_back", 3, 5, False)])
+def test_compiles_for_a_gpu(
+    name: str, groups: int, size: int, last: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from rotateconv import triton_separable
+
+    if "nvidia" not in backends:
+        pytest.skip("this Triton is built without NVIDIA's compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function = getattr(triton_separable, name)
+    options = triton_separable.compile_options(groups, size, last)
+    types: dict[str, Any] = {**dict.fromkeys(function.arg_names, "i32"), **dict.fromkeys(options, "constexpr")}
+    types |= {key: "*bf16" for key in types if key in ("input", "lines", "out", "grad", "to_input")}
+    source = ASTSource(function, {key: types[key] for key in function.arg_names}, options)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
