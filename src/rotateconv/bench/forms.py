@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -135,10 +136,10 @@ def _deformable(case: Case) -> nn.Module | None:
 def _dcls(case: Case) -> nn.Module | None:
     """Dilated convolution with learnable spacings, Khalfaoui-Hassani et al. 2023: k taps on a k x k grid."""
     try:
-        from DCLS.construct.modules import Dcls2d  # type: ignore[import-not-found]
+        modules = import_module("DCLS.construct.modules")
     except (ImportError, RuntimeError):
         return None
-    layer: nn.Module = Dcls2d(
+    layer: nn.Module = modules.Dcls2d(
         case.channels,
         case.channels,
         kernel_count=case.kernel_size,
