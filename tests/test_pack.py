@@ -52,6 +52,15 @@ def test_loading_gives_what_quantize_gives(name: str, conv: str, tmp_path: Path)
     assert torch.equal(loaded(images), quantize(model).eval()(images))
 
 
+def test_a_stream_of_one_number(tmp_path: Path) -> None:
+    # A single norm counts its batches in the only integer of the net, a single slice has the only scale.
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+    pack(model, tmp_path / "net.rotateconv")
+    loaded = load_packed(tmp_path / "net.rotateconv", model=model)
+    expected = quantize(model).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize("bits", [(2, 3, 2), (3, 4, 5), (5, 6, 7), (8, 8, 8)])
 def test_any_bits(bits: tuple[int, int, int], tmp_path: Path) -> None:
     weight, angle, dense = bits

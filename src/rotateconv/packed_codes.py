@@ -134,4 +134,5 @@ def _from_planes(data: Tensor, dtype: torch.dtype) -> Tensor:
         raise ValueError(f"a stream of {len(data)} bytes where {count} a number were expected")
     if len(data) == 0:
         return torch.empty(0, dtype=dtype)
-    return data.view(count, -1).T.contiguous().view(dtype).flatten()
+    numbers = torch.empty(len(data) // count, count, dtype=torch.uint8)  # with the strides that `view` asks for
+    return numbers.copy_(data.view(count, -1).T).view(dtype).flatten()
