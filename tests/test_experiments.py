@@ -15,7 +15,7 @@ from rotateconv.cli import compare as command
 from rotateconv.compare import Study, plan
 from rotateconv.config import RunConfig, differences, from_json
 from rotateconv.plots_runs import PUBLISHED, picture_names
-from rotateconv.records import RECORDS, find_sizes, find_studies
+from rotateconv.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
 from rotateconv.report import PICTURES, blocks, fill_page, rows_of
 from rotateconv.runs import Record
 from rotateconv.trained import DataDescription
@@ -95,7 +95,8 @@ def test_a_record_is_of_its_study(file: Path, read: Read) -> None:
 
 
 def test_records_are_small_and_of_no_machine() -> None:
-    texts = [file.read_text(encoding="utf-8") for file in EXPERIMENTS.rglob(RECORDS)]
+    files = [file for name in (RECORDS, CONVERSIONS) for file in EXPERIMENTS.rglob(name)]
+    texts = [file.read_text(encoding="utf-8") for file in files]
     assert sum(map(len, texts)) < SIZE
     assert not [text for text in texts if "/home/" in text or "/tmp/" in text or "confusion" in text]
 
@@ -108,7 +109,7 @@ def studies() -> dict[str, list[Record]]:
 @pytest.mark.parametrize("page", [RESULTS, README], ids=lambda page: page.name)
 def test_pages_are_current(page: Path, studies: dict[str, list[Record]]) -> None:
     text = page.read_text(encoding="utf-8")
-    assert fill_page(text, studies, find_sizes([EXPERIMENTS])) == text, (
+    assert fill_page(text, studies, find_sizes([EXPERIMENTS]), find_conversions([EXPERIMENTS])) == text, (
         "rotateconv report experiments --page docs/results.md --page README.md"
     )
     for kind, study in blocks(text):

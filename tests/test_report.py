@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from rotateconv import records
 from rotateconv.cli import app
 from rotateconv.cli.report import EXAMPLES
 from rotateconv.config import make_config
-from rotateconv.records import find_sizes, find_studies, read_comparison, read_run
+from rotateconv.records import find_conversions, find_sizes, find_studies, read_comparison, read_run
 from rotateconv.report import blocks, fill_page, to_markdown
 from rotateconv.runs import RunError
 from rotateconv.sizes import SizeRow
@@ -175,3 +176,33 @@ def test_the_examples_of_the_help_parse() -> None:
         program, command, *rest = shlex.split(example)
         assert (program, command) == ("rotateconv", "report")
         group.commands[command].make_context(command, rest)  # raises where an option is unknown
+
+
+def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> None:
+    run = tmp_path / "lines"
+    shutil.copytree(next((comparison / "runs").glob("*rotate4*")), run)
+    record = {
+        "source": "/somewhere/runs/dense",
+        "net": "resnet20",
+        "dataset": "digits",
+        "lines": "free",
+        "quantised": None,
+        "epochs": 3,
+        "parameters_before": 269_434,
+        "parameters_after": 120_954,
+        "test_accuracy": {"source": 99.0, "fitted": 10.0, "fine_tuned": 98.5},
+    }
+    (run / "conversion.json").write_text(json.dumps(record))
+    told = CliRunner().invoke(
+        app, ["report", str(run), "--records", str(tmp_path / "kept" / "digits" / "records.jsonl")]
+    )
+    assert told.exit_code == 0, told.output
+    found = find_conversions([tmp_path / "kept"])
+    assert found == {"digits": [{**record, "source": "dense"}]}
+    page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", {}, None, found)
+    row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 98.50 | **-0.50** | 3 |"
+    assert row in page
+    assert "Not measured yet: `rotateconv convert`" in fill_page(page, {}, None, {})
+    (tmp_path / "kept" / "digits" / "conversions.json").write_text("[")
+    with pytest.raises(RunError, match=r"conversions\.json is no JSON"):
+        find_conversions([tmp_path / "kept"])

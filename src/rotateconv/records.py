@@ -34,6 +34,11 @@ ANALYSIS = "analysis.json"
 SIZES = "sizes.json"
 """Name of a comparison's record of accuracy against bytes, which `compare --sizes` writes; a study may keep it."""
 
+CONVERSIONS = "conversions.json"
+"""Name of the record of conversions that a study may keep."""
+CONVERSION = "conversion.json"
+"""Name of what `rotateconv convert` writes into its run folder."""
+
 METRICS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
     *("angle_movement_mean", "angle_movement_max", "seconds"),
@@ -108,6 +113,29 @@ def find_sizes(paths: Iterable[str | Path]) -> dict[str, list[Record]]:
                     found[_name(file.parent, path)] = json.loads(file.read_text(encoding="utf-8"))
                 except ValueError:
                     raise RunError(f"{file} is no JSON: write it again with rotateconv compare --sizes") from None
+    return found
+
+
+def find_conversions(paths: Iterable[str | Path]) -> dict[str, list[Record]]:
+    """Return what `rotateconv convert` found, by the study that keeps it; of run folders together "runs".
+
+    Args:
+        paths: run folders, those without a conversion being passed over, and folders with studies in them.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    found: dict[str, list[Record]] = {}
+    for path in map(Path, paths):
+        if (path / CONVERSION).is_file():
+            record = read_json(path / CONVERSION)
+            found.setdefault("runs", []).append({**record, "source": Path(record["source"]).name})
+        elif not (path / "config.json").is_file():
+            for file in sorted(path.rglob(CONVERSIONS)):
+                try:
+                    found[_name(file.parent, path)] = json.loads(file.read_text(encoding="utf-8"))
+                except ValueError:
+                    raise RunError(f"{file} is no JSON: write it again with rotateconv report --records") from None
     return found
 
 

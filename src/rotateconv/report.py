@@ -9,7 +9,7 @@ from rotateconv.runs import Record, RunError
 from rotateconv.sizes import SizeRow
 from rotateconv.sizes_report import markdown
 from rotateconv.study import Row, make_rows
-from rotateconv.tables import accuracy_table, angle_table, contrast_table, validation_table
+from rotateconv.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
 from rotateconv.values import nearest
 
 Studies = Mapping[str, Sequence[Record]]
@@ -20,7 +20,7 @@ PICTURES = "results"
 _BLOCK = re.compile(r"<!-- report: (?P<kind>\w+) (?P<study>[\w./-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def fill_page(text: str, studies: Studies, sizes: Studies | None = None) -> str:
+def fill_page(text: str, studies: Studies, sizes: Studies | None = None, conversions: Studies | None = None) -> str:
     """Return a Markdown page with its blocks made anew.
 
     A block is what lies between `<!-- report: KIND STUDY -->` and `<!-- end -->`.
@@ -29,6 +29,7 @@ def fill_page(text: str, studies: Studies, sizes: Studies | None = None) -> str:
         text: of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
         studies: as from `rotateconv.records.find_studies`.
         sizes: as from `rotateconv.records.find_sizes`, for the blocks of the kind "sizes".
+        conversions: as from `rotateconv.records.find_conversions`, for those of the kind "conversions".
 
     Raises:
         RunError: the page asks for a kind or a study that there is not.
@@ -42,7 +43,7 @@ def fill_page(text: str, studies: Studies, sizes: Studies | None = None) -> str:
 
     def fill(block: re.Match[str]) -> str:
         kind, study = block["kind"], block["study"]
-        return f"<!-- report: {kind} {study} -->\n{make_block(kind, study, studies, sizes)}\n<!-- end -->"
+        return f"<!-- report: {kind} {study} -->\n{make_block(kind, study, studies, sizes, conversions)}\n<!-- end -->"
 
     return _BLOCK.sub(fill, text)
 
@@ -52,11 +53,16 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return [(block["kind"], block["study"]) for block in _BLOCK.finditer(text)]
 
 
-def make_block(kind: str, study: str, studies: Studies, sizes: Studies | None = None) -> str:
+def make_block(
+    kind: str, study: str, studies: Studies, sizes: Studies | None = None, conversions: Studies | None = None
+) -> str:
     """Return the text of a block; a study without a run, or without what `compare --sizes` measures, says so."""
-    kinds = (*KINDS, "pictures", "sizes")
+    kinds = (*KINDS, "pictures", "sizes", "conversions")
     if kind not in kinds:
         raise RunError(f"a page asks for {kind!r}{nearest(kind, kinds)}")
+    if kind == "conversions":
+        found = (conversions or {}).get(study)
+        return conversion_table(found) if found else "Not measured yet: `rotateconv convert`"
     rows = rows_of(study, studies)
     if kind == "sizes":
         measured = (sizes or {}).get(study)
@@ -109,7 +115,8 @@ KINDS: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 """What a block of a page can show of the runs of a study.
 
-Besides there are "pictures", the files of `draw_study` in the folder `PICTURES`, and "sizes", accuracy against bytes.
+Besides there are "pictures", the files of `draw_study` in the folder `PICTURES`, "sizes", accuracy against bytes,
+and "conversions", what `rotateconv convert` found.
 """
 
 

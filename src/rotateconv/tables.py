@@ -165,3 +165,29 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> st
     """A Markdown table whose first columns are words and whose others are numbers."""
     rule = "| " + " | ".join(["---"] * left + ["---:"] * (len(head) - left)) + " |"
     return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def conversion_table(conversions: Sequence[Record]) -> str:
+    """A row for each trained net that was converted: test accuracy of it, of the fit, and after fine-tuning."""
+    head = ("data", "net", "taps", "bits", "parameters", "trained", "fitted", "fine-tuned", "difference", "epochs")
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- | --- | --- |" + " ---: |" * (len(head) - 4)]
+    for row in conversions:
+        test = row["test_accuracy"]
+        gained = round(test["fine_tuned"] - test["source"], 2) + 0.0
+        cells = (
+            row["dataset"],
+            row["net"],
+            row["lines"],
+            "float32" if row["quantised"] is None else str(row["quantised"][0]),
+            f"{row['parameters_before']:,} to {row['parameters_after']:,}",
+            *(f"{test[name]:.2f}" for name in ("source", "fitted", "fine_tuned")),
+            f"**{gained:+.2f}**" if gained < 0 else f"{gained:+.2f}",
+            str(row["epochs"]),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    caption = (
+        "Test accuracy in percent, one run each: of the trained dense net, of the lines fitted to it, and after the "
+        "epochs of fine-tuning with the dense net as the teacher, which the dense net itself did not get; a loss is in "
+        "bold."
+    )
+    return "\n".join([*lines, "", caption])

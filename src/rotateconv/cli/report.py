@@ -47,7 +47,7 @@ def report(
         typer.Option(
             "--records",
             metavar="FILE",
-            help="Write what all the runs found into this record of a study, sizes.json beside it.",
+            help="Write what all the runs found into this record of a study; sizes and conversions beside it.",
         ),
     ] = None,
     analysis: Annotated[
@@ -62,7 +62,7 @@ def report(
     Without --out, --page, --records and --analysis the tables are printed.
     """
     from rotateconv.cli.console import facts, make_console, say
-    from rotateconv.records import SIZES, find_sizes, find_studies, write_study
+    from rotateconv.records import CONVERSIONS, SIZES, find_conversions, find_sizes, find_studies, write_study
     from rotateconv.report import to_markdown
     from rotateconv.runs import RunError, write_bytes
 
@@ -76,7 +76,7 @@ def report(
 
         analyse_all(folders, data_dir, draws, console)
     studies = find_studies(folders)
-    sizes = find_sizes(folders)
+    sizes, conversions = find_sizes(folders), find_conversions(folders)
     written: dict[str, str] = {}
     if records is not None:
         write_study([run for runs in studies.values() for run in runs], records)
@@ -86,11 +86,15 @@ def report(
         for rows in sizes.values():
             write_bytes(records.with_name(SIZES), (json.dumps(rows, indent=1) + "\n").encode())
             written["sizes"] = str(records.with_name(SIZES))
+        if conversions:
+            found = [row for rows in conversions.values() for row in rows]
+            write_bytes(records.with_name(CONVERSIONS), (json.dumps(found, indent=1) + "\n").encode())
+            written["conversions"] = str(records.with_name(CONVERSIONS))
     if out is not None:
         _write_report(studies, out)
         written["report"] = str(out / "report.md")
     for file in page or []:
-        _fill(file, studies, sizes)
+        _fill(file, studies, sizes, conversions)
     if page:
         written["pages"] = ", ".join(map(str, page))
     if written:
@@ -113,7 +117,7 @@ def _write_report(studies: "Studies", out: Path) -> None:
     write_bytes(out / "report.md", to_markdown(studies, pictures=True).encode())
 
 
-def _fill(page: Path, studies: "Studies", sizes: "Studies") -> None:
+def _fill(page: Path, studies: "Studies", sizes: "Studies", conversions: "Studies") -> None:
     """Make the blocks of a page anew, and draw the pictures that it shows into the folder beside it."""
     from rotateconv.plots_runs import draw_study
     from rotateconv.report import PICTURES, blocks, fill_page, rows_of
@@ -123,11 +127,11 @@ def _fill(page: Path, studies: "Studies", sizes: "Studies") -> None:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot read {page}: {error.strerror}") from None
-    filled = fill_page(text, studies, sizes)
+    filled = fill_page(text, studies, sizes, conversions)
     folder = page.parent / PICTURES
     for kind, study in blocks(text):
-        rows = rows_of(study, studies)
-        if kind == "pictures" and rows:
+        rows = rows_of(study, studies) if kind == "pictures" else []
+        if rows:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             draw_study(study, rows, folder)
