@@ -36,7 +36,10 @@ SABOTAGES = {
         "test_kernel.py::test_equals_the_slow_twin[3-circle]",
     ),
     "clockwise": Sabotage(
-        "kernel.py", "row, col = -angle.sin(), angle.cos()", "row, col = angle.sin(), angle.cos()", PLAIN
+        "kernel.py",
+        "row, col = -angle.sin(), angle.cos()",
+        "row, col = angle.sin(), angle.cos()",
+        "test_kernel.py::test_equals_the_slow_twin[3-circle]",
     ),
     "rho dropped": Sabotage(
         "kernel.py",
