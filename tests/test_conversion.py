@@ -221,6 +221,15 @@ def test_a_source_of_the_same_net_is_taken_as_it_is(tmp_path: Path, data: ImageD
         torch.testing.assert_close(second.get_parameter(name), parameter, rtol=0, atol=1e-6)
 
 
+def test_a_converted_net_is_trained_on_with_rounded_numbers(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    convert_run(settings(dense, lines="profile"), tmp_path / "lines", data=data)
+    config = fine_tuning(read_config(tmp_path / "lines"), str(tmp_path / "lines"))
+    fit(dataclasses.replace(config, qat=True, lr=1e-9), tmp_path / "rounded", data=data)
+    exact, rounded = (load_run(tmp_path / name).model for name in ("lines", "rounded"))
+    for name, parameter in quantize(exact).named_parameters():
+        torch.testing.assert_close(rounded.get_parameter(name), parameter, rtol=0, atol=1e-5)
+
+
 def test_a_source_of_another_net_is_refused(dense: Path, tmp_path: Path, data: ImageData) -> None:
     config = tiny_config(conv="conv3x3", width=2.0, source=str(dense))
     with pytest.raises(ConfigError, match=r"do not fit the net: stem.weight is 8x1x3x3, expected 16x1x3x3; .*more"):

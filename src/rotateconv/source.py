@@ -51,7 +51,7 @@ def start_from_source(net: nn.Module, config: RunConfig, data: DataDescription) 
         data: its images.
 
     Returns:
-        What became of each convolution, or None where the run has no lines.
+        What became of each convolution, or None where the run has no lines or the source has them already.
 
     Raises:
         ConfigError, RunError: as `load_source`; or the source has other tensors than the run's net.
@@ -59,7 +59,11 @@ def start_from_source(net: nn.Module, config: RunConfig, data: DataDescription) 
     """
     assert config.source is not None
     source = load_source(config.source, config, data)
-    report = convert_source(source, config) if config.lines is not None else None
+    # One that was converted before has the net's tensors already.
+    converted = {name: t.shape for name, t in net.state_dict().items()} == {
+        name: t.shape for name, t in source.state_dict().items()
+    }
+    report = None if config.lines is None or converted else convert_source(source, config)
     load_weights(net, source.state_dict(), config.source)
     return report
 
