@@ -155,6 +155,19 @@ def test_a_conversion_goes_on_where_it_was_stopped(dense: Path, tmp_path: Path, 
     assert other["lines"] == "shared"
 
 
+def test_another_run_in_the_folder_leaves_nothing_of_the_conversion(
+    dense: Path, tmp_path: Path, data: ImageData
+) -> None:
+    run = tmp_path / "run"
+    convert_run(settings(dense), run, data=data)
+    for name in ("analysis.json", "analysis.png"):
+        (run / name).write_text("{}")
+    fit(tiny_config(epochs=1), run, data=data, overwrite=True)
+    assert not {"conversion.json", "conversion.md", "analysis.json", "analysis.png"} & {
+        path.name for path in run.iterdir()
+    }
+
+
 def test_stages_convert_the_nearest_fits_first(weights: Path, tmp_path: Path, data: ImageData) -> None:
     config = own_settings(weights, epochs=10)
     net = two_layers()

@@ -17,15 +17,13 @@ from pathlib import Path
 from rotateconv.config import RunConfig
 from rotateconv.conversion_report import ConversionReport
 from rotateconv.data.sets import ImageData
-from rotateconv.runs import Record, check_run, write_bytes, write_json
+from rotateconv.runs import CONVERSION, CONVERSION_TABLE, Record, check_run, write_bytes, write_json
 from rotateconv.source import convert_source, load_source
 from rotateconv.trained import DataDescription, evaluate_split, load_run
 from rotateconv.training import fit
 from rotateconv.watch import OnEvent
 
 __all__ = ["convert_run", "fine_tuning", "stages_of"]
-
-RESULT = "conversion.json"
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -117,8 +115,8 @@ def convert_run(
         "test_accuracy": {**test, "fine_tuned": summary["test_accuracy"]},
         "layers": [{**dataclasses.asdict(entry), "shape": list(entry.shape)} for entry in layers.entries],
     }
-    write_json(out / RESULT, result)
-    write_bytes(out / "conversion.md", markdown(result, layers).encode())
+    write_json(out / CONVERSION, result)
+    write_bytes(out / CONVERSION_TABLE, markdown(result, layers).encode())
     report("done", result)
     return result
 

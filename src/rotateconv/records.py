@@ -22,22 +22,27 @@ from typing import Any
 
 from rotateconv.comparison import Entry, read_rows
 from rotateconv.config import RunConfig, to_json
-from rotateconv.runs import Record, RunError, disk_errors, read_config, read_json, read_records, write_bytes
+from rotateconv.runs import (
+    ANALYSIS,
+    CONVERSION,
+    Record,
+    RunError,
+    disk_errors,
+    read_config,
+    read_json,
+    read_records,
+    write_bytes,
+)
 
 RECORDS = "records.jsonl"
 """Name of a study's record."""
 STUDY = "study.toml"
 """Name of a study's configuration, which `rotateconv compare --config` reads."""
-ANALYSIS = "analysis.json"
-"""Name of a run's analysis, in its folder."""
-
 SIZES = "sizes.json"
 """Name of a comparison's record of accuracy against bytes, which `compare --sizes` writes; a study may keep it."""
 
 CONVERSIONS = "conversions.json"
 """Name of the record of conversions that a study may keep."""
-CONVERSION = "conversion.json"
-"""Name of what `rotateconv convert` writes into its run folder."""
 
 METRICS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),

@@ -26,7 +26,17 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
 """A finished run's weights: the averaged ones if the run averaged, else the last ones."""
 
-_FILES = ("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS)
+CONVERSION = "conversion.json"
+"""What `rotateconv convert` adds to the folder of its run."""
+CONVERSION_TABLE = "conversion.md"
+"""The same for people to read."""
+ANALYSIS = "analysis.json"
+"""What `rotateconv report --analysis` adds to a run's folder."""
+
+_FILES = (
+    *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS),
+    *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
+)
 # They say where the data lie and how often to save, not what is computed: a run may go on with others.
 _FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps")
 

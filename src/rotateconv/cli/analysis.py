@@ -11,8 +11,7 @@ from rotateconv.cli.console import say
 from rotateconv.cli.loading import load_shown
 from rotateconv.config import RunConfig
 from rotateconv.plots_runs import draw_angles
-from rotateconv.records import ANALYSIS
-from rotateconv.runs import RunError, read_config, write_json
+from rotateconv.runs import ANALYSIS, RunError, read_config, write_json
 
 
 def analyse_all(folders: Iterable[Path], data_dir: Path | None, draws: int, console: Console) -> None:
