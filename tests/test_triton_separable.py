@@ -1,30 +1,18 @@
 """The Triton line filters without a GPU: their numbers in Triton's interpreter, and that they compile for one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from triton_process import run_interpreted
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.mark.slow
 def test_numbers_in_the_interpreter() -> None:
-    # In a process of its own: Triton decides when it is imported.
-    file = Path(__file__).with_name("interpreted_separable.py")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-q"],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "skipped" not in result.stdout
+    run_interpreted("interpreted_separable.py")
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

@@ -53,7 +53,7 @@ def convert(
         >>> [entry.name for entry in report.converted], report.parameters_before, report.parameters_after
         (['2'], 5088, 1504)
     """
-    return _convert(model, Lines(taps, path, angle_groups, learn_angle), where, RotateConv2d.from_conv)
+    return _convert(model, Lines(taps, path, angle_groups, learn_angle), where, fitted=True)
 
 
 def put_lines(
@@ -71,7 +71,7 @@ def put_lines(
 
     Args, raises: as `convert`.
     """
-    _convert(model, Lines(taps, path, angle_groups, learn_angle), where, RotateConv2d.like)
+    _convert(model, Lines(taps, path, angle_groups, learn_angle), where, fitted=False)
 
 
 class Lines(NamedTuple):
@@ -87,7 +87,8 @@ def _convert(
     model: nn.Module,
     lines: Lines,
     where: Callable[[str, nn.Conv2d], bool] | None,
-    make: Callable[..., RotateConv2d],
+    *,
+    fitted: bool,
 ) -> ConversionReport:
     check_taps(lines.taps)
     check_path(lines.path)
@@ -100,7 +101,7 @@ def _convert(
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("convert needs a model whose lazy modules have shapes: run a batch through it first")
 
-    fitted = make == RotateConv2d.from_conv
+    make = RotateConv2d.from_conv if fitted else RotateConv2d.like
     reasons = _reasons(model, where, lines.angle_groups, needs_values=fitted)
     if None not in reasons.values():
         raise ValueError(_nothing_matched(reasons))

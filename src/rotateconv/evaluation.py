@@ -1,6 +1,7 @@
 """Loss, accuracy and confusion of a net on labelled batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,20 +62,14 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes
     n = len(classes)
     losses: list[Tensor] = []
     confusion = torch.zeros(n * n, dtype=torch.int64)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            for images, labels in batches:
-                scores = model(images)
-                if scores.shape[1:] != (n,):
-                    raise ValueError(f"expected {n} outputs, one a class, not {tuple(scores.shape[1:])}")
-                losses.append(F.cross_entropy(scores.float(), labels, reduction="sum"))
-                cells = labels * n + scores.argmax(dim=1)
-                confusion = confusion.to(cells.device) + torch.bincount(cells, minlength=n * n)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        for images, labels in batches:
+            scores = model(images)
+            if scores.shape[1:] != (n,):
+                raise ValueError(f"expected {n} outputs, one a class, not {tuple(scores.shape[1:])}")
+            losses.append(F.cross_entropy(scores.float(), labels, reduction="sum"))
+            cells = labels * n + scores.argmax(dim=1)
+            confusion = confusion.to(cells.device) + torch.bincount(cells, minlength=n * n)
     # The sum of float32 batch sums is exact enough only in float64, which some accelerators lack.
     loss = torch.stack(losses).cpu().double().sum() if losses else torch.zeros((), dtype=torch.float64)
     loss, confusion = _over_processes(loss, confusion)
@@ -84,6 +79,19 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes
         raise ValueError("expected at least one image to evaluate, not 0")
     accuracy = 100 * int(confusion.trace()) / count
     return Evaluation(loss.item() / count, accuracy, confusion, tuple(classes))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and evaluation mode inside; afterwards the training flags of the model's modules as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _over_processes(loss: Tensor, confusion: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import nn
 from rotateconv.config import ConfigError, RunConfig
 from rotateconv.conversion_report import ConversionReport
 from rotateconv.convert import convert
+from rotateconv.evaluation import evaluating
 from rotateconv.factory import build_from, load_weights, read_weights_file
 from rotateconv.trained import DataDescription, chosen_lines, load_run
 
@@ -83,16 +84,12 @@ def convert_source(source: nn.Module, config: RunConfig) -> ConversionReport:
 def check_takes(net: nn.Module, data: DataDescription, factory: str) -> None:
     """Raise ConfigError unless a user's net maps images of the data's shape to one number a class."""
     shape = "x".join(map(str, data.input_shape))
-    modes = [(module, module.training) for module in net.modules()]
     try:
-        with torch.no_grad():
-            scores = net.eval()(torch.zeros(2, *data.input_shape))
+        with evaluating(net):
+            scores = net(torch.zeros(2, *data.input_shape))
     except (RuntimeError, ValueError, TypeError) as error:
         told = str(error).splitlines()[0]
         raise ConfigError(f"the net of {factory} does not take images of {shape}: {told}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     classes = len(data.classes)
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
         found = tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else type(scores).__name__

@@ -1,0 +1,22 @@
+"""Tests of Triton kernels in Triton's interpreter, in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_interpreted(name: str) -> None:
+    """Run a file of tests beside this one; all must pass and none may be skipped."""
+    # In a process of its own: Triton decides when it is imported.
+    file = Path(__file__).with_name(name)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-q"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout
