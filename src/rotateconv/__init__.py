@@ -1,5 +1,6 @@
 """RotateConv: convolution kernels that are line segments with a learned angle."""
 
+from rotateconv.batched import batched_kernels
 from rotateconv.conv import RotateConv2d
 from rotateconv.conversion_report import ConversionEntry, ConversionReport
 from rotateconv.convert import convert
@@ -20,6 +21,7 @@ __all__ = [
     "LineFit",
     "ModelCost",
     "RotateConv2d",
+    "batched_kernels",
     "build_model",
     "convert",
     "cost",

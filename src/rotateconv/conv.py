@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from rotateconv import arguments
 from rotateconv.arguments import Size
+from rotateconv.batched import LineLayer, take_kernel
 from rotateconv.fit import fit_line
 from rotateconv.kernel import Path, Taps, check_path, check_taps, mean_gram, unit_profile
 from rotateconv.ops import fused_line_kernel, in_layout
 from rotateconv.separable import Form, check_form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
 
 
-class RotateConv2d(nn.Module):
+class RotateConv2d(LineLayer):
     """Convolution with kernels that are line segments through the centre, each with an angle of its own.
 
     The slice of output channel o and input channel i is ``line_kernel(W[o, i], angle[o, i])`` with T = k taps::
@@ -255,7 +256,10 @@ class RotateConv2d(nn.Module):
             return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
         # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
         # `.to(memory_format=...)` cannot give to a kernel that is computed.
-        kernel = self._kernel(scale, compute_dtype(input, self.weight), is_channels_last(input))
+        dtype = compute_dtype(input, self.weight)
+        kernel = take_kernel(self, dtype)
+        if kernel is None:
+            kernel = self._kernel(scale, dtype, is_channels_last(input))
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ def fused_line_kernel(
     kernel_size: int = 3,
     path: Path = "circle",
     *,
-    angle_grad_scale: float = 1.0,
+    angle_grad_scale: float | Tensor = 1.0,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> Tensor:
@@ -39,7 +39,7 @@ def fused_line_kernel(
     Args:
         weight, angle, kernel_size, path: as in `line_kernel`; weight may also be a sequence of taps in its last
             dimension in any memory layout.
-        angle_grad_scale: the gradient of the angle is multiplied by it.
+        angle_grad_scale: the gradient of the angle is multiplied by it; a tensor has the angle's shape.
         dtype: of the result; the default is that of `line_kernel`.
         channels_last: lay a (out, in, k, k) result out in channels-last order.
 
@@ -57,7 +57,7 @@ def fused_line_kernel(
     check_inputs(weight, angle, kernel_size)
     dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
     if needs_the_plain_form(weight, angle):
-        if angle_grad_scale != 1.0:
+        if isinstance(angle_grad_scale, Tensor) or angle_grad_scale != 1.0:
             angle = scale_gradient(angle, angle_grad_scale)
         kernel = line_kernel(weight, angle, kernel_size, path).to(dtype)
         return in_layout(kernel, channels_last)
@@ -65,7 +65,7 @@ def fused_line_kernel(
     return result
 
 
-def scale_gradient(tensor: Tensor, scale: float) -> Tensor:
+def scale_gradient(tensor: Tensor, scale: float | Tensor) -> Tensor:
     """The tensor to the last bit, with its gradient multiplied by the scale."""
     return tensor.detach() + scale * (tensor - tensor.detach())
 
@@ -85,7 +85,7 @@ class _LineKernel(torch.autograd.Function):
         angle: Tensor,
         size: int,
         path: Path,
-        scale: float,
+        scale: float | Tensor,
         dtype: torch.dtype,
         channels_last: bool,
     ) -> Tensor:
@@ -116,7 +116,7 @@ class _LineKernel(torch.autograd.Function):
 
 
 def _plain_gradients(
-    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight and angle through `line_kernel`, to be differentiated themselves."""
     kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, size, path), weight, angle)
@@ -125,18 +125,19 @@ def _plain_gradients(
 
 
 def _gradients(
-    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight and angle, by Triton or a part at a time."""
     if triton_ops := _triton_ops(angle):
-        gradients: tuple[Tensor, Tensor] = triton_ops.line_kernel_backward(weight, angle, grad, size, path, scale)
-        return gradients
+        one = 1.0 if isinstance(scale, Tensor) else scale
+        to_weight, to_angle = triton_ops.line_kernel_backward(weight, angle, grad, size, path, one)
+        return to_weight, to_angle.mul_(scale) if isinstance(scale, Tensor) else to_angle
     to_weight, to_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
     weight, angle = _computable(weight, angle)
     for part in _parts(angle):
         to_taps, turn = _backward(weight[part], angle[part], grad[part], size, path)
         torch.stack(list(to_taps), -1, out=to_weight[part])
-        torch.mul(turn, scale, out=to_angle[part])
+        torch.mul(turn, scale[part] if isinstance(scale, Tensor) else scale, out=to_angle[part])
     return to_weight, to_angle
 
 

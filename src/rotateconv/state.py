@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from rotateconv.batched import batched_kernels
 from rotateconv.checkpoint import Checkpoint, save_checkpoint
 from rotateconv.config import ConfigError, RunConfig
 from rotateconv.conv import RotateConv2d
@@ -147,6 +148,10 @@ class TrainingState:
     def rounded(self) -> AbstractContextManager[None]:
         """Return a context in which the net has the numbers that a training step sees."""
         return nullcontext() if self.quantised is None else self.quantised()
+
+    def kernels_ahead(self) -> AbstractContextManager[None]:
+        """Return a context for a forward pass of training: all kernels of the net are made by one call."""
+        return nullcontext() if self.config.compile else batched_kernels(self.net)
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:

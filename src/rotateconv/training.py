@@ -92,7 +92,8 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
             teacher_scores = state.teacher(images).float()
     state.optimizer.zero_grad()
     with state.rounded():
-        scores = state.model(images)
+        with accelerator.autocast(), state.kernels_ahead():
+            scores = state.model(images)
         loss = training_loss(scores, labels, config, teacher_scores)
         accelerator.backward(loss * state.share(len(labels)))
     if config.clip_grad_norm is not None:

@@ -11,7 +11,9 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 PEERS = ("depthwise-separable", "1x1", "deform_conv2d", "DCLS")
 LAYER_FORMS = ("nn.Conv2d", "rotate4", "rotate2", "rotate2p", "rotate2p-g1", "rotate2p-g4", *PEERS)
-NET_FORMS = ("conv3x3", "rotate4", "rotate2", "rotate2p", "rotate2p-g4")
+UNBATCHED = ", layer by layer"
+"""Ends the name of a net's form whose layers each make their own kernels, without `batched_kernels`."""
+NET_FORMS = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}", "rotate2", "rotate2p", "rotate2p-g4")
 
 # A layer's forward pass in a sweep: the smallest are all overhead, the largest take minutes with the slow peers.
 _MOST_MULTIPLY_ADDS = 2e10
@@ -95,9 +97,10 @@ def full_cases(device: str = "cpu") -> list[Case]:
         shape: dict[str, Any] = {"channels": 64, "size": 16, "kernel_size": kernel_size, "stride": stride}
         cases.append(Case("layer", LAYER_FORMS, mode, 32, dtype, **shape))
     for compiled, (mode, dtype) in product((False, True), _modes()):
+        forms = tuple(form for form in NET_FORMS if not (compiled and form.endswith(UNBATCHED)))
         for model, batch in (("resnet20", 128), ("densenet40", 64)):
             batch *= 4 if device == "cuda" else 1
-            cases.append(Case("net", NET_FORMS, mode, batch, dtype, compiled, model))
+            cases.append(Case("net", forms, mode, batch, dtype, compiled, model))
     cases += [
         Case("kernel", ("plain", "fused"), mode, side) for mode in ("forward", "forward+backward") for side in (64, 512)
     ]

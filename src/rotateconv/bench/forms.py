@@ -1,7 +1,7 @@
 """The forms of a case as functions to time; each of ours is first compared with the plain form of line_kernel."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rotateconv.bench.cases import Case
+from rotateconv.batched import batched_kernels
+from rotateconv.bench.cases import UNBATCHED, Case
 from rotateconv.conv import RotateConv2d
 from rotateconv.fusion import fuse
 from rotateconv.kernel import line_kernel
@@ -155,13 +156,13 @@ def _nets(case: Case, device: str) -> dict[str, Work]:
     images = torch.randn(case.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     works = {}
     for form in case.forms:
-        net = build_model(case.model, form).to(device).to(memory_format=torch.channels_last)
+        net = build_model(case.model, form.removesuffix(UNBATCHED)).to(device).to(memory_format=torch.channels_last)
         for name, layer in net.named_modules():
             if isinstance(layer, RotateConv2d):
                 _check_layer(
                     f"{form} {name}", layer, torch.randn(2, layer.in_channels, 8, 8, device=device), case.dtype
                 )
-        works[form] = _work(net, case, device, images)
+        works[form] = _work(net, case, device, images, batched=not form.endswith(UNBATCHED))
     return works
 
 
@@ -177,8 +178,8 @@ def _fused_nets(case: Case, device: str) -> dict[str, Work]:
     return works
 
 
-def _work(module: nn.Module, case: Case, device: str, images: Tensor) -> Work:
-    """One pass or step of a module, which a loss of mean squares drives."""
+def _work(module: nn.Module, case: Case, device: str, images: Tensor, *, batched: bool = False) -> Work:
+    """One pass or step of a module, which a loss of mean squares drives; in eager mode with `batched_kernels`."""
     forward: Callable[[Tensor], Tensor] = torch.compile(module) if case.compiled else module
     module.train(case.mode != "forward")
     low = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
@@ -186,12 +187,15 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor) -> Work:
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device, low, enabled=case.dtype == "bfloat16")
 
+    def kernels() -> AbstractContextManager[Any]:
+        return batched_kernels(module) if batched and not case.compiled else nullcontext()
+
     def inference() -> None:
         with torch.no_grad(), autocast():
             forward(images)
 
     def backward() -> None:
-        with autocast():
+        with autocast(), kernels():
             output = forward(images)
         output.backward(output.detach())  # the gradient of half the sum of squares: no loss to be timed with it
         module.zero_grad(set_to_none=True)
@@ -202,7 +206,7 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor) -> Work:
     optimizer = torch.optim.SGD(param_groups(module, 1e-9, 1e-4), momentum=0.9, nesterov=True, fused=True)
 
     def step() -> None:
-        with autocast():
+        with autocast(), kernels():
             output = forward(images)
         output.backward(output.detach())
         optimizer.step()

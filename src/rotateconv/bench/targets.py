@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rotateconv.bench.cases import PRECISIONS, Case
+from rotateconv.bench.cases import NET_FORMS, PRECISIONS, Case
 
 Row = dict[str, Any]
 
@@ -50,14 +50,15 @@ def targets(device: str = "cpu") -> list[Target]:
     found = []
     for compiled in (False, True):
         for dtype in PRECISIONS:
-            case = Case("net", ("conv3x3", "rotate4"), "step", 512 if gpu else 128, dtype, compiled, "resnet20")
+            forms = ("conv3x3", "rotate4") if compiled else NET_FORMS[:3]
+            case = Case("net", forms, "step", 512 if gpu else 128, dtype, compiled, "resnet20")
             found.append(
                 Target(case, "rotate4", "ratio", most=(1.02 if gpu else 1.03) if compiled else (1.08 if gpu else 1.04))
             )
             if not compiled:
                 found.append(Target(case, "rotate4", "peak_ratio", most=1.02))
     for dtype in PRECISIONS:
-        case = Case("net", ("conv3x3", "rotate4"), "step", 64, dtype, False, "densenet40")
+        case = Case("net", NET_FORMS[:3], "step", 64, dtype, False, "densenet40")
         found.append(Target(case, "rotate4", "ratio", most=1.08 if gpu else 1.05))
     kernel = Case("kernel", ("plain", "fused"), "forward+backward", 512)
     found.append(Target(kernel, "fused", "ratio", most=0.1 if gpu else 0.35))
