@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rotateconv.conv import RotateConv2d
+from rotateconv.kernel import mean_gram
 from rotateconv.models import CONVS
 from rotateconv.models.controls import MaskedConv2d, SeparableConv2d
 
@@ -22,7 +23,18 @@ ARGUMENTS: list[dict[str, Any]] = [
     {"dtype": torch.float64, "padding": 1},
     *({"padding": (2, 1), "padding_mode": mode} for mode in ("zeros", "reflect", "replicate", "circular")),
 ]
-LEARNED = {"conv3x3", "rotate4", "rotate2", "rotate2p", "mask4", "separable", "rotate4-g4", "rotate2p-g4"}
+LEARNED = {
+    "conv3x3",
+    "rotate4",
+    "rotate2",
+    "rotate2b",
+    "rotate2p",
+    "mask4",
+    "separable",
+    "rotate4-k5",
+    "rotate4-g4",
+    "rotate2p-g4",
+}
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
@@ -73,6 +85,12 @@ def test_fixed_angles_are_buffers(conv: str) -> None:
     assert ("angle" in dict(layer.named_parameters())) == (conv in LEARNED)
 
 
+def test_rotate4_k5_has_two_more_taps() -> None:
+    layer = CONVS["rotate4-k5"](4, 8, 3, padding=1)
+    assert (layer.weight.shape, layer.kernel_size, layer.padding) == ((8, 4, 5), (5, 5), (2, 2))
+    assert CONVS["rotate4-k5"](4, 8, 5, 1, "valid", (1, 2)).padding == (1, 2)
+
+
 def test_line_alternates_rows_and_columns() -> None:
     kernel = CONVS["line"](6, 4, 3).kernel().detach()
     row, column = torch.zeros(3, 3, dtype=torch.bool), torch.zeros(3, 3, dtype=torch.bool)
@@ -84,6 +102,28 @@ def test_line_alternates_rows_and_columns() -> None:
             assert (kernel[o, i][where].abs() > 1e-4).all()
             # cos(π/2) is 4e-8 in float32
             torch.testing.assert_close(kernel[o, i][~where], torch.zeros(6), rtol=0, atol=1e-6)
+
+
+def test_rotate2b_deals_out_four_fixed_profiles() -> None:
+    layer = CONVS["rotate2b"](6, 10, 3, bias=False)
+    assert {name for name, _ in layer.named_parameters()} == {"weight", "angle"}
+    assert sum(parameter.numel() for parameter in layer.parameters()) == 2 * 6 * 10  # two numbers a slice
+    profile = layer.profile
+    assert "profile" in layer.state_dict()
+    for row, shape in enumerate([(1, 1, 1), (-1, 0, 1), (1, -2, 1), (0, 0, 1)]):
+        for dealt in profile[row::4]:
+            torch.testing.assert_close(dealt / dealt[2], torch.tensor(shape) + 0.0, atol=1e-5, rtol=0)
+    norms = torch.einsum("os,st,ot->o", profile, mean_gram(3).float(), profile)
+    torch.testing.assert_close(norms, torch.ones(10))
+    before = profile.clone()
+    layer(torch.randn(2, 6, 5, 5)).sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1.0, weight_decay=0.1).step()
+    assert torch.equal(layer.profile, before)
+    five, grouped = CONVS["rotate2b"](4, 8, 5).profile, CONVS["rotate2b"](4, 8, 3, angle_groups=2).profile
+    assert five.shape == (8, 5)
+    assert abs(five[1].sum()) < 1e-5
+    assert abs(five[2] @ five[:2].T).max() < 1e-5  # the polynomials are orthogonal
+    assert grouped.shape == (2, 4, 3)
 
 
 def test_mask4_keeps_four_positions_of_every_slice() -> None:

@@ -76,7 +76,14 @@ def test_signature_and_defaults_of_conv2d() -> None:
         assert mine.kind == other.kind
         assert mine.default == (3 if mine.name == "kernel_size" else other.default)
     own = {parameter.name: parameter.default for parameter in ours[len(theirs) :]}
-    assert own == {"taps": "free", "path": "circle", "angle_groups": None, "learn_angle": True, "form": "auto"}
+    assert own == {
+        "taps": "free",
+        "path": "circle",
+        "angle_groups": None,
+        "learn_angle": True,
+        "form": "auto",
+        "learn_profile": True,
+    }
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in ours[len(theirs) :])
 
 
@@ -115,10 +122,19 @@ def test_shapes_of_parameters(size: int, form: dict[str, Any], learn_angle: bool
     without = RotateConv2d(6, 8, size, groups=2, **form, learn_angle=learn_angle, bias=False)
     assert set(without.state_dict()) == set(expected) - {"bias"}
     assert without.bias is None
+    if taps == "profile":
+        kept = RotateConv2d(6, 8, size, groups=2, **form, learn_angle=learn_angle, learn_profile=False)
+        assert kept.state_dict().keys() == layer.state_dict().keys()
+        assert {key for key, _ in kept.named_parameters()} == learned - {"profile"}
+        kept.load_state_dict(layer.state_dict())
+        assert torch.equal(kept.kernel(), layer.kernel())
+    else:
+        with pytest.raises(ValueError, match='learn_profile=False needs taps="profile", got taps='):
+            RotateConv2d(6, 8, size, groups=2, **form, learn_profile=False)
 
 
 REBUILT: list[dict[str, Any]] = [
-    {**arguments, **form, "learn_angle": learn}
+    {**arguments, **form, "learn_angle": learn, "learn_profile": learn or form["taps"] != "profile"}
     for (channels, arguments), form, learn in zip(
         [case for case in ARGUMENTS if case[0] != (1, 2)], FORMS * 2, [True, False] * 9, strict=False
     )

@@ -94,5 +94,8 @@ def test_from_conv_carries_flags_and_leaves_the_convolution() -> None:
     conv.weight.requires_grad_(False)
     layer = RotateConv2d.from_conv(conv, taps="profile", angle_groups=2)
     assert not any(parameter.requires_grad for parameter in layer.parameters())
+    held = RotateConv2d.from_conv(conv, taps="profile", learn_profile=False)
+    assert "profile" in dict(held.named_buffers())
+    assert_close(held.kernel(), RotateConv2d.from_conv(conv, taps="profile").kernel())
     half = nn.Conv2d(2, 4, 3, dtype=torch.bfloat16)
     assert RotateConv2d.from_conv(half).weight.dtype == torch.bfloat16

@@ -36,6 +36,8 @@ RESNET20 = {
     "separable": 37_770,  # 8 numbers fewer a slice, then 9 for each of the 624 input channels
     "rotate4-g4": 94_042,
     "rotate2p-g4": 42_138,
+    "rotate2b": 61_850,
+    "rotate4-k5": 121_242 + 2 * 29_696,
 }
 
 

@@ -116,7 +116,7 @@ def test_a_scale_of_zero_keeps_the_angles() -> None:
     assert torch.equal(model.angle, before)
 
 
-@pytest.mark.parametrize("argument", ["lr", "weight_decay", "angle_lr_scale"])
+@pytest.mark.parametrize("argument", ["lr", "weight_decay", "angle_lr_scale", "angle_weight_decay"])
 @pytest.mark.parametrize("number", [-1e-3, math.nan, math.inf])
 def test_numbers_out_of_range_are_errors(argument: str, number: float) -> None:
     arguments = {"lr": 0.1, "weight_decay": 0.0, "angle_lr_scale": 1.0, argument: number}

@@ -207,6 +207,20 @@ def test_a_converted_net_of_ours_needs_none(tmp_path: Path) -> None:
     assert len(describe_packed(tmp_path / "net").lines) == 6
 
 
+def test_profiles_that_are_not_learned_stay_so(tmp_path: Path) -> None:
+    model = build_model("resnet20", "conv3x3", width=0.25)
+    old = model.stages[0][0].conv1
+    model.stages[0][0].conv1 = RotateConv2d.from_conv(old, taps="profile", learn_profile=False)
+    pack(model, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net")
+    assert_same(loaded, quantize(model))
+    assert not loaded.stages[0][0].conv1.learn_profile
+    convert(model, taps="profile")
+    pack(model, tmp_path / "converted")
+    lines = describe_packed(tmp_path / "converted").lines
+    assert [line.get("learn_profile", True) for line in lines.values()].count(False) == 1
+
+
 def test_a_net_of_ours_with_another_layer_needs_its_structure(tmp_path: Path) -> None:
     model, template = build_model("resnet20", width=0.25), build_model("resnet20", width=0.25)
     for one in (model, template):

@@ -74,6 +74,14 @@ def test_bars_of_an_analysed_run(axes: list[Axes], tmp_path: Path) -> None:
     assert spread.patches[0].get_data().edges[-1] == pytest.approx(math.pi)
 
 
+def test_lines_of_the_epochs_that_were_recorded(axes: list[Axes], tmp_path: Path) -> None:
+    epochs = [[0.1, 0.1, 0.2], None, [0.3, 0.3, 0.3]]
+    draw_angles(analysis_of(rejected=True), tmp_path / "angles.png", epochs)
+    moved = axes[0]
+    assert [list(line.get_ydata()) for line in moved.get_lines()] == [epochs[0], epochs[2]]
+    assert [text.get_text() for text in moved.get_legend().get_texts()] == ["epoch 1", "epoch 3"]
+
+
 def test_a_study_draws_what_its_page_names(comparison: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         file = comparison / "runs" / f"resnet20-rotate4-seed{seed}" / "analysis.json"

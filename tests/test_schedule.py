@@ -85,6 +85,8 @@ def test_groups_follow_the_schedule_together(optimizer: str) -> None:
     assert any(p is net[0].angle for p in groups["angles"]["params"])
     assert groups["weights"]["weight_decay"] == 0.01
     assert groups["angles"]["weight_decay"] == 0
+    decayed = build_optimizer(net, dataclasses.replace(config, angle_weight_decay=0.02))
+    assert [group["weight_decay"] for group in decayed.param_groups if group["name"] == "angles"] == [0.02]
     set_learning_rate(built, 0.5)
     assert groups["weights"]["lr"] == pytest.approx(0.15)
     assert groups["angles"]["lr"] == pytest.approx(0.3)

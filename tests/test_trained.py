@@ -35,6 +35,24 @@ def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:
     assert natural == Tiny("rotate4", 10, 1, 1.0).conv.angle_grad_scale != 1.0
 
 
+def test_angles_may_start_along_the_axes_of_the_grid(data: ImageData) -> None:
+    described = DataDescription.of(data)
+    layer = build_net(tiny_config(conv="rotate4", angle_init="axes"), described).conv
+    quarters = layer.angle.detach() / (torch.pi / 2)
+    assert layer.learn_angle
+    assert set(quarters.round().flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+    torch.testing.assert_close(quarters, quarters.round())
+    fixed = build_net(tiny_config(conv="rotate4-fixed", angle_init="axes"), described).conv
+    assert not torch.equal(fixed.angle / (torch.pi / 2), (fixed.angle / (torch.pi / 2)).round())
+
+
+def test_profiles_may_start_from_the_bank(data: ImageData) -> None:
+    described = DataDescription.of(data)
+    learned = build_net(tiny_config(conv="rotate2p", profile_init="bank"), described).conv
+    assert torch.equal(learned.profile, Tiny("rotate2b", 10, 1, 1.0).conv.profile)
+    assert "profile" in dict(learned.named_parameters())
+
+
 def test_load_run_of_an_unfinished_run_takes_its_checkpoint(tmp_path: Path, data: ImageData) -> None:
     run = tmp_path / "run"
     with pytest.raises(RunInterrupted, match="after step 5"):

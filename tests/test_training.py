@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rotateconv import training
+from rotateconv.analysis import lines_of
 from rotateconv.checkpoint import load_checkpoint
 from rotateconv.config import PRESETS, ConfigError, RunConfig, make_config
 from rotateconv.data.loader import Batches
@@ -72,11 +73,27 @@ def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Pat
     record = read_records(tmp_path / "run")[-1]
     assert record["angle_movement_mean"] == pytest.approx(moved.mean().item())
     assert record["angle_movement_max"] == pytest.approx(moved.max().item())
+    assert record["angle_movement_layers"] == pytest.approx([moved.mean().item()])
+
+
+def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> None:
+    config = make_config("digits", changes={"epochs": 1, "width": 0.25, "conv": "rotate4"})
+    data = small_digits()
+    fit(config, tmp_path / "run", data=data)
+    torch.manual_seed(config.seed)
+    start, end = build_net(config, DataDescription.of(data)), load_run(tmp_path / "run").model
+    moved = [
+        (end.get_submodule(name).angle - layer.angle).abs().mean().item() for name, layer in lines_of(start).items()
+    ]
+    (record,) = read_records(tmp_path / "run")
+    assert len(moved) == 18
+    assert record["angle_movement_layers"] == pytest.approx(moved, rel=1e-4)
 
 
 def test_a_net_without_angles_records_none(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="conv3x3", epochs=1), tmp_path / "run", data=data)
-    assert read_records(tmp_path / "run")[0]["angle_movement_mean"] is None
+    (record,) = read_records(tmp_path / "run")
+    assert [value for key, value in record.items() if key.startswith("angle_movement")] == [None] * 3
 
 
 def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: ImageData) -> None:

@@ -16,9 +16,9 @@ from rotateconv.ops import fused_line_kernel, needs_the_plain_form
 class LineLayer(nn.Module):
     """What `batched_kernels` asks of a layer whose kernels it makes: the attributes of `RotateConv2d`."""
 
-    weight: nn.Parameter
+    weight: Tensor
     angle: Tensor
-    profile: nn.Parameter | None
+    profile: Tensor | None
     kernel_size: tuple[int, int]
     path: Path
     angle_groups: int | None

@@ -36,9 +36,12 @@ class RunConfig:
         lr: learning rate that the schedule multiplies.
         momentum: SGD's momentum, AdamW's β₁.
         nesterov: Nesterov's form of SGD's momentum.
-        weight_decay: for the weights; angles, biases and norms are never pulled to 0.
+        weight_decay: for the weights; biases and norms are never pulled to 0.
         angle_lr_scale: factor on the learning rate of the angles.
         angle_grad_scale: factor on the angles' gradient, 1.0 for none; None keeps each layer's natural one.
+        angle_weight_decay: for the learned angles, which it pulls to 0: to show why there should be none.
+        angle_init: of learned angles, "uniform" over a turn or "axes": one of the four directions of the grid.
+        profile_init: of profiles, "random" or "bank": four shapes dealt out, as in `rotate2b`.
         epochs: passes over the training images; the schedule stretches to them.
         batch_size: images per optimizer step, over all processes together.
         schedule: "constant", "steps", "cosine" or "one-cycle" (see `rotateconv.schedule.factor`).
@@ -100,6 +103,9 @@ class RunConfig:
     weight_decay: float = 1e-4
     angle_lr_scale: float = 1.0
     angle_grad_scale: float | None = None
+    angle_weight_decay: float = 0.0
+    angle_init: Literal["uniform", "axes"] = "uniform"
+    profile_init: Literal["random", "bank"] = "random"
 
     epochs: int = 1
     batch_size: int = 128
@@ -160,7 +166,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("epochs batch_size growth image_size line_groups", lambda v: v >= 1, "1 or more"),
     ("weight_bits dense_bits", lambda v: 2 <= v <= 8, "from 2 to 8"),
     ("angle_bits", lambda v: 3 <= v <= 8, "from 3 to 8"),
-    ("weight_decay angle_lr_scale checkpoint_seconds checkpoint_steps", lambda v: v >= 0, "0 or more"),
+    (
+        "weight_decay angle_weight_decay angle_lr_scale checkpoint_seconds checkpoint_steps",
+        lambda v: v >= 0,
+        "0 or more",
+    ),
     ("dropout momentum warmup label_smoothing", lambda v: 0 <= v < 1, "from 0 to below 1"),
     ("teacher_weight gamma", lambda v: 0 <= v <= 1, "from 0 to 1"),
     ("ema_decay", lambda v: 0 < v < 1, "between 0 and 1"),

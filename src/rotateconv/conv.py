@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.fx
@@ -39,7 +40,7 @@ class RotateConv2d(LineLayer):
         path: "circle" (a tap keeps its distance to the centre) or "square" (its ring of the grid).
         angle_groups: G equal groups of output channels; within one, all output channels share the angle of an
             input channel (and, with taps="profile", the profile): `angle` is (G, in/groups).
-        learn_angle: False keeps the angles as they are drawn; `angle` is then a buffer.
+        learn_angle, learn_profile: False keeps the angles, the profiles as they are drawn; each is then a buffer.
         form: how a layer with angle_groups, taps "shared" or "profile" and groups=1 computes its output: "dense",
             by the k x k kernels; "separable", by G depthwise line filters and a pointwise convolution; "auto", by
             whichever a model of the cost says is faster. The output is the same to rounding.
@@ -68,7 +69,7 @@ class RotateConv2d(LineLayer):
 
     weight: nn.Parameter
     angle: nn.Parameter | Tensor
-    profile: nn.Parameter | None
+    profile: nn.Parameter | Tensor | None
     bias: nn.Parameter | None
 
     def __init__(
@@ -90,6 +91,7 @@ class RotateConv2d(LineLayer):
         angle_groups: int | None = None,
         learn_angle: bool = True,
         form: Form = "auto",
+        learn_profile: bool = True,
     ) -> None:
         super().__init__()
         size = arguments.square_kernel_size(kernel_size)
@@ -105,6 +107,7 @@ class RotateConv2d(LineLayer):
         check_taps(taps)
         check_path(path)
         check_form(form)
+        arguments.profile_to_learn(taps, learn_profile)
         if form == "separable" and (angle_groups is None or taps == "free" or groups != 1):
             raise ValueError(
                 'form="separable" needs angle_groups, taps="shared" or taps="profile", and groups=1, '
@@ -120,26 +123,18 @@ class RotateConv2d(LineLayer):
         self.taps: Taps = taps
         self.path: Path = path
         self.angle_groups = angle_groups
-        self.learn_angle = learn_angle
+        self.learn_angle, self.learn_profile = learn_angle, learn_profile
         self.form: Form = form
         self.angle_grad_scale = 1 / (self._weight_variance() * self._slices_per_angle())
 
         slices = (out_channels, in_channels // groups)
         angles = slices if angle_groups is None else (angle_groups, slices[1])
-        profiles = (out_channels,) if angle_groups is None else angles
-        self.weight = nn.Parameter(torch.empty(*slices, size if taps == "free" else 1, device=device, dtype=dtype))
-        angle = torch.empty(angles, device=device, dtype=dtype)
-        if learn_angle:
-            self.angle = nn.Parameter(angle)
-        else:
-            self.register_buffer("angle", angle)
-        self.register_parameter(
-            "profile",
-            nn.Parameter(torch.empty(*profiles, size, device=device, dtype=dtype)) if taps == "profile" else None,
-        )
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        )
+        profiles = slices[:1] if angle_groups is None else angles
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._add("weight", torch.empty(*slices, size if taps == "free" else 1, **options), True)
+        self._add("angle", torch.empty(angles, **options), learn_angle)
+        self._add("profile", torch.empty(*profiles, size, **options) if taps == "profile" else None, learn_profile)
+        self._add("bias", torch.empty(out_channels, **options) if bias else None, True)
         self.reset_parameters()
 
     @classmethod
@@ -151,6 +146,7 @@ class RotateConv2d(LineLayer):
         angle_groups: int | None = None,
         learn_angle: bool = True,
         form: Form = "auto",
+        learn_profile: bool = True,
     ) -> "RotateConv2d":
         """A layer with a convolution's arguments and values of its own; `from_conv` takes over the values too.
 
@@ -177,6 +173,7 @@ class RotateConv2d(LineLayer):
             path=path,
             angle_groups=angle_groups,
             learn_angle=learn_angle,
+            learn_profile=learn_profile,
             form=form,
         )
         for name, parameter in layer.named_parameters():
@@ -193,12 +190,13 @@ class RotateConv2d(LineLayer):
         angle_groups: int | None = None,
         learn_angle: bool = True,
         form: Form = "auto",
+        learn_profile: bool = True,
     ) -> "RotateConv2d":
         """The layer nearest to a trained convolution: least squares over weights, angles and profiles.
 
         Args:
             conv: an nn.Conv2d with a square odd kernel of at least 3; it is not changed.
-            taps, path, angle_groups, learn_angle, form: as in the constructor.
+            taps, path, angle_groups, learn_angle, form, learn_profile: as in the constructor.
 
         Returns:
             A layer with the convolution's arguments, bias, device, dtype, training flag and requires_grad.
@@ -215,7 +213,7 @@ class RotateConv2d(LineLayer):
         arguments.same_convolution(conv)
         if conv.weight.is_meta:
             raise ValueError("expected a convolution with values, got one on the meta device: materialise it first")
-        layer = cls.like(conv, taps, path, angle_groups, learn_angle, form)
+        layer = cls.like(conv, taps, path, angle_groups, learn_angle, form, learn_profile)
         with torch.no_grad():
             fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)
             layer.weight.copy_(fit.weight)
@@ -257,8 +255,7 @@ class RotateConv2d(LineLayer):
         # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
         # `.to(memory_format=...)` cannot give to a kernel that is computed.
         dtype = compute_dtype(input, self.weight)
-        kernel = take_kernel(self, dtype)
-        if kernel is None:
+        if (kernel := take_kernel(self, dtype)) is None:
             kernel = self._kernel(scale, dtype, is_channels_last(input))
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
 
@@ -305,10 +302,16 @@ class RotateConv2d(LineLayer):
             "angle_groups": None,
             "learn_angle": True,
             "form": "auto",
+            "learn_profile": True,
         }
         shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
         shown += [] if self.bias is not None else ["bias=False"]
         return ", ".join([*shown, f"taps={self.taps!r}", f"path={self.path!r}"])
+
+    def _add(self, name: str, tensor: Tensor | None, learned: bool) -> None:
+        if not learned:
+            return self.register_buffer(name, tensor)
+        self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
 
     def _kernel(self, angle_grad_scale: float, dtype: torch.dtype, channels_last: bool) -> Tensor:
         line = partial(

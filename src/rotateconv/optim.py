@@ -10,7 +10,14 @@ from rotateconv.conv import RotateConv2d
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def param_groups(model: nn.Module, lr: float, weight_decay: float, angle_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    angle_lr_scale: float = 1.0,
+    *,
+    angle_weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
     """Every trainable parameter once, in the groups that an optimizer of torch.optim takes.
 
     ::
@@ -18,7 +25,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, angle_lr_scal
         name       parameters                                       lr                     weight_decay
         weights    all others                                       lr                     weight_decay
         no_decay   biases, parameters of norms, other 1-D ones      lr                     0
-        angles     `angle` of every RotateConv2d                    lr · angle_lr_scale    0
+        angles     `angle` of every RotateConv2d                    lr · angle_lr_scale    angle_weight_decay
 
     An angle of 0 is a horizontal line and no smaller a kernel than any other: decay would only turn it. The
     layer scales the gradient of its angles already, so angle_lr_scale = 1 is the natural step.
@@ -28,6 +35,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, angle_lr_scal
         lr: Learning rate.
         weight_decay: Of the group "weights".
         angle_lr_scale: Factor on the learning rate of the angles.
+        angle_weight_decay: Of the group "angles"; anything but 0 is for experiments.
 
     Returns:
         Dicts with "name", "params", "lr" and "weight_decay"; a group without parameters is left out.
@@ -42,7 +50,8 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, angle_lr_scal
         >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
         [('weights', 0.0005), ('no_decay', 0.0), ('angles', 0.0)]
     """
-    for what, number in {"lr": lr, "weight_decay": weight_decay, "angle_lr_scale": angle_lr_scale}.items():
+    numbers = {"lr": lr, "weight_decay": weight_decay, "angle_lr_scale": angle_lr_scale}
+    for what, number in {**numbers, "angle_weight_decay": angle_weight_decay}.items():
         if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{what} must be a finite number >= 0, got {number}")
 
@@ -58,7 +67,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, angle_lr_scal
     groups: list[dict[str, Any]] = [
         {"name": "weights", "params": [], "lr": lr, "weight_decay": weight_decay},
         {"name": "no_decay", "params": [], "lr": lr, "weight_decay": 0.0},
-        {"name": "angles", "params": [], "lr": lr * angle_lr_scale, "weight_decay": 0.0},
+        {"name": "angles", "params": [], "lr": lr * angle_lr_scale, "weight_decay": angle_weight_decay},
     ]
     weights, no_decay, turned = (group["params"] for group in groups)
     for name, parameter in model.named_parameters():

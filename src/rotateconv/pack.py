@@ -215,6 +215,7 @@ def _line_arguments(line: RotateConv2d) -> dict[str, Any]:
         "path": line.path,
         "angle_groups": line.angle_groups,
         "learn_angle": line.learn_angle,
+        **({} if line.learn_profile else {"learn_profile": False}),  # unknown to older files
     }
 
 

@@ -119,7 +119,7 @@ def draw_parameters(rows: Sequence[Row], path: str | Path, published: Sequence[P
     _save(figure, path)
 
 
-def draw_angles(analysis: Record, path: str | Path) -> None:
+def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[float] | None] = ()) -> None:
     """Draw what became of a run's angles as a PNG file.
 
     Panels: mean movement of each layer, accuracy lost when a layer's angles are shuffled, all angles before and after.
@@ -127,6 +127,8 @@ def draw_angles(analysis: Record, path: str | Path) -> None:
     Args:
         analysis: as `rotateconv.analysis.analyse` returns it for a net with angles.
         path: of the picture.
+        epochs: for each epoch the mean movement of each layer, a line over the bars of the end; None where a run
+            did not record it.
     """
     figure, (moved, lost, spread) = _figure(3, 3.4)
     angles = analysis["angles"]
@@ -134,6 +136,13 @@ def draw_angles(analysis: Record, path: str | Path) -> None:
     places = range(1, len(layers) + 1)
     moved.bar(places, [layer["movement"]["mean"] for layer in layers], color=_color(0))
     moved.set(xlabel="layer, from the input on", ylabel="mean angle movement (rad)")
+    for number, means in enumerate(epochs, 1):
+        if means is not None and len(means) == len(layers):
+            first_or_last = f"epoch {number}" if number in (1, len(epochs)) else None
+            shade = str(0.75 * (1 - number / len(epochs)))  # the later the darker
+            moved.plot(places, means, color=shade, linewidth=0.9, label=first_or_last)
+    if moved.get_legend_handles_labels()[0]:
+        moved.legend(fontsize=8, frameon=False)
     drops = [analysis["validation_accuracy"] - layer["shuffled"]["mean"] for layer in layers]
     lost.bar(places, drops, yerr=[layer["shuffled"]["std"] or 0.0 for layer in layers], color=_color(1), capsize=2)
     lost.set(xlabel="layer, from the input on", ylabel="points lost when its angles are shuffled")
@@ -165,7 +174,7 @@ def draw_study(study: str, rows: Sequence[Row], folder: str | Path) -> list[str]
     draw_curves(rows, Path(folder, names[0]))
     draw_parameters(rows, Path(folder, names[1]), PUBLISHED if data <= {"cifar10", "cifar10-jpeg"} else ())
     for name, run in zip(names[2:], _analysed(rows), strict=True):
-        draw_angles(run["analysis"], Path(folder, name))
+        draw_angles(run["analysis"], Path(folder, name), run["metrics"].get("angle_movement_layers") or ())
     return names
 
 

@@ -46,7 +46,7 @@ CONVERSIONS = "conversions.json"
 
 METRICS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
-    *("angle_movement_mean", "angle_movement_max", "seconds"),
+    *("angle_movement_mean", "angle_movement_max", "angle_movement_layers", "seconds"),
 )
 _SHARED = ("config", "environment", "data")
 _KEYS = {"run", *_SHARED, "summary", "metrics", "equal_to", "failed", "analysis"}

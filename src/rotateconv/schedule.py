@@ -49,7 +49,13 @@ def factor(step: int, total_steps: int, config: RunConfig) -> float:
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """Return the configuration's optimizer over `param_groups`; every group keeps its `initial_lr`."""
-    groups = param_groups(model, config.lr, config.weight_decay, config.angle_lr_scale)
+    groups = param_groups(
+        model,
+        config.lr,
+        config.weight_decay,
+        config.angle_lr_scale,
+        angle_weight_decay=config.angle_weight_decay,
+    )
     for group in groups:
         group["initial_lr"] = group["lr"]
     # fused: one kernel for all parameters of a group; small nets have many small ones.

@@ -23,6 +23,7 @@ from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData, Split
 from rotateconv.qat import QuantizedTraining
 from rotateconv.quantize import quantize
+from rotateconv.runs import Record
 from rotateconv.schedule import build_optimizer
 from rotateconv.source import check_takes, load_source, start_from_source
 from rotateconv.trained import DataDescription, build_net
@@ -245,14 +246,16 @@ def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) 
     )
 
 
-def angle_movement(state: TrainingState) -> tuple[float, float] | None:
-    """Return mean and largest |angle - its start| over all RotateConv2d in radians, or None without any."""
+def angle_movement(state: TrainingState) -> Record:
+    """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
     pairs = zip(_angles(state.net), state.start_angles, strict=True)
     moved = [(angle.detach() - start).abs().flatten() for angle, start in pairs]
-    if not moved:
-        return None
-    every = torch.cat(moved)
-    return every.mean().item(), every.max().item()
+    every = torch.cat(moved) if moved else None
+    return {
+        "angle_movement_mean": every.mean().item() if every is not None else None,
+        "angle_movement_max": every.max().item() if every is not None else None,
+        "angle_movement_layers": torch.stack([layer.mean() for layer in moved]).tolist() if moved else None,
+    }
 
 
 def save_state(state: TrainingState, folder: Path) -> Path | None:

@@ -20,7 +20,8 @@ _SAME_SIZE = 1.2  # a dense net narrowed to another's size is at most this much 
 # Beside the dense net and the one of equal size: what shows whether a part of the idea does anything.
 _CONTROLS = {
     "rotate4": ("rotate4-fixed", "mask4", "line", "separable", "rotate4-g4"),
-    "rotate2p": ("rotate2", "rotate2p-fixed", "separable", "rotate2p-g4"),
+    "rotate2p": ("rotate2", "rotate2b", "rotate2p-fixed", "separable", "rotate2p-g4"),
+    "rotate2b": ("rotate2",),
 }
 
 
@@ -191,7 +192,7 @@ def contrasts(rows: Sequence[Row]) -> list[Contrast]:
     """
     found = []
     for row in rows:
-        if row.conv not in ("rotate4", "rotate2", "rotate2p", "rotate4-g4", "rotate2p-g4"):
+        if row.conv not in ("rotate4", "rotate2", "rotate2b", "rotate2p", "rotate4-g4", "rotate2p-g4"):
             continue
         same = [other for other in rows if (other.model, other.setting) == (row.model, row.setting)]
         controls = [other for other in same if other.conv in _CONTROLS.get(row.conv, ())]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rotateconv.data.sets import ImageData, Split
 from rotateconv.evaluation import Evaluation, evaluate
 from rotateconv.factory import build_from
 from rotateconv.models import build_model
+from rotateconv.models.convs import deal_profiles
 from rotateconv.pack import pack
 from rotateconv.runs import CHECKPOINTS, WEIGHTS, Record, RunError, read_config, read_json
 from rotateconv.values import nearest
@@ -106,11 +108,21 @@ def build_net(config: RunConfig, data: DataDescription) -> nn.Module:
             path=config.line_path,
             angle_groups=config.line_groups,
         )
-    if config.angle_grad_scale is not None:
-        for module in net.modules():
-            if isinstance(module, RotateConv2d):
-                module.angle_grad_scale = config.angle_grad_scale
+    for module in net.modules():
+        if isinstance(module, RotateConv2d):
+            _start(module, config)
     return net
+
+
+@torch.no_grad()
+def _start(layer: RotateConv2d, config: RunConfig) -> None:
+    """Give a layer of lines the starting values and the scale that a configuration has instead of its own."""
+    if config.angle_grad_scale is not None:
+        layer.angle_grad_scale = config.angle_grad_scale
+    if config.angle_init == "axes" and layer.learn_angle:
+        layer.angle.copy_(torch.randint(4, layer.angle.shape, device=layer.angle.device) * (math.pi / 2))
+    if config.profile_init == "bank" and layer.profile is not None:
+        deal_profiles(layer)
 
 
 def net_cost(config: RunConfig, data: DataDescription) -> ModelCost:

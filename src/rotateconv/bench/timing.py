@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 _SAMPLE_SECONDS = 0.005  # a sample is at least this long: a thousand times what the clock resolves
-_LEAST_ROUNDS = 3
+_LEAST_ROUNDS = 7  # the median of fewer is of one of them, and their middle half of two
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def measure(
 
     Args:
         functions: by name; each has been called before, so that nothing is built or tuned any more.
-        seconds: to spend on each function, about; never less than three rounds.
+        seconds: to spend on each function, about; never less than seven rounds.
         device: "cuda" waits for the GPU at both ends of a sample.
         clock: seconds.
 

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
+from rotateconv import arguments
+from rotateconv.arguments import Size
 from rotateconv.conv import RotateConv2d
+from rotateconv.kernel import unit_profile
 from rotateconv.models.controls import MaskedConv2d, SeparableConv2d
 from rotateconv.models.lookup import find_name
 
@@ -57,9 +60,45 @@ def _along_the_grid(layer: RotateConv2d) -> None:
     layer.weight.normal_(0, math.sqrt(2 / (fan * taps)))
 
 
+def deal_profiles(layer: RotateConv2d) -> None:
+    """Give the output channels profiles of a bank of four in turn: box, first and second derivative, one end.
+
+    The first three are the orthogonal polynomials of degree 0, 1 and 2 on the taps; for k = 3, (1, 1, 1), (-1, 0, 1)
+    and (1, -2, 1); the last has the last tap alone. All have a kernel of norm 1 over a turn.
+    """
+    assert layer.profile is not None
+    size, half = layer.kernel_size[0], layer.kernel_size[0] // 2
+    t = torch.arange(-half, half + 1.0, dtype=layer.profile.dtype, device=layer.profile.device)
+    bank = unit_profile(torch.stack([torch.ones_like(t), t, t**2 - (t**2).mean(), t.eq(half).to(t)]), size, layer.path)
+    turn = torch.arange(layer.profile.numel() // size, device=t.device) % len(bank)
+    layer.profile.copy_(bank[turn].view_as(layer.profile))
+
+
+def _wider(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Size = 3,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    *args: Any,
+    **kwargs: Any,
+) -> RotateConv2d:
+    """A layer with two more taps than asked for, and padded by as much more: its output has the shape asked for."""
+    size = arguments.square_kernel_size(kernel_size)
+    more = arguments.pair("dilation", dilation, least=1)
+    if not isinstance(padding, str):
+        rows, cols = arguments.pair("padding", padding, least=0)
+        padding = (rows + more[0], cols + more[1])
+    elif padding == "valid":
+        padding = more
+    return RotateConv2d(in_channels, out_channels, size + 2, stride, padding, dilation, *args, **kwargs)
+
+
 # A plain nn.Conv2d, not a subclass: tools that match modules by type keep working on the nets.
 dense = initialised(nn.Conv2d, _kaiming)
 line = initialised(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
+bank = initialised(partial(RotateConv2d, taps="profile", learn_profile=False), deal_profiles)
 
 CONVS: dict[str, Convolution] = {
     "conv3x3": dense,
@@ -73,4 +112,6 @@ CONVS: dict[str, Convolution] = {
     "separable": SeparableConv2d,
     "rotate4-g4": partial(RotateConv2d, taps="free", angle_groups=4),
     "rotate2p-g4": partial(RotateConv2d, taps="profile", angle_groups=4),
+    "rotate2b": bank,
+    "rotate4-k5": _wider,
 }
