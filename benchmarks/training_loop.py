@@ -23,6 +23,7 @@ from rotateconv.config import RunConfig, make_config
 from rotateconv.data.image_data import build_data
 from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData, Split
+from rotateconv.memory import keep_freed_memory
 from rotateconv.models import build_model
 from rotateconv.runs import environment, write_json
 from rotateconv.schedule import build_optimizer
@@ -88,6 +89,7 @@ def loader_epoch(config: RunConfig, data: ImageData, split: Split) -> float:
 
 def main() -> None:
     """Measure, print, and write the record where a file is named."""
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = make_config("quick", changes={"data": "folder", "epochs": 1, "conv": "rotate4", "validation": False})

@@ -123,6 +123,18 @@ def test_the_function_of_the_layer(taps: int) -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_scale_for_every_angle() -> None:
+    weight, angle = inputs((6,), 3, torch.float32)
+    scale = torch.rand(6)
+    kernel = fused_line_kernel(weight, angle, angle_grad_scale=scale)
+    grad = torch.randn_like(kernel)
+    expected = torch.autograd.grad(line_kernel(weight, angle), (weight, angle), grad)
+    found = torch.autograd.grad(kernel, (weight, angle), grad)
+    assert_close(found[0], expected[0], 1e-5)
+    assert_close(found[1], scale * expected[1], 1e-5)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, angle = inputs((3, 4), 3)
     mapped = torch.vmap(fused_line_kernel, in_dims=(0, None))(weight, angle[0])

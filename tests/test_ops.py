@@ -134,6 +134,19 @@ def test_channels_last_is_only_an_order_in_memory(taps: int) -> None:
     assert fused_line_kernel(weight[0], angle[0], 5, channels_last=True).is_contiguous()  # of one dimension only
 
 
+@pytest.mark.parametrize("part", [4, 10**9])
+def test_angle_grad_scale_of_every_angle(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr(ops, "_PART", part)
+    weight, angle = inputs((9,), 3)
+    scale = torch.rand(9, dtype=torch.float64)
+    exact = gradients(line_kernel(weight, angle), weight, angle)
+    compiled = torch.compile(fused_line_kernel, fullgraph=True, backend="aot_eager")
+    for function in (fused_line_kernel, compiled):
+        found = gradients(function(weight, angle, angle_grad_scale=scale), weight, angle)
+        torch.testing.assert_close(found[0], exact[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(found[1], scale * exact[1], rtol=0, atol=1e-10)
+
+
 def test_angle_grad_scale_scales_one_gradient() -> None:
     weight, angle = inputs((4, 6), 3)
     exact = gradients(line_kernel(weight, angle), weight, angle)

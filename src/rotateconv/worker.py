@@ -20,8 +20,11 @@ _EVERY = 0.2  # seconds between two steps that are told
 
 def main() -> None:
     """Do one run after another until the input ends."""
+    from rotateconv.memory import keep_freed_memory
+
     stop = _Stop()
     out = _take_output()
+    keep_freed_memory()
     # The parent has read the same data and shown what there was to warn of.
     warnings.simplefilter("ignore")
     sys.argv = sys.argv[1:] or sys.argv  # the run folder names the command that the user gave

@@ -9,6 +9,7 @@ import typer
 
 from rotateconv.cli import bench, compare, convert, evaluate, export, info, pack, report, train, unpack
 from rotateconv.cli.group import Group
+from rotateconv.memory import keep_freed_memory
 
 app = typer.Typer(cls=Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("train", epilog=train.EXAMPLES)(train.train)
@@ -41,4 +42,5 @@ def _start(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours or the machine's, 130 interrupted."""
+    keep_freed_memory()
     app()
