@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rotateconv.bench.cases import NET_FORMS, PRECISIONS, Case
+from rotateconv.bench.cases import PRECISIONS, UNBATCHED, Case
 
 Row = dict[str, Any]
 
@@ -47,10 +47,11 @@ class Target:
 def targets(device: str = "cpu") -> list[Target]:
     """The targets for a CPU or a GPU."""
     gpu = device == "cuda"
+    net_forms = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}")
     found = []
     for compiled in (False, True):
         for dtype in PRECISIONS:
-            forms = ("conv3x3", "rotate4") if compiled else NET_FORMS[:3]
+            forms = net_forms[: 2 if compiled or dtype == "bfloat16" else 3]
             case = Case("net", forms, "step", 512 if gpu else 128, dtype, compiled, "resnet20")
             found.append(
                 Target(case, "rotate4", "ratio", most=(1.02 if gpu else 1.03) if compiled else (1.08 if gpu else 1.04))
@@ -58,7 +59,7 @@ def targets(device: str = "cpu") -> list[Target]:
             if not compiled:
                 found.append(Target(case, "rotate4", "peak_ratio", most=1.02))
     for dtype in PRECISIONS:
-        case = Case("net", NET_FORMS[:3], "step", 64, dtype, False, "densenet40")
+        case = Case("net", net_forms[: 2 if dtype == "bfloat16" else 3], "step", 64, dtype, False, "densenet40")
         found.append(Target(case, "rotate4", "ratio", most=1.08 if gpu else 1.05))
     kernel = Case("kernel", ("plain", "fused"), "forward+backward", 512)
     found.append(Target(kernel, "fused", "ratio", most=0.1 if gpu else 0.35))
