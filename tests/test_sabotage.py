@@ -137,9 +137,15 @@ SABOTAGES = {
     ),
     "fixed angles not saved": Sabotage(
         "conv.py",
-        'self.register_buffer("angle", angle)',
-        'self.register_buffer("angle", angle, persistent=False)',
+        "self.register_buffer(name, tensor)",
+        "self.register_buffer(name, tensor, persistent=False)",
         "test_conv_torch.py::test_state_dict_is_the_same_in_every_mode[taps=free,path=circle,angle_groups=None]",
+    ),
+    "a kernel of weights that have changed since": Sabotage(
+        "batched.py",
+        "mine._version == version",
+        "mine is not None",
+        "test_batched.py::test_never_uses_a_kernel_of_other_parameters[change_weight]",
     ),
     "padding='same' with a stride": Sabotage(
         "arguments.py", "if stride != (1, 1):", "if stride == (0, 0):", "test_arguments.py::test_refused"
