@@ -8,7 +8,6 @@ Two ratios, each from interleaved rounds, in processor time, which other work on
 """
 
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from rotateconv.batched import batched_kernels
+from rotateconv.bench.timing import Spread
 from rotateconv.config import RunConfig, make_config
 from rotateconv.data.image_data import build_data
 from rotateconv.data.loader import Batches
@@ -115,8 +115,9 @@ def main() -> None:
         "epoch_over_bare_loop": [row["ours"] / row["bare"] for row in rounds],
         "loader_share_of_a_step": [row["loader"] / (row["bare"] - row["loader"]) for row in rounds],
     }
-    medians = {name: statistics.median(values) for name, values in ratios.items()}
-    quartiles = {name: statistics.quantiles(values, n=4, method="inclusive")[::2] for name, values in ratios.items()}
+    spreads = {name: Spread.of(values) for name, values in ratios.items()}
+    medians = {name: spread.median for name, spread in spreads.items()}
+    quartiles = {name: [spread.low, spread.high] for name, spread in spreads.items()}
     print(json.dumps({"medians": medians, "middle_half": quartiles}))
     if len(sys.argv) > 1:
         record = {

@@ -1,6 +1,7 @@
 """Kernels made at once: the numbers and gradients of layers that make their own, and never a stale kernel."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,14 +13,15 @@ from rotateconv import CONVS, RotateConv2d, batched_kernels, build_model
 Found = list[Tensor]
 
 
+def forward(net: nn.Module, images: Tensor, batched: bool) -> Tensor:
+    with batched_kernels(net) if batched else nullcontext():
+        return net(images)
+
+
 def run(net: nn.Module, images: Tensor, *, batched: bool) -> Found:
     """Output and gradients of a forward and a backward pass."""
     net.zero_grad()
-    if batched:
-        with batched_kernels(net):
-            output = net(images)
-    else:
-        output = net(images)
+    output = forward(net, images, batched)
     output.square().sum().backward()
     return [output.detach(), *(parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None)]
 
@@ -172,11 +174,7 @@ def test_second_derivatives(images: Tensor) -> None:
 
     def second(batched: bool) -> Found:
         images.requires_grad_()
-        if batched:
-            with batched_kernels(net):
-                output = net(images)
-        else:
-            output = net(images)
+        output = forward(net, images, batched)
         (first,) = torch.autograd.grad(output.square().sum(), images, create_graph=True)
         return list(torch.autograd.grad(first.square().sum(), list(net.parameters()), allow_unused=True))
 

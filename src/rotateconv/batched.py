@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rotateconv.kernel import Path
 from rotateconv.ops import fused_line_kernel, needs_the_plain_form
+from rotateconv.separable import compute_dtype
 
 
 class LineLayer(nn.Module):
@@ -91,13 +92,18 @@ def take_kernel(layer: LineLayer, dtype: torch.dtype) -> Tensor | None:
     return found.kernel.to(dtype) if found is not None and found.is_current(layer) else None
 
 
+def taps_of(layer: LineLayer) -> Tensor:
+    """The taps of a layer without angle_groups, (out, in, T) or (out, in, 1)."""
+    return layer.weight if layer.profile is None else layer.weight * layer.profile[:, None]
+
+
 def _sources(layer: LineLayer) -> list[Tensor]:
     """What the kernels of a layer follow from."""
     return [tensor for tensor in (layer.weight, layer.angle, layer.profile) if tensor is not None]
 
 
 def _make(model: nn.Module) -> dict[LineLayer, _Made]:
-    groups: dict[tuple[Any, ...], list[LineLayer]] = {}
+    groups: dict[tuple[Any, ...], dict[LineLayer, list[tuple[Tensor, int]]]] = {}
     for layer in model.modules():
         if not isinstance(layer, LineLayer) or layer.angle_groups is not None:
             continue
@@ -106,12 +112,12 @@ def _make(model: nn.Module) -> dict[LineLayer, _Made]:
             continue
         weight = layer.weight.shape[1:] if layer.profile is None else layer.profile.shape
         alike = weight[-1], layer.weight.dtype, layer.angle.dtype, layer.weight.device, layer.kernel_size, layer.path
-        groups.setdefault(alike, []).append(layer)
+        groups.setdefault(alike, {})[layer] = [(source, source._version) for source in sources]
     with_grad = torch.is_grad_enabled()
     return {
-        layer: _Made(kernel, [(source, source._version) for source in _sources(layer)], with_grad)
+        layer: _Made(kernel, group[layer], with_grad)
         for group in groups.values()
-        for layer, kernel in zip(group, _kernels(group), strict=True)
+        for layer, kernel in zip(group, _kernels(list(group)), strict=True)
     }
 
 
@@ -124,22 +130,13 @@ def _kernels(layers: Sequence[LineLayer]) -> list[Tensor]:
     if len(set(scales)) > 1:
         every = torch.tensor(scales, dtype=first.dtype, device=first.device)
         scale = every.repeat_interleave(torch.tensor(counts, device=first.device), output_size=sum(counts))
-    weights = [layer.weight if layer.profile is None else layer.weight * layer.profile[:, None] for layer in layers]
     kernels = fused_line_kernel(
-        torch.cat([weight.flatten(0, 1) for weight in weights]),
+        torch.cat([taps_of(layer).flatten(0, 1) for layer in layers]),
         torch.cat([layer.angle.flatten() for layer in layers]),
         size,
         path,
         angle_grad_scale=scale,
-        dtype=_autocast_dtype(layers[0].weight),
+        dtype=compute_dtype(layers[0].weight, layers[0].weight),
     )
     shapes = [(*layer.angle.shape, size, size) for layer in layers]
     return [part.view(shape) for part, shape in zip(kernels.split(counts), shapes, strict=True)]
-
-
-def _autocast_dtype(weight: Tensor) -> torch.dtype:
-    """The type that a convolution with the kernels will compute in."""
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return weight.dtype

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rotateconv import arguments
 from rotateconv.arguments import Size
-from rotateconv.batched import LineLayer, take_kernel
+from rotateconv.batched import LineLayer, take_kernel, taps_of
 from rotateconv.fit import fit_line
 from rotateconv.kernel import Path, Taps, check_path, check_taps, mean_gram, unit_profile
 from rotateconv.ops import fused_line_kernel, in_layout
@@ -318,8 +318,7 @@ class RotateConv2d(LineLayer):
             fused_line_kernel, kernel_size=self.kernel_size[0], path=self.path, angle_grad_scale=angle_grad_scale
         )
         if self.angle_groups is None:
-            weight = self.weight if self.profile is None else self.weight * self.profile[:, None]
-            return line(weight, self.angle, dtype=dtype, channels_last=channels_last)
+            return line(taps_of(self), self.angle, dtype=dtype, channels_last=channels_last)
         if self.taps == "free":
             weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
             kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1])).flatten(0, 1)

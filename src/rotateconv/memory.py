@@ -14,9 +14,8 @@ _BY_HAND = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"
 def keep_freed_memory() -> bool:
     """Let the C library keep the memory that tensors free, for the next ones, in this whole process.
 
-    By default glibc hands the memory of a step's activations back to the system, which then maps it again page by
-    page in the next step: 15,000 faults in a step of ResNet-20 with 128 images, a twentieth of its time on two
-    cores, and more or fewer of them by chance from process to process. For commands; a library must not decide it.
+    By default glibc hands the memory of a step's activations back to the system, which then maps it again page by page
+    in the next step, more or fewer pages by chance from process to process. For commands; a library must not decide it.
 
     Returns:
         Whether it was done: not without glibc, and not where the user's environment sets these numbers.

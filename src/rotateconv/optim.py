@@ -50,8 +50,13 @@ def param_groups(
         >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
         [('weights', 0.0005), ('no_decay', 0.0), ('angles', 0.0)]
     """
-    numbers = {"lr": lr, "weight_decay": weight_decay, "angle_lr_scale": angle_lr_scale}
-    for what, number in {**numbers, "angle_weight_decay": angle_weight_decay}.items():
+    numbers = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "angle_lr_scale": angle_lr_scale,
+        "angle_weight_decay": angle_weight_decay,
+    }
+    for what, number in numbers.items():
         if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{what} must be a finite number >= 0, got {number}")
 
