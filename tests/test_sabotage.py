@@ -105,9 +105,9 @@ SABOTAGES = {
         LAYER.format("(2, 2)-padding=same,dilation=2", "free", "circle", None),
     ),
     "profile ignored": Sabotage(
-        "conv.py",
-        "weight = self.weight if self.profile is None else self.weight * self.profile[:, None]",
-        "weight = self.weight",
+        "batched.py",
+        "return layer.weight if layer.profile is None else layer.weight * layer.profile[:, None]",
+        "return layer.weight",
         LAYER.format("(2, 4)-default", "profile", "circle", None),
     ),
     "fuse drops padding_mode": Sabotage(
