@@ -1,7 +1,9 @@
 """A record of the bench as Markdown and as a picture: nothing here measures."""
 
 import io
+import itertools
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,8 @@ def rows_table(rows: Sequence[Row]) -> str:
 def write_plot(record: Record, path: Path) -> None:
     """Draw the time of a layer against its multiply-adds, both logarithmic, a panel for each pass and dtype.
 
+    A line goes through the medians of layers with equally many multiply-adds.
+
     Args:
         record: of a run.
         path: of the PNG file, which is written whole or not at all.
@@ -129,8 +133,9 @@ def write_plot(record: Record, path: Path) -> None:
                 if (row["mode"], row["dtype"], row["compiled"]) == panel and row["form"] == form
             )
             if points:
-                style = "k-o" if form == "nn.Conv2d" else f"C{index % 10}-o"
-                axes.loglog(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=form)
+                color = "k" if form == "nn.Conv2d" else f"C{index % 10}"
+                axes.loglog(*zip(*points, strict=True), "o", color=color, markersize=3, label=form)
+                axes.loglog(*zip(*_medians(points), strict=True), "-", color=color, linewidth=1)
         axes.set(title=_how(dict(zip(("mode", "dtype", "compiled"), panel, strict=True))))
         axes.set(xlabel="multiply-adds of the dense layer, forward", ylabel="milliseconds")
         axes.grid(alpha=0.3)
@@ -140,6 +145,14 @@ def write_plot(record: Record, path: Path) -> None:
     figure.savefig(picture, format="png", dpi=120)
     with written_whole(path) as temporary:
         temporary.write_bytes(picture.getvalue())
+
+
+def _medians(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """One point an amount of work: layers of different shapes can have the same."""
+    return [
+        (work, statistics.median(time for _, time in same))
+        for work, same in itertools.groupby(points, key=lambda point: point[0])
+    ]
 
 
 def _dense_multiply_adds(row: Row) -> int:
