@@ -114,7 +114,8 @@ def draw_parameters(rows: Sequence[Row], path: str | Path, published: Sequence[P
     if published:
         legend.append(("published: true CIFAR-10,\nother recipes", "#777777", "#777777", "x"))
     axes.set_xscale("log")
-    axes.set(xlabel="parameters (log scale)", ylabel="test accuracy (%)")
+    _thousands(axes.xaxis)
+    axes.set(xlabel="parameters, thousands (log scale)", ylabel="test accuracy (%)")
     _legend(figure, legend)
     _save(figure, path)
 
@@ -144,7 +145,9 @@ def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[fl
     if moved.get_legend_handles_labels()[0]:
         moved.legend(fontsize=8, frameon=False)
     drops = [analysis["validation_accuracy"] - layer["shuffled"]["mean"] for layer in layers]
-    lost.bar(places, drops, yerr=[layer["shuffled"]["std"] or 0.0 for layer in layers], color=_color(1), capsize=2)
+    deviations = [layer["shuffled"]["std"] for layer in layers]  # None after a single shuffle
+    errors = deviations if None not in deviations else None
+    lost.bar(places, drops, yerr=errors, color=_color(1), capsize=2)
     lost.set(xlabel="layer, from the input on", ylabel="points lost when its angles are shuffled")
     for axes in (moved, lost):
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -211,6 +214,15 @@ def _figure(panels: int, height: float) -> tuple[Any, list[Any]]:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, every
+
+
+def _thousands(axis: Any) -> None:
+    """Label a logarithmic axis in thousands, at 1, 2 and 5 of each decade, so that no two labels meet."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e3:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Any, entries: Sequence[tuple[str, Any, Any, str]]) -> None:
