@@ -16,7 +16,7 @@ from rotateconv.compare import Study, plan
 from rotateconv.config import RunConfig, differences, from_json
 from rotateconv.plots_runs import PUBLISHED, picture_names
 from rotateconv.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
-from rotateconv.report import PICTURES, blocks, fill_page, rows_of
+from rotateconv.report import PICTURES, blocks, fill_page, rows_of, size_picture
 from rotateconv.runs import Record
 from rotateconv.trained import DataDescription
 
@@ -109,9 +109,12 @@ def studies() -> dict[str, list[Record]]:
 @pytest.mark.parametrize("page", [RESULTS, README], ids=lambda page: page.name)
 def test_pages_are_current(page: Path, studies: dict[str, list[Record]]) -> None:
     text = page.read_text(encoding="utf-8")
-    assert fill_page(text, studies, find_sizes([EXPERIMENTS]), find_conversions([EXPERIMENTS])) == text, (
+    sizes = find_sizes([EXPERIMENTS])
+    assert fill_page(text, studies, sizes, find_conversions([EXPERIMENTS])) == text, (
         "rotateconv report experiments --page docs/results.md --page README.md"
     )
+    for kind, study in blocks(text):
+        assert kind != "sizes" or study not in sizes or (page.parent / PICTURES / size_picture(study)).is_file()
     for kind, study in blocks(text):
         for name in picture_names(study, rows_of(study, studies)) if kind == "pictures" else ():
             assert (page.parent / PICTURES / name).is_file() or not rows_of(study, studies), name

@@ -123,10 +123,12 @@ def test_accuracy_against_bytes_is_kept_and_shown(comparison: Path, tmp_path: Pa
     report(comparison, "--records", file)
     sizes = find_sizes([experiments])
     assert sizes == find_sizes([comparison])
-    assert fill_page(page, studies, sizes) == f"<!-- report: sizes digits -->\n{table}\n<!-- end -->"
+    shown = f"{table}\n\n![digits-sizes](results/digits-sizes.png)"
+    assert fill_page(page, studies, sizes) == f"<!-- report: sizes digits -->\n{shown}\n<!-- end -->"
     (tmp_path / "page.md").write_text(page)
     report(experiments, "--page", tmp_path / "page.md")
     assert table in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "results" / "digits-sizes.png").stat().st_size > 1000
     (file.parent / "sizes.json").write_text("[")
     with pytest.raises(RunError, match=r"sizes\.json is no JSON: write it again with rotateconv compare --sizes"):
         find_sizes([experiments])

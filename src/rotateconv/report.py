@@ -3,11 +3,12 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from rotateconv.plots_runs import picture_names
 from rotateconv.runs import Record, RunError
 from rotateconv.sizes import SizeRow
-from rotateconv.sizes_report import markdown
+from rotateconv.sizes_report import draw_sizes, markdown
 from rotateconv.study import Row, make_rows
 from rotateconv.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
 from rotateconv.values import nearest
@@ -66,7 +67,7 @@ def make_block(
     rows = rows_of(study, studies)
     if kind == "sizes":
         measured = (sizes or {}).get(study)
-        return _sizes(measured) if measured else "Not measured yet: `rotateconv compare --sizes`"
+        return _sizes(study, measured) if measured else "Not measured yet: `rotateconv compare --sizes`"
     if not rows:
         commands = [
             f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in _named(study, studies)
@@ -96,11 +97,37 @@ def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sizes(records: Sequence[Record]) -> str:
-    """The table of accuracy against bytes, as `compare --sizes` shows it."""
+def draw_page_sizes(study: str, records: Sequence[Record], folder: Path) -> None:
+    """Draw the picture that a block of the kind "sizes" shows, into a folder that exists.
+
+    Args:
+        study: its name, from which the file is called.
+        records: of `rotateconv.records.find_sizes`.
+        folder: of the pictures.
+    """
+    draw_sizes(_size_rows(records), folder / size_picture(study), str(records[0]["dataset"]))
+
+
+def size_picture(study: str) -> str:
+    """Return the name of the picture of accuracy against bytes.
+
+    Example:
+        >>> size_picture("gpu/svhn")
+        'gpu-svhn-sizes.png'
+    """
+    return f"{study.replace('/', '-')}-sizes.png"
+
+
+def _sizes(study: str, records: Sequence[Record]) -> str:
+    """The table of accuracy against bytes, as `compare --sizes` shows it, and its picture."""
+    table = markdown(_size_rows(records), str(records[0]["dataset"])).rstrip()
+    name = size_picture(study)
+    return f"{table}\n\n![{name.removesuffix('.png')}]({PICTURES}/{name})"
+
+
+def _size_rows(records: Sequence[Record]) -> list[SizeRow]:
     keys = [field.name for field in fields(SizeRow)]
-    rows = [SizeRow(**{key: record[key] for key in keys}) for record in records]
-    return markdown(rows, str(records[0]["dataset"])).rstrip()
+    return [SizeRow(**{key: record[key] for key in keys}) for record in records]
 
 
 def _pictures(study: str, rows: Sequence[Row], folder: str) -> str:

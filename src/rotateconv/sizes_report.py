@@ -14,7 +14,10 @@ CAPTION = (
     "same bytes, read off the line through the best of them (bytes on a logarithmic scale); none of that size: -."
 )
 
-_COLORS = ("#222222", "#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_COLORS = (
+    *("#222222", "#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    *("#8c564b", "#9467bd", "#bcbd22", "#17becf", "#e377c2", "#7f0000", "#006400", "#4b0082"),
+)
 
 
 def write_sizes(rows: Sequence[SizeRow], out: Path, dataset: str) -> None:

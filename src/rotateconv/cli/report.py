@@ -120,7 +120,7 @@ def _write_report(studies: "Studies", out: Path) -> None:
 def _fill(page: Path, studies: "Studies", sizes: "Studies", conversions: "Studies") -> None:
     """Make the blocks of a page anew, and draw the pictures that it shows into the folder beside it."""
     from rotateconv.plots_runs import draw_study
-    from rotateconv.report import PICTURES, blocks, fill_page, rows_of
+    from rotateconv.report import PICTURES, blocks, draw_page_sizes, fill_page, rows_of
     from rotateconv.runs import RunError, disk_errors, write_bytes
 
     try:
@@ -131,8 +131,12 @@ def _fill(page: Path, studies: "Studies", sizes: "Studies", conversions: "Studie
     folder = page.parent / PICTURES
     for kind, study in blocks(text):
         rows = rows_of(study, studies) if kind == "pictures" else []
-        if rows:
+        measured = sizes.get(study) if kind == "sizes" else None
+        if rows or measured:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+        if rows:
             draw_study(study, rows, folder)
+        if measured:
+            draw_page_sizes(study, measured, folder)
     write_bytes(page, filled.encode())
