@@ -102,6 +102,14 @@ def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
     assert angle_table([row_of(comparison, "conv3x3")]) == "No net here has angles."
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_shuffles_judged_on_images_that_were_trained_on_are_said_to_be(comparison: Path, seen: bool) -> None:
+    analysis = {**analysis_of(rejected=True), "validation_seen": seen}
+    (comparison / "runs" / "resnet20-rotate4-seed0" / "analysis.json").write_text(json.dumps(analysis))
+    table = angle_table(make_rows(read_comparison(comparison)))
+    assert ("The validation images were trained on too." in table) == seen
+
+
 def write_sizes_of(folder: Path) -> str:
     """What `compare --sizes` leaves in a comparison's folder; return its table."""
     rows = [

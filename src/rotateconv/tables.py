@@ -76,7 +76,8 @@ def angle_table(rows: Sequence[Row]) -> str:
     if lines:
         head = ["model", "conv", "layer that loses most", "validation %", "all shuffled", "that layer shuffled"]
         head += ["packed", "V before", "V after", "cos 4θ before", "cos 4θ after", "its deviation", "n"]
-        parts += [_table(head, lines, 3), _ANGLES]
+        seen = any(analysis["validation_seen"] for _, analyses in analysed for analysis in analyses)
+        parts += [_table(head, lines, 3), _ANGLES + (" The validation images were trained on too." if seen else "")]
     return "\n\n".join(parts)
 
 
