@@ -79,7 +79,7 @@ def draw_comparison(rows: Sequence[Record], path: str | Path) -> None:
         model = f"{row['model']} " if len(models) > 1 else ""
         labels.append(_Label(*point, row["accuracy_std"] or 0.0, model + row["label"], color))
     if drawn:
-        _scale(axes, [row["parameters"] for row in drawn])
+        scale_parameters(axes, [row["parameters"] for row in drawn])
         axes.xaxis.set_minor_formatter(NullFormatter())
         canvas.draw()
         _place_labels(axes, canvas, labels)
@@ -98,8 +98,13 @@ def _title(rows: Sequence[Record]) -> str:
     return f"{first['dataset']}, {models}, {first['epochs']} epochs of {first['recipe']}, {seeds}{bars}"
 
 
-def _scale(axes: Any, parameters: Sequence[int]) -> None:
-    """Give the axis room for labels, and ticks that say 50k and 1M where a power of ten would be alone."""
+def scale_parameters(axes: Any, parameters: Sequence[float]) -> None:
+    """Give the logarithmic x axis room for labels, and ticks that say 50k and 1M where a power of ten would be alone.
+
+    Args:
+        axes: of Matplotlib.
+        parameters: of the points, at least one.
+    """
     low, high = min(parameters), max(parameters)
     room = max(high / low, 1.5) ** 0.22
     axes.set_xlim(low / room, high * room)

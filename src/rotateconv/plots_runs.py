@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rotateconv.plots import scale_parameters
 from rotateconv.runs import Record, write_bytes
 from rotateconv.study import Row, Spread
 
@@ -114,8 +115,10 @@ def draw_parameters(rows: Sequence[Row], path: str | Path, published: Sequence[P
     if published:
         legend.append(("published: true CIFAR-10,\nother recipes", "#777777", "#777777", "x"))
     axes.set_xscale("log")
-    _thousands(axes.xaxis)
-    axes.set(xlabel="parameters, thousands (log scale)", ylabel="test accuracy (%)")
+    drawn = [row.parameters for row in rows if row.accuracy is not None and row.parameters is not None]
+    if places := [*drawn, *(point.parameters for point in published)]:
+        scale_parameters(axes, places)
+    axes.set(xlabel="parameters (log scale)", ylabel="test accuracy (%)")
     _legend(figure, legend)
     _save(figure, path)
 
@@ -214,15 +217,6 @@ def _figure(panels: int, height: float) -> tuple[Any, list[Any]]:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, every
-
-
-def _thousands(axis: Any) -> None:
-    """Label a logarithmic axis in thousands, at 1, 2 and 5 of each decade, so that no two labels meet."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e3:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Any, entries: Sequence[tuple[str, Any, Any, str]]) -> None:

@@ -121,8 +121,7 @@ def size_picture(study: str) -> str:
 def _sizes(study: str, records: Sequence[Record]) -> str:
     """The table of accuracy against bytes, as `compare --sizes` shows it, and its picture."""
     table = markdown(_size_rows(records), str(records[0]["dataset"])).rstrip()
-    name = size_picture(study)
-    return f"{table}\n\n![{name.removesuffix('.png')}]({PICTURES}/{name})"
+    return f"{table}\n\n{_image(size_picture(study), PICTURES + '/')}"
 
 
 def _size_rows(records: Sequence[Record]) -> list[SizeRow]:
@@ -131,7 +130,11 @@ def _size_rows(records: Sequence[Record]) -> list[SizeRow]:
 
 
 def _pictures(study: str, rows: Sequence[Row], folder: str) -> str:
-    return "\n\n".join(f"![{name.removesuffix('.png')}]({folder}{name})" for name in picture_names(study, rows))
+    return "\n\n".join(_image(name, folder) for name in picture_names(study, rows))
+
+
+def _image(name: str, folder: str) -> str:
+    return f"![{name.removesuffix('.png')}]({folder}{name})"
 
 
 KINDS: dict[str, Callable[[Sequence[Row]], str]] = {
