@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from rotateconv import build_model, fuse, load_packed, quantize
 from rotateconv import pack as write_pack
 from rotateconv.cli import app, export, pack, unpack
 from rotateconv.config import make_config
-from rotateconv.trained import load_run
+from rotateconv.data.loader import Batches
+from rotateconv.data.sets import load_data
+from rotateconv.evaluation import evaluate
+from rotateconv.runs import write_json
+from rotateconv.trained import DataDescription, load_run
 from rotateconv.training import fit
 from small import small_digits
 
@@ -65,6 +70,28 @@ def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
     assert "written" not in run("unpack", file)
 
 
+def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(trained: Path, tmp_path: Path) -> None:
+    whole = load_data("digits")  # what the command loads for this run: its data.json is of fewer images
+    run_on_all = tmp_path / "run"
+    shutil.copytree(trained, run_on_all)
+    write_json(run_on_all / "data.json", DataDescription.of(whole).to_record())
+    plain, file = tmp_path / "plain", tmp_path / "calibrated"
+    assert "statistics  of the training\n" in run("pack", run_on_all, "--out", plain, "--weight-bits", 3)
+    told = run("pack", run_on_all, "--out", file, "--weight-bits", 3, "--calibrate")
+    assert f"measured again on {len(whole.train):,} training images" in told
+    assert abs(file.stat().st_size - plain.stat().st_size) < 0.02 * plain.stat().st_size
+
+    before, after = load_packed(plain), load_packed(file)
+    for (name, tensor), (_, other) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(tensor, other), name
+    images = Batches(whole.train, len(whole.train), mean=whole.mean, std=whole.std)
+    expected = quantize(load_run(trained).model, 3, calibration=images).state_dict()
+    for name, tensor in after.state_dict().items():
+        if tensor.is_floating_point():  # the mean of three batches is not quite that of one
+            torch.testing.assert_close(tensor, expected[name], rtol=0.1, atol=0.02, msg=name)
+    assert evaluate(after, images, whole.classes).loss < evaluate(before, images, whole.classes).loss
+
+
 @pytest.mark.parametrize(("to", "package"), [("onnx", "onnxscript"), ("torch-export", "torch")])
 def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip(package)
@@ -82,6 +109,10 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
         "error: weight_bits must be a whole number from 2 to 8, got 9\n"
     )
+    assert "--data-dir has no meaning with no --calibrate" in run(
+        "pack", trained, "--out", file, "--data-dir", ".", code=2
+    )
+    assert "was trained on other images of digits" in run("pack", trained, "--out", file, "--calibrate", code=2)
     assert "is no run folder" in run("pack", tmp_path / "no", "--out", file, code=2)
     assert "No such file or directory" in run("pack", trained, "--out", tmp_path / "no" / "net", code=2)
     assert "--to must be onnx or torch-export, not 'coreml'" in run(

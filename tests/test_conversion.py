@@ -1,5 +1,6 @@
 """A trained net becomes a net of lines: laws of the library's side of `rotateconv convert`."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from rotateconv import RotateConv2d, convert, quantize
+from rotateconv import RotateConv2d, convert, quantize, recalibrate
 from rotateconv.checkpoint import weights_bytes
 from rotateconv.config import ConfigError, RunConfig
 from rotateconv.conversion import convert_run, fine_tuning, stages_of
+from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData
 from rotateconv.evaluation import evaluate
 from rotateconv.factory import build_from, load_weights, read_weights_file
@@ -104,6 +106,8 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
 
     expected = load_run(dense).model
     report = convert(expected, taps)
+    calibrated = copy.deepcopy(expected)
+    recalibrate(calibrated, Batches(data.train, len(data.train), mean=data.mean, std=data.std))
     description = DataDescription.of(data)
     accuracies = {
         key: evaluate_split(net, settings(dense), description, split).accuracy
@@ -112,6 +116,8 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
             ("fitted validation", expected, data.validation),
             ("source test", load_run(dense).model, data.test),
             ("fitted test", expected, data.test),
+            ("calibrated validation", calibrated, data.validation),
+            ("calibrated test", calibrated, data.test),
         ]
     }
     for key, accuracy in accuracies.items():

@@ -200,7 +200,7 @@ def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> Non
         "epochs": 3,
         "parameters_before": 269_434,
         "parameters_after": 120_954,
-        "test_accuracy": {"source": 99.0, "fitted": 10.0, "fine_tuned": 98.5},
+        "test_accuracy": {"source": 99.0, "fitted": 10.0, "calibrated": 80.0, "fine_tuned": 98.5},
     }
     (run / "conversion.json").write_text(json.dumps(record))
     told = CliRunner().invoke(
@@ -210,7 +210,7 @@ def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> Non
     found = find_conversions([tmp_path / "kept"])
     assert found == {"digits": [{**record, "source": "dense"}]}
     page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", {}, None, found)
-    row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 98.50 | **-0.50** | 3 |"
+    row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 80.00 | 98.50 | **-0.50** | 3 |"
     assert row in page
     assert "Not measured yet: `rotateconv convert`" in fill_page(page, {}, None, {})
     (tmp_path / "kept" / "digits" / "conversions.json").write_text("[")

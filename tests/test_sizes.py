@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rotateconv import quantize
+from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData
 from rotateconv.runs import read_json
 from rotateconv.sizes import SizeRow, measure_sizes, pareto, with_differences
@@ -97,7 +98,8 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
     )
     by_key = {(found.label.split()[-1], found.bits): found for found in rows}
     trained = load_run(runs[2])
-    for bits, net in ((32, trained.model), (4, quantize(trained.model, 4, 5))):
+    part = Batches(data.train, len(data.train), mean=data.mean, std=data.std)
+    for bits, net in ((32, trained.model), (4, quantize(trained.model, 4, 5, calibration=part))):
         expected = evaluate_split(net, trained.config, trained.data, data.test).accuracy
         assert by_key["rotate2p", bits].accuracies == (expected,)
     whole = sum(t.numel() * t.element_size() for t in trained.model.state_dict().values())

@@ -1,6 +1,7 @@
 """RotateConv: convolution kernels that are line segments with a learned angle."""
 
 from rotateconv.batched import batched_kernels
+from rotateconv.calibration import recalibrate
 from rotateconv.conv import RotateConv2d
 from rotateconv.conversion_report import ConversionEntry, ConversionReport
 from rotateconv.convert import convert
@@ -33,6 +34,7 @@ __all__ = [
     "pack",
     "param_groups",
     "quantize",
+    "recalibrate",
 ]
 
 __version__ = "0.1.0"

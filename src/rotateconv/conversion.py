@@ -2,7 +2,7 @@
 
 `convert_run` prints nothing; it tells a callback what happens, by name and plain values:
 
-    fitted      source, fitted: validation accuracies; report: what became of each convolution
+    fitted      source, fitted, calibrated: validation accuracies; report: what became of each convolution
     stage       stage, stages, config: before each training run
     start, step, epoch, checkpoint, warning    as of `fit`
     done        what conversion.json holds
@@ -14,16 +14,25 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rotateconv.calibration import recalibrate
 from rotateconv.config import RunConfig
 from rotateconv.conversion_report import ConversionReport
 from rotateconv.data.sets import ImageData
 from rotateconv.runs import CONVERSION, CONVERSION_TABLE, Record, check_run, write_bytes, write_json
 from rotateconv.source import convert_source, load_source
-from rotateconv.trained import DataDescription, evaluate_split, load_run
+from rotateconv.trained import DataDescription, calibration_batches, evaluate_split, load_run
 from rotateconv.training import fit
 from rotateconv.watch import OnEvent
 
 __all__ = ["convert_run", "fine_tuning", "stages_of"]
+
+NETS = {
+    "source": "trained net",
+    "fitted": "fitted",
+    "calibrated": "fitted, norms measured again",
+    "fine_tuned": "fine-tuned, {epochs} epochs",
+}
+"""The nets of a conversion in the order of its tables, and what they are called there."""
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -62,7 +71,8 @@ def convert_run(
     """Convert `config.source`, fine-tune it into the run folder `out`, and return what its conversion.json holds.
 
     The same call goes on after an interruption. The validation split is evaluated before and after the fit; the
-    test split at the end, for the source, the fitted and the fine-tuned net.
+    test split at the end, for the source, the fitted net, the fitted net whose norms measured their statistics again
+    (`recalibrate`), which is as far as one gets without training, and the fine-tuned net.
 
     Args:
         config: of the fine-tuning: `source` and `lines` are set.
@@ -84,11 +94,13 @@ def convert_run(
     source = load_source(config.source, config, description)
     fitted = copy.deepcopy(source)
     layers = convert_source(fitted, config)
+    calibrated = copy.deepcopy(fitted)
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
         check_run(run, settings, resume=_exists(run) and not overwrite, overwrite=_exists(run) and overwrite)
 
-    nets = {"source": source, "fitted": fitted}
+    recalibrate(calibrated, calibration_batches(calibrated, config, description, data.train))
+    nets = {"source": source, "fitted": fitted, "calibrated": calibrated}
     before = {name: evaluate_split(net, config, description, data.validation) for name, net in nets.items()}
     validation = {name: found.accuracy for name, found in before.items()}
     report("fitted", {**validation, "report": layers})
@@ -150,21 +162,17 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
 
 def markdown(result: Record, layers: ConversionReport) -> str:
     """Return conversion.md: the accuracies, then the table of layers."""
-    rows = [
-        ("source", result["parameters_before"]),
-        ("fitted", result["parameters_after"]),
-        ("fine_tuned", result["parameters_after"]),
-    ]
-    named = {"source": "trained net", "fitted": "fitted", "fine_tuned": f"fine-tuned, {result['epochs']} epochs"}
+    named = {name: text.format(epochs=result["epochs"]) for name, text in NETS.items()}
     lines = [
         f"**{result['net']} on {result['dataset']}, converted to {result['lines']} taps**",
         "",
         "| net | parameters | validation accuracy % | test accuracy % |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for name, parameters in rows:
+    for name, text in named.items():
+        parameters = result["parameters_before" if name == "source" else "parameters_after"]
         accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
-        lines.append(f"| {named[name]} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")
+        lines.append(f"| {text} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")
     notes = _notes(result)
     return "\n".join([*lines, "", *notes, "```", str(layers), "```", ""])
 

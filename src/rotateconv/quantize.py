@@ -1,13 +1,14 @@
 """Round the numbers of a model to few bits; the result is an ordinary model of the same class."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from rotateconv.calibration import recalibrate
 from rotateconv.conv import RotateConv2d
 from rotateconv.models.controls import MaskedConv2d
 from rotateconv.rounding import decode_angle, decode_weight, encode_angle, encode_weight, to_half, turn
@@ -15,7 +16,14 @@ from rotateconv.rounding import decode_angle, decode_weight, encode_angle, encod
 Kind = Literal["weight", "dense", "half", "integer", "angle"]
 
 
-def quantize(model: nn.Module, weight_bits: int = 4, angle_bits: int = 5, *, dense_bits: int = 8) -> nn.Module:
+def quantize(
+    model: nn.Module,
+    weight_bits: int = 4,
+    angle_bits: int = 5,
+    *,
+    dense_bits: int = 8,
+    calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
+) -> nn.Module:
     """A copy of a model whose numbers are the nearest ones that few bits can hold.
 
     ::
@@ -36,12 +44,15 @@ def quantize(model: nn.Module, weight_bits: int = 4, angle_bits: int = 5, *, den
         weight_bits: 2 to 8.
         angle_bits: 3 to 8.
         dense_bits: 2 to 8.
+        calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
+            statistics again behind the rounded weights. None keeps those of the training, which with 3 bits and
+            fewer no longer fit.
 
     Returns:
         The copy, with dtypes, devices and training flags as they were. Quantising it again changes nothing.
 
     Raises:
-        ValueError: If bits are out of their range, or a number is not finite.
+        ValueError: If bits are out of their range, a number is not finite, or the calibration has no image.
 
     Example:
         >>> layer = quantize(RotateConv2d(16, 16, 3), weight_bits=3, angle_bits=4)
@@ -52,7 +63,11 @@ def quantize(model: nn.Module, weight_bits: int = 4, angle_bits: int = 5, *, den
         Han, Mao, Dally, "Deep Compression", ICLR 2016.
     """
     quantised = copy.deepcopy(model)
-    round_in_place(entries(quantised, weight_bits, angle_bits, dense_bits))
+    tensors = entries(quantised, weight_bits, angle_bits, dense_bits)
+    round_in_place(tensors)
+    if calibration is not None:
+        recalibrate(quantised, calibration)
+        round_in_place([entry for entry in tensors if entry.kind == "half"])
     return quantised
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from rotateconv.config import RunConfig, net_name
 from rotateconv.conv import RotateConv2d
-from rotateconv.data.sets import ImageData, Split
+from rotateconv.data.sets import ImageData
 from rotateconv.quantize import quantize
-from rotateconv.trained import DataDescription, evaluate_split, load_run, pack_net
+from rotateconv.trained import DataDescription, calibration_batches, evaluate_split, load_run, pack_net
 
 FLOAT = 32
 BITS = (FLOAT, 8, 6, 4, 3, 2)
@@ -63,7 +63,8 @@ def measure_sizes(
 ) -> list[SizeRow]:
     """Evaluate finished runs at several bits; runs that differ in the seed alone make one row.
 
-    A run that was trained with rounded numbers has its own bits alone.
+    The norms of a net rounded after its training measure their statistics again, as with `pack --calibrate`. A run
+    that was trained with rounded numbers has its own bits alone, and its statistics.
 
     Args:
         runs: their folders.
@@ -86,7 +87,7 @@ def measure_sizes(
     found: dict[tuple[str, bool, int, bool], list[tuple[int, float]]] = {}
     for done, (trained, width) in enumerate(jobs, start=1):
         dense = not any(isinstance(module, RotateConv2d) for module in trained.model.modules())
-        size, accuracy = _measure(trained.model, trained.config, description, data.test, width)
+        size, accuracy = _measure(trained.model, trained.config, description, data, width)
         found.setdefault((_label(trained.config), dense, width, trained.config.qat), []).append((size, accuracy))
         if on_row is not None:
             on_row(done, len(jobs))
@@ -135,19 +136,21 @@ def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
     return [config.weight_bits] if config.qat else bits
 
 
-def _measure(model: nn.Module, config: RunConfig, data: DataDescription, split: Split, width: int) -> tuple[int, float]:
+def _measure(
+    model: nn.Module, config: RunConfig, data: DataDescription, images: ImageData, width: int
+) -> tuple[int, float]:
     """Return the bytes and the accuracy of a net at so many bits."""
     if width == FLOAT:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        return size, evaluate_split(model, config, data, split).accuracy
-    angle = config.angle_bits if config.qat else _ANGLE_BITS[width]
-    dense = config.dense_bits if config.qat else 8
-    rounded = quantize(model, width, angle, dense_bits=dense)
+        return size, evaluate_split(model, config, data, images.test).accuracy
+    angle, dense = (config.angle_bits, config.dense_bits) if config.qat else (_ANGLE_BITS[width], 8)
+    batches = None if config.qat else calibration_batches(model, config, data, images.train)
+    rounded = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.rotateconv")
-        pack_net(model.cpu(), data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
+        pack_net(rounded, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
         size = file.stat().st_size
-    return size, evaluate_split(rounded, config, data, split).accuracy
+    return size, evaluate_split(rounded, config, data, images.test).accuracy
 
 
 def _label(config: RunConfig) -> str:

@@ -10,8 +10,9 @@ from rotateconv.sizes import FLOAT, SizeRow, pareto
 
 CAPTION = (
     "Bytes are of the packed file (32: of the float32 numbers), accuracy of the net with those numbers on the test "
-    "split, mean ± standard deviation over n runs. The last column is the accuracy above that of the dense nets at the "
-    "same bytes, read off the line through the best of them (bytes on a logarithmic scale); none of that size: -."
+    "split, mean ± standard deviation over n runs. Nets that were not trained with rounded numbers are packed with "
+    "`--calibrate`. The last column is the accuracy above that of the dense nets at the same bytes, read off the line "
+    "through the best of them (bytes on a logarithmic scale); none of that size: -."
 )
 
 _COLORS = (

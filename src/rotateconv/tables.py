@@ -170,7 +170,8 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> st
 
 def conversion_table(conversions: Sequence[Record]) -> str:
     """A row for each trained net that was converted: test accuracy of it, of the fit, and after fine-tuning."""
-    head = ("data", "net", "taps", "bits", "parameters", "trained", "fitted", "fine-tuned", "difference", "epochs")
+    words = ("data", "net", "taps", "bits", "parameters", "trained", "fitted", "calibrated")
+    head = (*words, "fine-tuned", "difference", "epochs")
     lines = ["| " + " | ".join(head) + " |", "| --- | --- | --- | --- |" + " ---: |" * (len(head) - 4)]
     for row in conversions:
         test = row["test_accuracy"]
@@ -181,14 +182,18 @@ def conversion_table(conversions: Sequence[Record]) -> str:
             row["lines"],
             "float32" if row["quantised"] is None else str(row["quantised"][0]),
             f"{row['parameters_before']:,} to {row['parameters_after']:,}",
-            *(f"{test[name]:.2f}" for name in ("source", "fitted", "fine_tuned")),
+            *(
+                f"{test[name]:.2f}" if name in test else "-"
+                for name in ("source", "fitted", "calibrated", "fine_tuned")
+            ),
             f"**{gained:+.2f}**" if gained < 0 else f"{gained:+.2f}",
             str(row["epochs"]),
         )
         lines.append("| " + " | ".join(cells) + " |")
     caption = (
-        "Test accuracy in percent, one run each: of the trained dense net, of the lines fitted to it, and after the "
-        "epochs of fine-tuning with the dense net as the teacher, which the dense net itself did not get; a loss is in "
-        "bold."
+        "Test accuracy in percent, one run each: of the trained dense net, of the lines fitted to it, of the "
+        "same with the statistics of its norms measured again on training images without labels (`recalibrate`), and "
+        "after the epochs of fine-tuning with the dense net as the teacher, which the dense net did not get; a loss is "
+        "in bold."
     )
     return "\n".join([*lines, "", caption])

@@ -26,6 +26,9 @@ from rotateconv.pack import pack
 from rotateconv.runs import CHECKPOINTS, WEIGHTS, Record, RunError, read_config, read_json
 from rotateconv.values import nearest
 
+CALIBRATION = 2048
+"""Training images that norms measure their statistics on, where a net was changed after its training."""
+
 
 @dataclass(frozen=True)
 class DataDescription:
@@ -226,13 +229,31 @@ def evaluate_split(
     Raises:
         ValueError: the split is empty.
     """
+    batches = _batches(model, config, data, split, batch_size)
+    low = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    with torch.autocast(batches.device.type, dtype=low, enabled=config.precision != "no"):
+        return evaluate(model, batches, data.classes)
+
+
+def calibration_batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split) -> Batches:
+    """Return images that a net was trained on, as `recalibrate` and `quantize` take them: not augmented.
+
+    Args:
+        model: moved to a GPU if there is one.
+        config: of the run; its seed draws the images.
+        data: that the net was trained on.
+        split: the training images; `CALIBRATION` of them are drawn, or all.
+    """
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed))[:CALIBRATION]
+    parts = max(1, math.ceil(len(drawn) / 512))
+    size = max(1, math.ceil(len(drawn) / parts))  # equal parts: a last batch of one image would have no variance
+    return _batches(model, config, data, Split(split.images[drawn], split.labels[drawn]), size)
+
+
+def _batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int) -> Batches:
+    """Return the images as the net takes them, and move the net to where they are."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
-    batches = Batches(
-        split, batch_size, mean=data.mean, std=data.std, device=device, channels_last=config.channels_last
-    )
-    low = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, dtype=low, enabled=config.precision != "no"):
-        return evaluate(model, batches, data.classes)
+    model.to(device).to(memory_format=layout)
+    return Batches(split, batch_size, mean=data.mean, std=data.std, device=device, channels_last=config.channels_last)

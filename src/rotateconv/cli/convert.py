@@ -145,7 +145,8 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
             say(console, str(values["report"]))
             say(
                 console,
-                f"validation accuracy: {values['source']:.2f} % trained, {values['fitted']:.2f} % fitted to lines",
+                f"validation accuracy: {values['source']:.2f} % trained, {values['fitted']:.2f} % fitted to lines, "
+                f"{values['calibrated']:.2f} % with the norms measured again",
             )
         elif name == "stage":
             for shown in progress:
@@ -174,15 +175,16 @@ def _tell(console: Any, run: Path, result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from rotateconv.cli.console import facts
+    from rotateconv.conversion import NETS
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for head in ("net", "parameters", "validation %", "test %"):
         table.add_column(head, justify="left" if head == "net" else "right")
-    sizes = {"source": result["parameters_before"], "fitted": result["parameters_after"]}
-    for name in ("source", "fitted", "fine_tuned"):
+    for name, text in NETS.items():
+        count = result["parameters_before" if name == "source" else "parameters_after"]
         accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
-        told = name.replace("_", "-") + (", rounded" if name == "fine_tuned" and result["quantised"] else "")
-        count = sizes.get(name, result["parameters_after"])
+        told = text.format(epochs=result["epochs"])
+        told += ", rounded" if name == "fine_tuned" and result["quantised"] else ""
         table.add_row(told, f"{count:,}", *(f"{accuracy:.2f}" for accuracy in accuracies))
     console.print(table)
     facts(console, {"run": str(run), "report": str(run / "conversion.md"), "records": str(run / "conversion.json")})
