@@ -25,7 +25,7 @@ from rotateconv.cli.console import duration
 from rotateconv.cli.options import recipe_for, run_name
 from rotateconv.cli.progress import TrainingProgress
 from rotateconv.config import PRESETS, RunConfig, make_config
-from rotateconv.conversion import NETS
+from rotateconv.conversion import nets_of
 from rotateconv.models import MODELS
 from rotateconv.runs import read_config, read_json, read_records
 from rotateconv.training import RunInterrupted, fit
@@ -85,8 +85,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     found = read_json(Path("lines/conversion.json"))
     assert found["lines"] == "profile"
     assert read_config(Path("lines")).source == read_config(Path("lines")).teacher == "dense"
-    for key, name in NETS.items():
-        name = name.format(epochs=2)
+    for key, name in nets_of(found).items():
         numbers = [f"{found[split][key]:.2f}" for split in ("validation_accuracy", "test_accuracy")]
         assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
     for text in (
@@ -104,7 +103,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     run("pack", "lines", "--out", "lines.rotateconv")
     assert "resume it unchanged" in CliRunner().invoke(app, [*words, "--lr", "0.01"]).stderr
     told = run(*words, "--lr", "0.01", "--stages", "1", "--overwrite", "--qat", "--weight-bits", "3")
-    assert "fine-tuned, 2 epochs, rounded" in told
+    assert "fine-tuned for 2 epochs, rounded" in told
     assert read_config(Path("lines")).weight_bits == 3
 
 

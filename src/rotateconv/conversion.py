@@ -24,15 +24,26 @@ from rotateconv.trained import DataDescription, calibration_batches, evaluate_sp
 from rotateconv.training import fit
 from rotateconv.watch import OnEvent
 
-__all__ = ["convert_run", "fine_tuning", "stages_of"]
+__all__ = ["convert_run", "fine_tuning", "nets_of", "stages_of"]
 
 NETS = {
     "source": "trained net",
     "fitted": "fitted",
     "calibrated": "fitted, norms measured again",
-    "fine_tuned": "fine-tuned, {epochs} epochs",
+    "fine_tuned": "fine-tuned for {epochs}",
 }
 """The nets of a conversion in the order of its tables, and what they are called there."""
+
+
+def nets_of(result: Record) -> dict[str, str]:
+    """Return `NETS` with the epochs of a conversion: what each of its nets is called, by name.
+
+    Example:
+        >>> nets_of({"epochs": 1})["fine_tuned"]
+        'fine-tuned for 1 epoch'
+    """
+    epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}"
+    return {name: text.format(epochs=epochs) for name, text in NETS.items()}
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -162,14 +173,13 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
 
 def markdown(result: Record, layers: ConversionReport) -> str:
     """Return conversion.md: the accuracies, then the table of layers."""
-    named = {name: text.format(epochs=result["epochs"]) for name, text in NETS.items()}
     lines = [
         f"**{result['net']} on {result['dataset']}, converted to {result['lines']} taps**",
         "",
         "| net | parameters | validation accuracy % | test accuracy % |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for name, text in named.items():
+    for name, text in nets_of(result).items():
         parameters = result["parameters_before" if name == "source" else "parameters_after"]
         accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
         lines.append(f"| {text} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")

@@ -175,16 +175,15 @@ def _tell(console: Any, run: Path, result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from rotateconv.cli.console import facts
-    from rotateconv.conversion import NETS
+    from rotateconv.conversion import nets_of
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for head in ("net", "parameters", "validation %", "test %"):
         table.add_column(head, justify="left" if head == "net" else "right")
-    for name, text in NETS.items():
+    for name, told in nets_of(result).items():
         count = result["parameters_before" if name == "source" else "parameters_after"]
         accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
-        told = text.format(epochs=result["epochs"])
-        told += ", rounded" if name == "fine_tuned" and result["quantised"] else ""
-        table.add_row(told, f"{count:,}", *(f"{accuracy:.2f}" for accuracy in accuracies))
+        rounded = ", rounded" if name == "fine_tuned" and result["quantised"] else ""
+        table.add_row(told + rounded, f"{count:,}", *(f"{accuracy:.2f}" for accuracy in accuracies))
     console.print(table)
     facts(console, {"run": str(run), "report": str(run / "conversion.md"), "records": str(run / "conversion.json")})
