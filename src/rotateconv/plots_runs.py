@@ -73,6 +73,7 @@ def draw_curves(rows: Sequence[Row], path: str | Path) -> None:
                 high = [spread.mean + (spread.std or 0.0) for spread in curve]
                 axes.fill_between(epochs, low, high, color=_color(number), alpha=0.12, linewidth=0)
         axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if quantity == "train_loss":
             axes.set_yscale("log")
     _legend(figure, [(_name(row, models), _color(i), _color(i), "o") for i, row in enumerate(rows)])

@@ -12,9 +12,10 @@ CAPTION = (
 )
 _ANGLES = (
     "Validation accuracy of the net as trained, with the angles of all layers permuted over their slices, with those "
-    "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles). V is Kuiper's distance of the "
-    "angles from the uniform law over their period, **bold** where that law is rejected at 1 in 1,000. The mean of "
-    "cos 4θ is 1 for lines along rows and columns and -1 along diagonals; its deviation is that under the uniform law."
+    "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles, not calibrated). V is Kuiper's "
+    "distance of the angles from the uniform law over their period, **bold** where that law is rejected at 1 in 1,000. "
+    "The mean of cos 4θ is 1 for lines along rows and columns and -1 along diagonals; its deviation is that under the "
+    "uniform law."
 )
 
 
