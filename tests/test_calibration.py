@@ -20,7 +20,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 def test_batches_count_by_their_images() -> None:
     norm = nn.BatchNorm2d(3).double()
-    norm.running_mean.fill_(7)
+    norm.running_mean.fill_(torch.nan)  # whatever they were
     images = [batch.double() for batch in batches(2, 5, 1)]
     recalibrate(norm, images)
     channels = [batch.transpose(0, 1).flatten(1) for batch in images]
