@@ -71,7 +71,7 @@ def draw_sizes(rows: Sequence[SizeRow], path: Path, dataset: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xscale("log")
@@ -116,7 +116,7 @@ def draw_sizes(rows: Sequence[SizeRow], path: Path, dataset: str) -> None:
     if len(ticks) > 1:
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.set_xticks([], minor=True)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     write_bytes(path, image.getvalue())
