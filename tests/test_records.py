@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rotateconv import records
-from rotateconv.records import find_studies, read_comparison, read_run, read_study, write_study
+from rotateconv.records import add_runs, find_studies, read_comparison, read_run, read_study, write_study
 from rotateconv.runs import RunError
 from rotateconv.study import make_rows
 from rotateconv.tables import accuracy_table
@@ -63,6 +63,18 @@ def test_studies_are_found(comparison: Path, tmp_path: Path) -> None:
     assert find_studies([comparison]) == {"digits": read_comparison(comparison)}
     runs = sorted((comparison / "runs").glob("*rotate4-seed*"))
     assert [run["run"] for run in find_studies(runs)["runs"]] == [run.name for run in runs]
+
+
+def test_runs_are_added_to_a_record(comparison: Path, tmp_path: Path) -> None:
+    file = tmp_path / "experiments" / records.RECORDS
+    runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
+    late = {**runs[3], "summary": {**runs[3]["summary"], "test_accuracy": 1.5}}
+    assert add_runs(runs[::-1], file) == runs  # no record yet
+    write_study(runs[:6], file)
+    assert add_runs([], file) == runs[:6]
+    assert add_runs([late, *runs[6:]], file) == [*runs[:3], late, *runs[4:]]
+    with pytest.raises(RunError, match=f"two of the runs are called {late['run']}: a record has each once"):
+        add_runs([late, runs[3]], file)
 
 
 def test_what_is_no_study_is_refused(comparison: Path, tmp_path: Path) -> None:

@@ -163,12 +163,28 @@ def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -
     assert {path.name for path in (page.parent / "results").iterdir()} == {"digits-curves.png", "digits-parameters.png"}
 
 
+def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> None:
+    file = tmp_path / "experiments" / "digits" / records.RECORDS
+    first, *others = sorted(path.parent for path in (comparison / "runs").glob("*/summary.json"))
+    report(first, "--records", file)
+    sizes = file.with_name(records.SIZES)
+    sizes.write_text("[]")
+    write_sizes_of(comparison)
+    report(comparison, "--records", file, "--add")
+    runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
+    assert find_studies([file.parent]) == {"digits": runs}  # equal_to came with the comparison
+    assert sizes.read_text() == "[]"
+    report(*others, "--records", file)
+    assert [run["run"] for run in find_studies([file.parent])["digits"]] == [run.name for run in others]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is no run, no comparison and has no study in it"),
         (["{}", "--page", "no.md"], "cannot read no.md: No such file"),
         (["{}", "--data-dir", "x"], "--data-dir has no meaning without --analysis"),
+        (["{}", "--add"], "--add has no meaning without --records"),
         (["{}", "--analysis", "--draws", "0"], "--draws must be 1 or more, not 0"),
     ],
 )

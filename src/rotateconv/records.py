@@ -190,7 +190,28 @@ def read_study(folder: Path) -> list[Record]:
     Raises:
         RunError: a line is damaged or of another format.
     """
-    path = folder / RECORDS
+    return _read(folder / RECORDS)
+
+
+def add_runs(runs: Sequence[Record], path: Path) -> list[Record]:
+    """Return the runs of a record with more of them, in the order of their names: seeds that came from elsewhere.
+
+    Args:
+        runs: more of them; one replaces the run of its name.
+        path: the record's file; one that is not there has no run.
+
+    Raises:
+        RunError: a line is damaged or of another format, or two of `runs` have one name.
+    """
+    new = {run["run"]: run for run in runs}
+    if len(new) < len(runs):
+        twice = next(run["run"] for run in runs if run is not new[run["run"]])
+        raise RunError(f"two of the runs are called {twice}: a record has each once, so leave one out")
+    merged = {run["run"]: run for run in _read(path)} | new
+    return [merged[name] for name in sorted(merged)]
+
+
+def _read(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()

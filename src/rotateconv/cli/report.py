@@ -18,6 +18,10 @@ EXAMPLES = options.examples(
         "From a study's runs to its record, a few kilobytes to commit:",
         "rotateconv report runs/digits --records experiments/digits/records.jsonl",
     ),
+    (
+        "More seeds of it, from runs on another machine:",
+        "rotateconv report runs/more --records experiments/digits/records.jsonl --add",
+    ),
     ("The tables of a page made anew from all records:", "rotateconv report experiments --page docs/results.md"),
     (
         "How far the angles of a run moved, and what shuffling them costs:",
@@ -50,6 +54,13 @@ def report(
             help="Write what all the runs found into this record of a study; sizes and conversions beside it.",
         ),
     ] = None,
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add",
+            help="With --records: keep its runs too, but for those of the same names; nothing beside it changes.",
+        ),
+    ] = False,
     analysis: Annotated[
         bool,
         typer.Option("--analysis", help="First write analysis.json into the run folders: angles, packed size."),
@@ -62,7 +73,7 @@ def report(
     Without --out, --page, --records and --analysis the tables are printed.
     """
     from rotateconv.cli.console import facts, make_console, say
-    from rotateconv.records import CONVERSIONS, SIZES, find_conversions, find_sizes, find_studies, write_study
+    from rotateconv.records import CONVERSIONS, SIZES, add_runs, find_conversions, find_sizes, find_studies, write_study
     from rotateconv.report import to_markdown
     from rotateconv.runs import RunError, write_bytes
 
@@ -70,6 +81,8 @@ def report(
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
     if data_dir is not None and not analysis:
         raise ConfigError("--data-dir has no meaning without --analysis, which evaluates nets: leave it out")
+    if add and records is None:
+        raise ConfigError("--add has no meaning without --records, the file that keeps its runs: leave it out")
     console = make_console()
     if analysis:
         from rotateconv.cli.analysis import analyse_all
@@ -79,16 +92,18 @@ def report(
     sizes, conversions = find_sizes(folders), find_conversions(folders)
     written: dict[str, str] = {}
     if records is not None:
-        write_study([run for runs in studies.values() for run in runs], records)
+        found = [run for runs in studies.values() for run in runs]
+        write_study(add_runs(found, records) if add else found, records)
         written["records"] = str(records)
+    if records is not None and not add:
         if len(sizes) > 1:
             raise RunError(f"one study has one {SIZES}, found those of {', '.join(sizes)}: record them apart")
         for rows in sizes.values():
             write_bytes(records.with_name(SIZES), (json.dumps(rows, indent=1) + "\n").encode())
             written["sizes"] = str(records.with_name(SIZES))
         if conversions:
-            found = [row for rows in conversions.values() for row in rows]
-            write_bytes(records.with_name(CONVERSIONS), (json.dumps(found, indent=1) + "\n").encode())
+            fits = [row for rows in conversions.values() for row in rows]
+            write_bytes(records.with_name(CONVERSIONS), (json.dumps(fits, indent=1) + "\n").encode())
             written["conversions"] = str(records.with_name(CONVERSIONS))
     if out is not None:
         _write_report(studies, out)
