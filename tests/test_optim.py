@@ -116,6 +116,31 @@ def test_a_scale_of_zero_keeps_the_angles() -> None:
     assert torch.equal(model.angle, before)
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_adam_undoes_the_scale_of_the_gradient_but_not_of_the_learning_rate(
+    optimizer: type[torch.optim.Optimizer], scale: float
+) -> None:
+    model = RotateConv2d(3, 4, 3, dtype=torch.float64)
+    images = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    start = model.angle.detach().clone()
+    steps = []
+    for grad_scale in (1.0, model.angle_grad_scale):
+        with torch.no_grad():
+            model.angle.copy_(start)
+        model.zero_grad()
+        made = optimizer(param_groups(model, 1e-6, 0.0, angle_lr_scale=scale))
+        model.angle_grad_scale = grad_scale
+        model(images).square().sum().backward()
+        made.step()
+        steps.append((model.angle.detach() - start) / (1e-6 * scale))
+    factor = grad_scale if optimizer is torch.optim.SGD else 1.0
+    assert grad_scale > 2
+    torch.testing.assert_close(steps[1], factor * steps[0], rtol=1e-3, atol=0)
+    if optimizer is not torch.optim.SGD:
+        torch.testing.assert_close(steps[0].abs(), torch.ones_like(start), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("argument", ["lr", "weight_decay", "angle_lr_scale", "angle_weight_decay"])
 @pytest.mark.parametrize("number", [-1e-3, math.nan, math.inf])
 def test_numbers_out_of_range_are_errors(argument: str, number: float) -> None:
