@@ -73,9 +73,8 @@ def report(
     Without --out, --page, --records and --analysis the tables are printed.
     """
     from rotateconv.cli.console import facts, make_console, say
-    from rotateconv.records import CONVERSIONS, SIZES, add_runs, find_conversions, find_sizes, find_studies, write_study
+    from rotateconv.records import find_conversions, find_sizes, find_studies
     from rotateconv.report import to_markdown
-    from rotateconv.runs import RunError, write_bytes
 
     if draws < 1:
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
@@ -92,19 +91,7 @@ def report(
     sizes, conversions = find_sizes(folders), find_conversions(folders)
     written: dict[str, str] = {}
     if records is not None:
-        found = [run for runs in studies.values() for run in runs]
-        write_study(add_runs(found, records) if add else found, records)
-        written["records"] = str(records)
-    if records is not None and not add:
-        if len(sizes) > 1:
-            raise RunError(f"one study has one {SIZES}, found those of {', '.join(sizes)}: record them apart")
-        for rows in sizes.values():
-            write_bytes(records.with_name(SIZES), (json.dumps(rows, indent=1) + "\n").encode())
-            written["sizes"] = str(records.with_name(SIZES))
-        if conversions:
-            fits = [row for rows in conversions.values() for row in rows]
-            write_bytes(records.with_name(CONVERSIONS), (json.dumps(fits, indent=1) + "\n").encode())
-            written["conversions"] = str(records.with_name(CONVERSIONS))
+        written |= _write_records(studies, sizes, conversions, records, add)
     if out is not None:
         _write_report(studies, out)
         written["report"] = str(out / "report.md")
@@ -116,6 +103,28 @@ def report(
         facts(console, written)
     elif not analysis:
         say(console, to_markdown(studies).rstrip())
+
+
+def _write_records(
+    studies: "Studies", sizes: "Studies", conversions: "Studies", file: Path, add: bool
+) -> dict[str, str]:
+    """Write the record of a study, and sizes and conversions beside it, and return what was written where."""
+    from rotateconv.records import CONVERSIONS, SIZES, add_runs, write_study
+    from rotateconv.runs import RunError, write_bytes
+
+    runs = [run for found in studies.values() for run in found]
+    write_study(add_runs(runs, file) if add else runs, file)
+    written = {"records": str(file)}
+    if add:
+        return written
+    if len(sizes) > 1:
+        raise RunError(f"one study has one {SIZES}, found those of {', '.join(sizes)}: record them apart")
+    for what, name, tables in (("sizes", SIZES, sizes), ("conversions", CONVERSIONS, conversions)):
+        if tables:
+            rows = [row for table in tables.values() for row in table]
+            write_bytes(file.with_name(name), (json.dumps(rows, indent=1) + "\n").encode())
+            written[what] = str(file.with_name(name))
+    return written
 
 
 def _write_report(studies: "Studies", out: Path) -> None:
