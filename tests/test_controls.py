@@ -32,6 +32,7 @@ LEARNED = {
     "mask4",
     "separable",
     "rotate4-k5",
+    "rotate2p-k5",
     "rotate4-g4",
     "rotate2p-g4",
 }

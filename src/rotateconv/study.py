@@ -17,11 +17,17 @@ _NET = ("model", "conv", "width", "growth")
 _ALWAYS = ("recipe", "data")
 _DEFAULTS: Record = json.loads(to_json(RunConfig()))
 _SAME_SIZE = 1.2  # a dense net narrowed to another's size is at most this much larger or smaller
-# Beside the dense net and the one of equal size: what shows whether a part of the idea does anything.
-_CONTROLS = {
+# The nets that are judged, each beside the dense net, that of equal size, and what shows whether a part of it does
+# anything.
+_CONTROLS: dict[str, tuple[str, ...]] = {
     "rotate4": ("rotate4-fixed", "mask4", "line", "separable", "rotate4-g4"),
-    "rotate2p": ("rotate2", "rotate2b", "rotate2p-fixed", "separable", "rotate2p-g4"),
+    "rotate2": (),
     "rotate2b": ("rotate2",),
+    "rotate2p": ("rotate2", "rotate2b", "rotate2p-fixed", "separable", "rotate2p-g4"),
+    "rotate4-g4": (),
+    "rotate2p-g4": (),
+    "rotate4-k5": ("rotate4",),
+    "rotate2p-k5": ("rotate2p",),
 }
 
 
@@ -192,10 +198,10 @@ def contrasts(rows: Sequence[Row]) -> list[Contrast]:
     """
     found = []
     for row in rows:
-        if row.conv not in ("rotate4", "rotate2", "rotate2b", "rotate2p", "rotate4-g4", "rotate2p-g4"):
+        if row.conv not in _CONTROLS:
             continue
         same = [other for other in rows if (other.model, other.setting) == (row.model, row.setting)]
-        controls = [other for other in same if other.conv in _CONTROLS.get(row.conv, ())]
+        controls = [other for other in same if other.conv in _CONTROLS[row.conv]]
         for other in (dense_of(row, rows), _same_size(row, same), *controls):
             one = contrast(row, other)
             if one is not None:

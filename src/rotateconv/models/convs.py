@@ -114,4 +114,5 @@ CONVS: dict[str, Convolution] = {
     "rotate2p-g4": partial(RotateConv2d, taps="profile", angle_groups=4),
     "rotate2b": bank,
     "rotate4-k5": _wider,
+    "rotate2p-k5": partial(_wider, taps="profile"),
 }
