@@ -113,8 +113,8 @@ def test_shuffles_judged_on_images_that_were_trained_on_are_said_to_be(compariso
 def write_sizes_of(folder: Path) -> str:
     """What `compare --sizes` leaves in a comparison's folder; return its table."""
     rows = [
-        SizeRow("conv3x3", True, 4, False, 150_000.0, (91.0, 92.0)),
-        SizeRow("rotate4", False, 4, True, 60e3, (90.0,)),
+        SizeRow("conv3x3", True, 4, False, 150_000.0, (91.0, 92.0), runs=("dense-0", "dense-1")),
+        SizeRow("rotate4", False, 4, True, 60e3, (90.0,), runs=("lines",)),
     ]
     write_sizes(rows, folder, "digits")
     return (folder / "sizes.md").read_text().rstrip()
@@ -167,13 +167,19 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
     file = tmp_path / "experiments" / "digits" / records.RECORDS
     first, *others = sorted(path.parent for path in (comparison / "runs").glob("*/summary.json"))
     report(first, "--records", file)
-    sizes = file.with_name(records.SIZES)
-    sizes.write_text("[]")
+    assert not file.with_name(records.SIZES).exists()
     write_sizes_of(comparison)
     report(comparison, "--records", file, "--add")
     runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
     assert find_studies([file.parent]) == {"digits": runs}  # equal_to came with the comparison
-    assert sizes.read_text() == "[]"
+    assert find_sizes([file.parent])["digits"] == find_sizes([comparison])[comparison.name]
+    write_sizes([SizeRow("rotate4", False, 4, True, 62e3, (92.0,), runs=("more",))], comparison, "digits")
+    conversions = file.with_name(records.CONVERSIONS)
+    conversions.write_text("[]")
+    report(comparison, "--records", file, "--add")
+    dense, lines = find_sizes([file.parent])["digits"]
+    assert (dense["n"], lines["n"], lines["bytes"], lines["runs"]) == (2, 2, 61e3, ["lines", "more"])
+    assert conversions.read_text() == "[]"
     report(*others, "--records", file)
     assert [run["run"] for run in find_studies([file.parent])["digits"]] == [run.name for run in others]
 

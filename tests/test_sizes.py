@@ -9,16 +9,18 @@ import torch
 from rotateconv import quantize
 from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData
-from rotateconv.runs import read_json
-from rotateconv.sizes import SizeRow, measure_sizes, pareto, with_differences
-from rotateconv.sizes_report import cells, markdown, write_sizes
+from rotateconv.runs import RunError, read_json
+from rotateconv.sizes import SizeRow, measure_sizes, merge_sizes, pareto, with_differences
+from rotateconv.sizes_report import cells, from_record, markdown, merge_records, to_record, write_sizes
 from rotateconv.trained import evaluate_split, load_run
 from rotateconv.training import fit
 from small import Tiny, small_digits, tiny_config
 
 
-def row(label: str, size: float, *accuracies: float, dense: bool = False, bits: int = 4) -> SizeRow:
-    return SizeRow(label, dense, bits, False, size, accuracies)
+def row(
+    label: str, size: float, *accuracies: float, dense: bool = False, bits: int = 4, runs: tuple[str, ...] = ()
+) -> SizeRow:
+    return SizeRow(label, dense, bits, False, size, accuracies, runs=runs)
 
 
 DENSE = [row("a", 100, 50.0, dense=True), row("a", 400, 60.0, dense=True), row("b", 200, 40.0, dense=True)]
@@ -60,6 +62,33 @@ def test_a_net_below_the_dense_ones_is_in_bold() -> None:
     assert cells(DENSE[0])[-1] == "-"
 
 
+def test_new_runs_join_a_row_and_all_lines_are_compared_anew() -> None:
+    dense = [row("a", 100, 50.0, dense=True), row("a", 400, 60.0, dense=True, bits=8)]
+    rows = with_differences([*dense, row("lines", 200, 54.0, 55.0, runs=("lines-0", "lines-1"))])
+    assert merge_sizes(rows, []) == rows
+    assert merge_sizes([], rows) == rows
+    third = row("lines", 230, 58.0, runs=("lines-2",))
+    eight = row("lines", 300, 60.0, bits=8, runs=("lines-2",))
+    found = merge_sizes(rows, [third, eight])
+    joined = row("lines", 210, 54.0, 55.0, 58.0, runs=("lines-0", "lines-1", "lines-2"))
+    assert found == with_differences([*dense, joined, eight])
+    better = row("b", 100, 80.0, dense=True, runs=("dense-0",))
+    (above,) = [entry.above_dense for entry in merge_sizes(found, [better]) if entry.bytes == 210]
+    assert above == pytest.approx(joined.accuracy - 80)
+
+
+def test_runs_measured_again_take_the_place_of_all_of_the_row_or_are_refused() -> None:
+    there = [row("lines", 200, 54.0, 55.0, runs=("lines-0", "lines-1"))]
+    again = [row("lines", 201, 56.0, 57.0, 58.0, runs=("lines-0", "lines-1", "lines-2"))]
+    assert merge_sizes(there, again) == again
+    with pytest.raises(RunError, match="lines at 4 bits was measured with lines-0, lines-1: measure all of them again"):
+        merge_sizes(there, [row("lines", 201, 56.0, 57.0, runs=("lines-1", "lines-2"))])
+    with pytest.raises(RunError, match="sizes on digits and mnist make no table"):
+        merge_records([to_record(there[0], "mnist")], [to_record(again[0], "digits")])
+    with pytest.raises(RunError, match=r"a row of sizes\.json lacks 'runs': write it again"):
+        merge_records([], [{key: value for key, value in to_record(again[0], "digits").items() if key != "runs"}])
+
+
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return small_digits()
@@ -96,6 +125,7 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
             ("resnet20 with rotate2p", 3, True, 1),
         ]
     )
+    assert {found.runs for found in rows} == {("dense-0", "dense-1"), ("lines",), ("rounded",)}
     by_key = {(found.label.split()[-1], found.bits): found for found in rows}
     trained = load_run(runs[2])
     part = Batches(data.train, len(data.train), mean=data.mean, std=data.std)
@@ -114,7 +144,7 @@ def test_files_hold_every_row(runs: list[Path], data: ImageData, tmp_path: Path)
     rows = measure_sizes(runs, data, (32, 8))
     write_sizes(rows, tmp_path, data.name)
     records = json.loads((tmp_path / "sizes.json").read_text())
-    assert [record["bytes"] for record in records] == [found.bytes for found in rows]
+    assert [from_record(record) for record in records] == rows
     assert {"dataset", "accuracy_mean", "accuracy_std", "n", "above_dense", "qat"} <= records[0].keys()
     text = (tmp_path / "sizes.md").read_text()
     assert text == markdown(rows, data.name)

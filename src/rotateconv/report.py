@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from rotateconv.plots_runs import picture_names
 from rotateconv.runs import Record, RunError
-from rotateconv.sizes import SizeRow
-from rotateconv.sizes_report import draw_sizes, markdown
+from rotateconv.sizes_report import draw_sizes, from_record, markdown
 from rotateconv.study import Row, make_rows
 from rotateconv.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
 from rotateconv.values import nearest
@@ -105,7 +103,7 @@ def draw_page_sizes(study: str, records: Sequence[Record], folder: Path) -> None
         records: of `rotateconv.records.find_sizes`.
         folder: of the pictures.
     """
-    draw_sizes(_size_rows(records), folder / size_picture(study), str(records[0]["dataset"]))
+    draw_sizes([from_record(record) for record in records], folder / size_picture(study), str(records[0]["dataset"]))
 
 
 def size_picture(study: str) -> str:
@@ -120,13 +118,8 @@ def size_picture(study: str) -> str:
 
 def _sizes(study: str, records: Sequence[Record]) -> str:
     """The table of accuracy against bytes, as `compare --sizes` shows it, and its picture."""
-    table = markdown(_size_rows(records), str(records[0]["dataset"])).rstrip()
+    table = markdown([from_record(record) for record in records], str(records[0]["dataset"])).rstrip()
     return f"{table}\n\n{_image(size_picture(study), PICTURES + '/')}"
-
-
-def _size_rows(records: Sequence[Record]) -> list[SizeRow]:
-    keys = [field.name for field in fields(SizeRow)]
-    return [SizeRow(**{key: record[key] for key in keys}) for record in records]
 
 
 def _pictures(study: str, rows: Sequence[Row], folder: str) -> str:

@@ -13,7 +13,8 @@ from rotateconv.config import RunConfig, net_name
 from rotateconv.conv import RotateConv2d
 from rotateconv.data.sets import ImageData
 from rotateconv.quantize import quantize
-from rotateconv.trained import DataDescription, calibration_batches, evaluate_split, load_run, pack_net
+from rotateconv.runs import RunError
+from rotateconv.trained import DataDescription, TrainedRun, calibration_batches, evaluate_split, load_run, pack_net
 
 FLOAT = 32
 BITS = (FLOAT, 8, 6, 4, 3, 2)
@@ -34,6 +35,7 @@ class SizeRow:
         bytes: of the file, mean over the runs.
         accuracies: on the test split in percent, one a run.
         above_dense: points above the dense nets at the same bytes; None for a dense net, or where there is none.
+        runs: the names of their folders, in the order of the accuracies.
     """
 
     label: str
@@ -43,6 +45,12 @@ class SizeRow:
     bytes: float
     accuracies: tuple[float, ...]
     above_dense: float | None = None
+    runs: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, bool, int, bool]:
+        """What rows are told apart by."""
+        return self.label, self.dense, self.bits, self.qat
 
     @property
     def accuracy(self) -> float:
@@ -83,19 +91,47 @@ def measure_sizes(
             raise ValueError(
                 f"{run} was trained on {trained.data.name}, not on {description.name}: compare nets of one data set"
             )
-    jobs = [(trained, width) for trained in loaded for width in _bits_of(trained.config, bits)]
-    found: dict[tuple[str, bool, int, bool], list[tuple[int, float]]] = {}
-    for done, (trained, width) in enumerate(jobs, start=1):
+    names = [Path(run).resolve().name for run in runs]
+    jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run, bits)]
+    found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
+    for done, (name, trained, width) in enumerate(jobs, start=1):
         dense = not any(isinstance(module, RotateConv2d) for module in trained.model.modules())
         size, accuracy = _measure(trained.model, trained.config, description, data, width)
-        found.setdefault((_label(trained.config), dense, width, trained.config.qat), []).append((size, accuracy))
+        key = (_label(trained.config), dense, width, trained.config.qat)
+        found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
         if on_row is not None:
             on_row(done, len(jobs))
-    rows = [
-        SizeRow(*key, statistics.fmean(size for size, _ in pairs), tuple(accuracy for _, accuracy in pairs))
-        for key, pairs in found.items()
-    ]
-    return with_differences(rows)
+    return with_differences([_joined(rows) for rows in found.values()])
+
+
+def merge_sizes(rows: Sequence[SizeRow], more: Sequence[SizeRow]) -> list[SizeRow]:
+    """Return the rows with those of more runs, the nets with lines compared with the dense ones anew.
+
+    A row takes the place of one whose runs it has, all of them; with new runs alone it adds them.
+
+    Raises:
+        RunError: a row has some runs of one of the same net and bits, and not all.
+    """
+    merged = {row.key: row for row in rows}
+    for row in more:
+        old = merged.get(row.key)
+        if old is None or set(old.runs) <= set(row.runs):
+            merged[row.key] = row
+        elif common := set(old.runs) & set(row.runs):
+            raise RunError(
+                f"{row.label} at {row.bits} bits was measured with {', '.join(old.runs)}: measure all of them again, "
+                f"not {min(common)} alone, or only new ones"
+            )
+        else:
+            merged[row.key] = _joined([old, row])
+    return with_differences(list(merged.values()))
+
+
+def _joined(rows: Sequence[SizeRow]) -> SizeRow:
+    """Return the row of the runs of all the rows, which are of one net and number of bits."""
+    accuracies = tuple(accuracy for row in rows for accuracy in row.accuracies)
+    size = sum(row.bytes * len(row.accuracies) for row in rows) / len(accuracies)
+    return SizeRow(*rows[0].key, size, accuracies, runs=tuple(run for row in rows for run in row.runs))
 
 
 def with_differences(rows: Sequence[SizeRow]) -> list[SizeRow]:
@@ -129,11 +165,11 @@ def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
     return row.accuracy - (low.accuracy + share * (larger[0].accuracy - low.accuracy))
 
 
-def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
+def _bits_of(trained: TrainedRun, bits: Sequence[int]) -> Sequence[int]:
     for width in bits:
         if width != FLOAT and width not in _ANGLE_BITS:
             raise ValueError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
-    return [config.weight_bits] if config.qat else bits
+    return [trained.config.weight_bits] if trained.config.qat else bits
 
 
 def _measure(

@@ -3,10 +3,11 @@
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from rotateconv.runs import Record, write_bytes
-from rotateconv.sizes import FLOAT, SizeRow, pareto
+from rotateconv.runs import Record, RunError, write_bytes
+from rotateconv.sizes import FLOAT, SizeRow, merge_sizes, pareto
 
 CAPTION = (
     "Bytes are of the packed file (32: of the float32 numbers), accuracy of the net with those numbers on the test "
@@ -35,10 +36,37 @@ def to_record(row: SizeRow, dataset: str) -> Record:
         **vars(row),
         "dataset": dataset,
         "accuracies": list(row.accuracies),
+        "runs": list(row.runs),
         "accuracy_mean": row.accuracy,
         "accuracy_std": row.deviation,
         "n": len(row.accuracies),
     }
+
+
+def from_record(record: Record) -> SizeRow:
+    """Return the row that `to_record` made a record of.
+
+    Raises:
+        RunError: something of a row is not there.
+    """
+    try:
+        found = {field.name: record[field.name] for field in fields(SizeRow)}
+        return SizeRow(**{**found, "accuracies": tuple(found["accuracies"]), "runs": tuple(found["runs"])})
+    except (KeyError, TypeError) as error:
+        raise RunError(f"a row of sizes.json lacks {error}: write it again with rotateconv compare --sizes") from None
+
+
+def merge_records(records: Sequence[Record], more: Sequence[Record]) -> list[Record]:
+    """Return the rows of a record with those of more runs, as `merge_sizes` does.
+
+    Raises:
+        RunError: they cannot be merged, or are of two data sets.
+    """
+    names = sorted({str(record["dataset"]) for record in (*records, *more)})
+    if len(names) != 1:
+        raise RunError(f"sizes on {' and '.join(names)} make no table: record those of one data set")
+    rows = merge_sizes([from_record(record) for record in records], [from_record(record) for record in more])
+    return [to_record(row, *names) for row in rows]
 
 
 def markdown(rows: Sequence[SizeRow], dataset: str) -> str:

@@ -58,7 +58,7 @@ def report(
         bool,
         typer.Option(
             "--add",
-            help="With --records: keep its runs too, but for those of the same names; nothing beside it changes.",
+            help="With --records: keep its runs and sizes too, but for those of the same names.",
         ),
     ] = False,
     analysis: Annotated[
@@ -108,21 +108,30 @@ def report(
 def _write_records(
     studies: "Studies", sizes: "Studies", conversions: "Studies", file: Path, add: bool
 ) -> dict[str, str]:
-    """Write the record of a study, and sizes and conversions beside it, and return what was written where."""
-    from rotateconv.records import CONVERSIONS, SIZES, add_runs, write_study
+    """Write the record of a study, and sizes and conversions beside it, and return what was written where.
+
+    With `add` runs and sizes join those there; conversions stay as they are.
+    """
+    from rotateconv.records import CONVERSIONS, SIZES, add_runs, find_sizes, write_study
     from rotateconv.runs import RunError, write_bytes
 
     runs = [run for found in studies.values() for run in found]
-    write_study(add_runs(runs, file) if add else runs, file)
-    written = {"records": str(file)}
-    if add:
-        return written
     if len(sizes) > 1:
         raise RunError(f"one study has one {SIZES}, found those of {', '.join(sizes)}: record them apart")
-    for what, name, tables in (("sizes", SIZES, sizes), ("conversions", CONVERSIONS, conversions)):
-        if tables:
-            rows = [row for table in tables.values() for row in table]
-            write_bytes(file.with_name(name), (json.dumps(rows, indent=1) + "\n").encode())
+    beside = {
+        "sizes": [row for table in sizes.values() for row in table],
+        "conversions": [row for table in conversions.values() for row in table if not add],
+    }
+    if add and beside["sizes"]:
+        from rotateconv.sizes_report import merge_records
+
+        there = find_sizes([file.parent]).get(file.parent.resolve().name, [])
+        beside["sizes"] = merge_records(there, beside["sizes"])
+    write_study(add_runs(runs, file) if add else runs, file)
+    written = {"records": str(file)}
+    for what, name in (("sizes", SIZES), ("conversions", CONVERSIONS)):
+        if beside[what]:
+            write_bytes(file.with_name(name), (json.dumps(beside[what], indent=1) + "\n").encode())
             written[what] = str(file.with_name(name))
     return written
 
