@@ -1,5 +1,6 @@
 """Laws of a study's record: it is found, loses no number, and names no machine."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rotateconv.records import add_runs, find_studies, read_comparison, read_run
 from rotateconv.runs import RunError
 from rotateconv.study import make_rows
 from rotateconv.tables import accuracy_table
-from study_runs import write_comparison
+from study_runs import analysis_of, write_comparison
 
 
 @pytest.fixture
@@ -37,6 +38,13 @@ def test_a_run_is_what_its_folder_says(comparison: Path) -> None:
     assert run["metrics"]["train_loss"] == [1.23457, 0.617284]
     assert run["metrics"]["angle_movement_max"] == [0.7, 1.4]
     assert (run["failed"], run["analysis"], run["data"]["name"]) == (None, None, "digits")
+
+
+def test_movement_by_layer_is_kept_of_analysed_runs(comparison: Path) -> None:
+    folder = comparison / "runs" / "resnet20-rotate4-seed2"
+    assert read_run(folder)["metrics"].keys() == set(records.METRICS)
+    (folder / "analysis.json").write_text(json.dumps(analysis_of(rejected=True)))
+    assert read_run(folder)["metrics"].keys() == {*records.METRICS, "angle_movement_layers"}
 
 
 def test_a_run_that_diverged_is_kept_with_its_reason(comparison: Path) -> None:

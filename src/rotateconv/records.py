@@ -46,8 +46,9 @@ CONVERSIONS = "conversions.json"
 
 METRICS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
-    *("angle_movement_mean", "angle_movement_max", "angle_movement_layers", "seconds"),
+    *("angle_movement_mean", "angle_movement_max", "seconds"),
 )
+_LAYERS = "angle_movement_layers"  # for the picture of an analysed run: many numbers, and nothing else shows them
 _SHARED = ("config", "environment", "data")
 _KEYS = {"run", *_SHARED, "summary", "metrics", "equal_to", "failed", "analysis"}
 _DIGITS = 6  # of metrics and analysis: more than a picture or a table shows
@@ -155,6 +156,8 @@ def read_run(folder: Path, failed: str | None = None) -> Record:
     for key in _SOURCES:
         config[key] = Path(config[key]).name if config[key] is not None else None
     records, environment = read_records(folder), read_json(folder / "environment.json")
+    analysed = (folder / ANALYSIS).is_file()
+    metrics = (*METRICS, _LAYERS) if analysed else METRICS
     summary = read_json(folder / "summary.json") if failed is None else None
     return {
         "run": folder.resolve().name,
@@ -163,10 +166,10 @@ def read_run(folder: Path, failed: str | None = None) -> Record:
         "environment": {key: value for key, value in environment.items() if key not in ("command", "platform")},
         "data": read_json(folder / "data.json"),
         "summary": summary and {key: value for key, value in summary.items() if key not in _SAID_ELSEWHERE},
-        "metrics": {key: _short([record.get(key) for record in records]) for key in METRICS},
+        "metrics": {key: _short([record.get(key) for record in records]) for key in metrics},
         "equal_to": None,
         "failed": failed,
-        "analysis": _short(read_json(folder / ANALYSIS)) if (folder / ANALYSIS).is_file() else None,
+        "analysis": _short(read_json(folder / ANALYSIS)) if analysed else None,
     }
 
 
