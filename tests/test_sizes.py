@@ -11,7 +11,7 @@ from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData
 from rotateconv.runs import RunError, read_json
 from rotateconv.sizes import SizeRow, measure_sizes, merge_sizes, pareto, with_differences
-from rotateconv.sizes_report import cells, from_record, markdown, merge_records, to_record, write_sizes
+from rotateconv.sizes_report import cells, from_records, markdown, merge_records, to_record, write_sizes
 from rotateconv.trained import evaluate_split, load_run
 from rotateconv.training import fit
 from small import Tiny, small_digits, tiny_config
@@ -144,7 +144,7 @@ def test_files_hold_every_row(runs: list[Path], data: ImageData, tmp_path: Path)
     rows = measure_sizes(runs, data, (32, 8))
     write_sizes(rows, tmp_path, data.name)
     records = json.loads((tmp_path / "sizes.json").read_text())
-    assert [from_record(record) for record in records] == rows
+    assert from_records(records) == rows
     assert {"dataset", "accuracy_mean", "accuracy_std", "n", "above_dense", "qat"} <= records[0].keys()
     text = (tmp_path / "sizes.md").read_text()
     assert text == markdown(rows, data.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rotateconv.plots_runs import picture_names
 from rotateconv.runs import Record, RunError
-from rotateconv.sizes_report import draw_sizes, from_record, markdown
+from rotateconv.sizes_report import draw_sizes, from_records, markdown
 from rotateconv.study import Row, make_rows
 from rotateconv.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
 from rotateconv.values import nearest
@@ -103,7 +103,7 @@ def draw_page_sizes(study: str, records: Sequence[Record], folder: Path) -> None
         records: of `rotateconv.records.find_sizes`.
         folder: of the pictures.
     """
-    draw_sizes([from_record(record) for record in records], folder / size_picture(study), str(records[0]["dataset"]))
+    draw_sizes(from_records(records), folder / size_picture(study), str(records[0]["dataset"]))
 
 
 def size_picture(study: str) -> str:
@@ -118,7 +118,7 @@ def size_picture(study: str) -> str:
 
 def _sizes(study: str, records: Sequence[Record]) -> str:
     """The table of accuracy against bytes, as `compare --sizes` shows it, and its picture."""
-    table = markdown([from_record(record) for record in records], str(records[0]["dataset"])).rstrip()
+    table = markdown(from_records(records), str(records[0]["dataset"])).rstrip()
     return f"{table}\n\n{_image(size_picture(study), PICTURES + '/')}"
 
 

@@ -14,7 +14,7 @@ from rotateconv.conv import RotateConv2d
 from rotateconv.data.sets import ImageData
 from rotateconv.quantize import quantize
 from rotateconv.runs import RunError
-from rotateconv.trained import DataDescription, TrainedRun, calibration_batches, evaluate_split, load_run, pack_net
+from rotateconv.trained import DataDescription, calibration_batches, evaluate_split, load_run, pack_net
 
 FLOAT = 32
 BITS = (FLOAT, 8, 6, 4, 3, 2)
@@ -92,7 +92,7 @@ def measure_sizes(
                 f"{run} was trained on {trained.data.name}, not on {description.name}: compare nets of one data set"
             )
     names = [Path(run).resolve().name for run in runs]
-    jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run, bits)]
+    jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
     found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
     for done, (name, trained, width) in enumerate(jobs, start=1):
         dense = not any(isinstance(module, RotateConv2d) for module in trained.model.modules())
@@ -165,11 +165,11 @@ def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
     return row.accuracy - (low.accuracy + share * (larger[0].accuracy - low.accuracy))
 
 
-def _bits_of(trained: TrainedRun, bits: Sequence[int]) -> Sequence[int]:
+def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
     for width in bits:
         if width != FLOAT and width not in _ANGLE_BITS:
             raise ValueError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
-    return [trained.config.weight_bits] if trained.config.qat else bits
+    return [config.weight_bits] if config.qat else bits
 
 
 def _measure(

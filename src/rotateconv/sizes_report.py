@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rotateconv.runs import Record, RunError, write_bytes
@@ -43,15 +43,15 @@ def to_record(row: SizeRow, dataset: str) -> Record:
     }
 
 
-def from_record(record: Record) -> SizeRow:
-    """Return the row that `to_record` made a record of.
+def from_records(records: Sequence[Record]) -> list[SizeRow]:
+    """Return the rows that `to_record` made records of.
 
     Raises:
         RunError: something of a row is not there.
     """
     try:
-        found = {field.name: record[field.name] for field in fields(SizeRow)}
-        return SizeRow(**{**found, "accuracies": tuple(found["accuracies"]), "runs": tuple(found["runs"])})
+        rows = [SizeRow(**{field.name: record[field.name] for field in fields(SizeRow)}) for record in records]
+        return [replace(row, accuracies=tuple(row.accuracies), runs=tuple(row.runs)) for row in rows]
     except (KeyError, TypeError) as error:
         raise RunError(f"a row of sizes.json lacks {error}: write it again with rotateconv compare --sizes") from None
 
@@ -65,7 +65,7 @@ def merge_records(records: Sequence[Record], more: Sequence[Record]) -> list[Rec
     names = sorted({str(record["dataset"]) for record in (*records, *more)})
     if len(names) != 1:
         raise RunError(f"sizes on {' and '.join(names)} make no table: record those of one data set")
-    rows = merge_sizes([from_record(record) for record in records], [from_record(record) for record in more])
+    rows = merge_sizes(from_records(records), from_records(more))
     return [to_record(row, *names) for row in rows]
 
 
