@@ -1,9 +1,13 @@
-"""Fixtures for every test: a fixed seed and global state that no test can leave changed."""
+"""Fixtures: for every test a fixed seed and global state that it cannot leave changed, and pictures to look into."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +19,19 @@ def fixed_state() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch) -> "list[Axes]":
+    """The axes of every picture that is drawn."""
+    from matplotlib.figure import Figure
+
+    seen: list[Axes] = []
+    save = Figure.savefig
+
+    def remember(self: Figure, *args: Any, **kwargs: Any) -> None:
+        save(self, *args, **kwargs)
+        seen.extend(self.axes)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return seen

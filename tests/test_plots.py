@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
@@ -31,20 +30,6 @@ TWO = [*ROWS, row("conv3x3", 1_019_722, 84.8, model="densenet40"), row("rotate4"
 
 
 CROWD = [row(conv, 100_000 + 400 * place, 80.0, 0.01) for place, conv in enumerate(("rotate4", "mask4", "line"))]
-
-
-@pytest.fixture
-def axes(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
-    """The axes of every picture that is drawn."""
-    seen: list[Axes] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def remember(self: matplotlib.figure.Figure, *args: Any, **kwargs: Any) -> None:
-        save(self, *args, **kwargs)
-        seen.extend(self.axes)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", remember)
-    return seen
 
 
 @pytest.mark.parametrize("rows", [ROWS, TWO, ROWS[:1], ROWS[:2]], ids=len)

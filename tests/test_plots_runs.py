@@ -4,9 +4,7 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
-import matplotlib.figure
 import pytest
 from matplotlib.axes import Axes
 
@@ -21,20 +19,6 @@ from study_runs import ACCURACIES, analysis_of, write_comparison
 def comparison(tmp_path: Path) -> Path:
     """A comparison's folder, with a run that diverged."""
     return write_comparison(tmp_path / "digits")
-
-
-@pytest.fixture
-def axes(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
-    """The axes of every picture that is drawn."""
-    seen: list[Axes] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def remember(self: matplotlib.figure.Figure, *args: Any, **kwargs: Any) -> None:
-        save(self, *args, **kwargs)
-        seen.extend(self.axes)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", remember)
-    return seen
 
 
 def test_curves_show_every_row_over_epochs(comparison: Path, axes: list[Axes], tmp_path: Path) -> None:

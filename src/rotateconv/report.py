@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rotateconv.plots_runs import picture_names
+from rotateconv.plots_sizes import draw_sizes
 from rotateconv.runs import Record, RunError
-from rotateconv.sizes_report import draw_sizes, from_records, markdown
+from rotateconv.sizes_report import from_records, markdown
 from rotateconv.study import Row, make_rows
 from rotateconv.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
 from rotateconv.values import nearest

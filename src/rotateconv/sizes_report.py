@@ -1,24 +1,19 @@
-"""The table and the picture of accuracy against bytes, made from rows alone."""
+"""The table of accuracy against bytes, in Markdown and in JSON."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from rotateconv.plots_sizes import draw_sizes
 from rotateconv.runs import Record, RunError, write_bytes
-from rotateconv.sizes import FLOAT, SizeRow, merge_sizes, pareto
+from rotateconv.sizes import FLOAT, SizeRow, merge_sizes
 
 CAPTION = (
     "Bytes are of the packed file (32: of the float32 numbers), accuracy of the net with those numbers on the test "
     "split, mean ± standard deviation over n runs. Nets that were not trained with rounded numbers are packed with "
     "`--calibrate`. The last column is the accuracy above that of the dense nets at the same bytes, read off the line "
     "through the best of them (bytes on a logarithmic scale); none of that size: -."
-)
-
-_COLORS = (
-    *("#222222", "#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
-    *("#8c564b", "#9467bd", "#bcbd22", "#17becf", "#e377c2", "#7f0000", "#006400", "#4b0082"),
 )
 
 
@@ -84,72 +79,3 @@ def cells(row: SizeRow, strong: str = "**") -> tuple[str, ...]:
         above = f"{strong}{above}{strong}"
     bits = "float32" if row.bits == FLOAT else f"{row.bits}{', trained' if row.qat else ''}"
     return (row.label, bits, f"{row.bytes:,.0f}", f"{row.accuracy:.2f}{deviation}", str(len(row.accuracies)), above)
-
-
-def draw_sizes(rows: Sequence[SizeRow], path: Path, dataset: str) -> None:
-    """Draw test accuracy over bytes, a line a net, filled where trained with rounded numbers, as a PNG file.
-
-    The dashed line goes through the best dense nets.
-
-    Args:
-        rows: as of `measure_sizes`.
-        path: of the picture.
-        dataset: for the title.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.set_xlabel("kilobytes of the file (log scale)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_title(f"{dataset}: accuracy against bytes", fontsize=10, loc="left")
-    axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    frontier = pareto([row for row in rows if row.dense])
-    if len(frontier) > 1:
-        points = ([row.bytes / 1e3 for row in frontier], [row.accuracy for row in frontier])
-        axes.plot(*points, color="#222222", linestyle="--", linewidth=1, label="best dense nets")
-    for number, label in enumerate(dict.fromkeys(row.label for row in rows)):
-        color = _COLORS[number % len(_COLORS)]
-        own = [row for row in rows if row.label == label]
-        for qat in (False, True):
-            drawn = [row for row in own if row.qat == qat]
-            if not drawn:
-                continue
-            axes.errorbar(
-                [row.bytes / 1e3 for row in drawn],
-                [row.accuracy for row in drawn],
-                yerr=[row.deviation or 0.0 for row in drawn],
-                color=color,
-                marker="D" if qat else "o",
-                markerfacecolor=color if qat else "white",
-                markersize=5,
-                linewidth=0 if qat else 1,
-                elinewidth=1,
-                capsize=2,
-                label=f"{label}{', trained with rounding' if qat else ''}",
-            )
-            for row in drawn:
-                text = "32" if row.bits == FLOAT else str(row.bits)
-                axes.annotate(text, (row.bytes / 1e3, row.accuracy), (4, 4), textcoords="offset points", fontsize=7)
-    # What two bits leave of a net that was not trained for them would flatten everything else.
-    best = max(row.accuracy for row in rows)
-    shown = [row.accuracy for row in rows if row.accuracy > best - 25]
-    axes.set_ylim(min(shown) - 1, best + 1)
-    ticks = [tick for tick in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if _inside(tick, rows)]
-    if len(ticks) > 1:
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.set_xticks([], minor=True)
-    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    write_bytes(path, image.getvalue())
-
-
-def _inside(kilobytes: float, rows: Sequence[SizeRow]) -> bool:
-    sizes = [row.bytes / 1e3 for row in rows]
-    return 0.7 * min(sizes) <= kilobytes <= 1.4 * max(sizes)
