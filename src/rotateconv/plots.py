@@ -53,12 +53,7 @@ def draw_comparison(rows: Sequence[Record], path: str | Path) -> None:
     figure = Figure(figsize=(7.2, 4.6), dpi=_DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.set_xlabel("parameters (log scale)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    frame_accuracy(axes, "parameters")
     axes.set_title(_title(rows), fontsize=10, loc="left")
     convs = list(dict.fromkeys(row["conv"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -96,6 +91,16 @@ def _title(rows: Sequence[Record]) -> str:
     models = ", ".join(dict.fromkeys(row["model"] for row in rows))
     bars = "; bars: ± standard deviation" if counts[-1] > 1 else ""
     return f"{first['dataset']}, {models}, {first['epochs']} epochs of {first['recipe']}, {seeds}{bars}"
+
+
+def frame_accuracy(axes: Any, over: str) -> None:
+    """Prepare axes of Matplotlib for test accuracy over the logarithm of what `over` names."""
+    axes.set_xscale("log")
+    axes.set_xlabel(f"{over} (log scale)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def scale_parameters(axes: Any, parameters: Sequence[float]) -> None:

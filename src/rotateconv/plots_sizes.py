@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rotateconv.plots import frame_accuracy
 from rotateconv.runs import write_bytes
 from rotateconv.sizes import FLOAT, SizeRow, pareto
 
@@ -58,12 +59,7 @@ def _near(rows: Sequence[SizeRow]) -> list[SizeRow]:
 
 def _draw(axes: Any, rows: Sequence[SizeRow], shown: Sequence[SizeRow]) -> None:
     """Draw all rows into a panel that has room for those that are to be seen."""
-    axes.set_xscale("log")
-    axes.set_xlabel("kilobytes of the file (log scale)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    frame_accuracy(axes, "kilobytes of the file")
     frontier = pareto([row for row in rows if row.dense])
     if len(frontier) > 1:
         points = ([row.bytes / 1e3 for row in frontier], [row.accuracy for row in frontier])
