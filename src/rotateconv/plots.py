@@ -78,9 +78,7 @@ def draw_comparison(rows: Sequence[Record], path: str | Path) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
         canvas.draw()
         _place_labels(axes, canvas, labels)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=_DOTS_PER_INCH)
-    write_bytes(Path(path), image.getvalue())
+    save_png(figure, path, _DOTS_PER_INCH)
 
 
 def _title(rows: Sequence[Record]) -> str:
@@ -91,6 +89,13 @@ def _title(rows: Sequence[Record]) -> str:
     models = ", ".join(dict.fromkeys(row["model"] for row in rows))
     bars = "; bars: ± standard deviation" if counts[-1] > 1 else ""
     return f"{first['dataset']}, {models}, {first['epochs']} epochs of {first['recipe']}, {seeds}{bars}"
+
+
+def save_png(figure: Any, path: str | Path, dpi: int) -> None:
+    """Write a figure of Matplotlib as a PNG file, whole or not at all; the same figure gives the same bytes."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=dpi)
+    write_bytes(Path(path), image.getvalue())
 
 
 def frame_accuracy(axes: Any, over: str) -> None:

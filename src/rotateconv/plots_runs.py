@@ -1,13 +1,12 @@
 """Pictures of a study's rows: curves over epochs, and accuracy against parameters with published points beside."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rotateconv.plots import scale_parameters
-from rotateconv.runs import Record, write_bytes
+from rotateconv.plots import save_png, scale_parameters
+from rotateconv.runs import Record
 from rotateconv.study import Row, Spread
 
 _DOTS_PER_INCH = 110
@@ -77,7 +76,7 @@ def draw_curves(rows: Sequence[Row], path: str | Path) -> None:
         if quantity == "train_loss":
             axes.set_yscale("log")
     _legend(figure, [(_name(row, models), _color(i), _color(i), "o") for i, row in enumerate(rows)])
-    _save(figure, path)
+    save_png(figure, path, _DOTS_PER_INCH)
 
 
 def draw_parameters(rows: Sequence[Row], path: str | Path, published: Sequence[Published] = ()) -> None:
@@ -121,7 +120,7 @@ def draw_parameters(rows: Sequence[Row], path: str | Path, published: Sequence[P
         scale_parameters(axes, places)
     axes.set(xlabel="parameters (log scale)", ylabel="test accuracy (%)")
     _legend(figure, legend)
-    _save(figure, path)
+    save_png(figure, path, _DOTS_PER_INCH)
 
 
 def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[float] | None] = ()) -> None:
@@ -162,7 +161,7 @@ def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[fl
     spread.set(xlabel="angle (rad)", ylabel="slices")
     spread.set_ylim(bottom=0)
     spread.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save_png(figure, path, _DOTS_PER_INCH)
 
 
 def draw_study(study: str, rows: Sequence[Row], folder: str | Path) -> list[str]:
@@ -228,12 +227,6 @@ def _legend(figure: Any, entries: Sequence[tuple[str, Any, Any, str]]) -> None:
         for name, color, face, marker in entries
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-
-
-def _save(figure: Any, path: str | Path) -> None:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=_DOTS_PER_INCH)
-    write_bytes(Path(path), image.getvalue())
 
 
 def _color(number: int) -> Any:

@@ -1,12 +1,10 @@
 """The picture of accuracy against bytes."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rotateconv.plots import frame_accuracy
-from rotateconv.runs import write_bytes
+from rotateconv.plots import frame_accuracy, save_png
 from rotateconv.sizes import FLOAT, SizeRow, pareto
 
 _DENSE = "#222222"
@@ -38,15 +36,14 @@ def draw_sizes(rows: Sequence[SizeRow], path: Path, dataset: str) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 if near else 1, squeeze=False)[0]
     best = max(row.accuracy for row in rows)
-    _draw(panels[0], rows, [row for row in rows if row.accuracy > best - _FAR])
+    colors = _colors(rows)
+    _draw(panels[0], rows, colors, [row for row in rows if row.accuracy > best - _FAR])
     panels[0].set_title(f"{dataset}: accuracy against bytes", fontsize=10, loc="left")
     if near:
-        _draw(panels[1], rows, near)
+        _draw(panels[1], rows, colors, near)
         panels[1].set_title("the packed ones near the dense nets", fontsize=10, loc="left")
-    _legend(figure, panels[0], rows)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    write_bytes(path, image.getvalue())
+    _legend(figure, panels[0], rows, colors)
+    save_png(figure, path, 150)
 
 
 def _near(rows: Sequence[SizeRow]) -> list[SizeRow]:
@@ -57,14 +54,13 @@ def _near(rows: Sequence[SizeRow]) -> list[SizeRow]:
     return near if 1 < len(near) < len(rows) else []
 
 
-def _draw(axes: Any, rows: Sequence[SizeRow], shown: Sequence[SizeRow]) -> None:
+def _draw(axes: Any, rows: Sequence[SizeRow], colors: Mapping[str, str], shown: Sequence[SizeRow]) -> None:
     """Draw all rows into a panel that has room for those that are to be seen."""
     frame_accuracy(axes, "kilobytes of the file")
     frontier = pareto([row for row in rows if row.dense])
     if len(frontier) > 1:
         points = ([row.bytes / 1e3 for row in frontier], [row.accuracy for row in frontier])
         axes.plot(*points, color=_DENSE, linestyle="--", linewidth=1)
-    colors = _colors(rows)
     for label, color in colors.items():
         own = [row for row in rows if row.label == label and not row.qat]
         axes.plot([row.bytes / 1e3 for row in own], [row.accuracy for row in own], color=color, linewidth=0.8)
@@ -100,12 +96,12 @@ def _colors(rows: Sequence[SizeRow]) -> dict[str, str]:
     return dict.fromkeys(dense, _DENSE) | colors
 
 
-def _legend(figure: Any, axes: Any, rows: Sequence[SizeRow]) -> None:
+def _legend(figure: Any, axes: Any, rows: Sequence[SizeRow], colors: Mapping[str, str]) -> None:
     """Say beside the panels which colour is which net and which marker how many bits."""
     entries: list[tuple[str, dict[str, Any]]] = []
     if any(row.dense for row in rows):
         entries += [("dense nets; dashed: the best", {"color": _DENSE, "linewidth": 1})]
-    entries += [(label, {"color": color}) for label, color in _colors(rows).items() if color != _DENSE]
+    entries += [(label, {"color": color}) for label, color in colors.items() if color != _DENSE]
     for bits in sorted({row.bits for row in rows}, reverse=True):
         told = "float32" if bits == FLOAT else f"{bits} bits"
         look = {"color": _DENSE, "marker": _MARKERS[bits], "markerfacecolor": "white", "linestyle": ""}
