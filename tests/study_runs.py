@@ -41,7 +41,8 @@ def write_run(folder: Path, config: RunConfig, accuracy: float, **summary: Any) 
         }
         for epoch in (1, 2)
     ]
-    machine = {"command": "python /home/somebody/x", "platform": "Linux-1", "cpu": "a processor", "threads": 1}
+    machine = {"command": "python /home/somebody/x", "platform": "Linux-1"}
+    machine |= {"cpu": "a processor", "cpu_capability": "AVX2", "threads": 1}
     files = {
         "summary.json": json.dumps(values),
         "environment.json": json.dumps({**machine, "commit": "0123456789abcdef", "versions": {"torch": "2"}}),

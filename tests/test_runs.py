@@ -44,11 +44,12 @@ def test_a_new_run_holds_its_configuration_data_and_environment(run: Path) -> No
 def test_environment_tells_what_a_number_depends_on() -> None:
     found = environment()
     assert set(found) == {
-        *("command", "commit", "platform", "python", "versions", "cpu", "physical_cores", "logical_cores"),
-        *("threads", "memory_bytes", "gpu", "gpu_count", "cuda"),
+        *("command", "commit", "platform", "python", "versions", "cpu", "cpu_capability", "physical_cores"),
+        *("logical_cores", "threads", "memory_bytes", "gpu", "gpu_count", "cuda"),
     }
     assert found["threads"] >= 1
     assert found["cpu"]
+    assert found["cpu_capability"]
     json.dumps(found, allow_nan=False)
 
 

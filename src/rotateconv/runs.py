@@ -135,6 +135,8 @@ def environment() -> Record:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("rotateconv", "torch", "torchvision", "accelerate")},
         "cpu": _cpu_model(),
+        # What torch's kernels are written for: with another one sums are taken in another order, under one model name.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -122,7 +122,8 @@ def _protocol(rows: Sequence[Row]) -> str:
     commits: dict[str, None] = {}
     for run in runs:
         found = run["environment"]
-        machines[found.get("gpu") or f"{found.get('cpu')}, {found.get('threads')} thread(s) a run"] = None
+        cpu = " ".join(str(found[key]) for key in ("cpu", "cpu_capability") if key in found)
+        machines[found.get("gpu") or f"{cpu}, {found.get('threads')} thread(s) a run"] = None
         versions[f"torch {found.get('versions', {}).get('torch')}"] = None
         commits[str(found.get("commit"))[:12]] = None
     held = "" if first["config"]["validation"] else "; the validation images were trained on too"
