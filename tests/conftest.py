@@ -1,5 +1,6 @@
 """Fixtures: for every test a fixed seed and global state that it cannot leave changed, and pictures to look into."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,14 @@ def fixed_state() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """New tensors where Triton runs: on the CPU in its interpreter, else on a GPU, whose float32 is then not TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"):
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: their numbers in Triton's interpreter, and that they compile for one."""
+"""The Triton kernels: their numbers in Triton's interpreter and on a GPU, and that they compile for one."""
 
 import sys
 from pathlib import Path
@@ -8,14 +8,19 @@ import pytest
 import torch
 
 from rotateconv import ops
-from triton_process import run_interpreted
+from triton_tests import run_triton_tests
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.mark.slow
 def test_numbers_in_the_interpreter() -> None:
-    run_interpreted("interpreted_triton.py")
+    run_triton_tests("triton_numbers.py", interpret=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_numbers_on_a_gpu() -> None:
+    run_triton_tests("triton_numbers.py", interpret=False)
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

@@ -1,18 +1,24 @@
-"""The Triton line filters without a GPU: their numbers in Triton's interpreter, and that they compile for one."""
+"""The Triton line filters: their numbers in Triton's interpreter and on a GPU, and that they compile for one."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from triton_process import run_interpreted
+from triton_tests import run_triton_tests
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.mark.slow
 def test_numbers_in_the_interpreter() -> None:
-    run_interpreted("interpreted_separable.py")
+    run_triton_tests("triton_separable_numbers.py", interpret=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_numbers_on_a_gpu() -> None:
+    run_triton_tests("triton_separable_numbers.py", interpret=False)
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

@@ -22,6 +22,9 @@ def bench(
     targets: Annotated[
         bool, typer.Option("--targets", help="Only what has a number to reach, measured against wanted.")
     ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Leave out the cases with torch.compile, which take the longest.")
+    ] = False,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu or cuda; cuda if there.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="For each form of each case, about.")] = 0.5,
     out: Annotated[
@@ -47,7 +50,7 @@ def bench(
     if record is not None and page is not None:
         _fill(page, record)
     else:
-        _measure(full=full, targets=targets, device=device, seconds=seconds, out=out)
+        _measure(full=full, targets=targets, eager=eager, device=device, seconds=seconds, out=out)
 
 
 def _fill(page: Path, record: Path) -> None:
@@ -66,7 +69,7 @@ def _fill(page: Path, record: Path) -> None:
     write_bytes(page, fill_page(text, found).encode())
 
 
-def _measure(*, full: bool, targets: bool, device: str | None, seconds: float, out: Path | None) -> None:
+def _measure(*, full: bool, targets: bool, eager: bool, device: str | None, seconds: float, out: Path | None) -> None:
     """Run the bench, show it and keep it."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     import torch
@@ -91,6 +94,9 @@ def _measure(*, full: bool, targets: bool, device: str | None, seconds: float, o
 
     todo = [] if targets else cases.full_cases(device) if full else cases.quick_cases()
     goals = wanted.targets(device) if targets else []
+    if eager:
+        todo = [case for case in todo if not case.compiled]
+        goals = [goal for goal in goals if not goal.case.compiled]
     found = run.run_bench(todo, goals, device=device, seconds=seconds, on_case=tell)
     text = report.to_markdown(found)
     say(console, "\n" + text[: text.index("\n## One layer")] if "\n## One layer" in text else "\n" + text)

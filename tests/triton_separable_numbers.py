@@ -1,4 +1,4 @@
-"""The Triton line filters against PyTorch's convolutions, in Triton's interpreter; test_triton_separable.py runs it."""
+"""The Triton line filters against PyTorch's convolutions, interpreted or on a GPU; for test_triton_separable.py."""
 
 from typing import Any
 
@@ -19,6 +19,7 @@ CASES: list[Any] = [
 ]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
+pytestmark = pytest.mark.usefixtures("triton_device")
 each_case = pytest.mark.parametrize(("groups", "size", "stride", "padding", "dilation"), CASES)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -110,7 +111,7 @@ def test_the_layer_runs_through_it(taps: Any, layout: torch.memory_format, monke
     for mine, other in zip(torch.autograd.grad(found.square().sum(), tuple(layer.parameters())), wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
     assert len(ran) == 1
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         low = layer(images)
     assert low.dtype == torch.bfloat16
     assert (low.float() - expected).abs().max() < 2e-2 * expected.abs().max()

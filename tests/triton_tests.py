@@ -1,4 +1,4 @@
-"""Tests of Triton kernels in Triton's interpreter, in a process of their own."""
+"""Tests of Triton kernels in a process of their own: in Triton's interpreter or, where there is one, on a GPU."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 
-def run_interpreted(name: str) -> None:
+def run_triton_tests(name: str, *, interpret: bool) -> None:
     """Run a file of tests beside this one; all must pass and none may be skipped."""
     # In a process of its own: Triton decides when it is imported.
     file = Path(__file__).with_name(name)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-q"],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

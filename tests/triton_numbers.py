@@ -1,4 +1,4 @@
-"""The Triton kernels against the plain form, in Triton's interpreter; test_triton.py runs this file."""
+"""The Triton kernels against the plain form, in Triton's interpreter or on a GPU; test_triton.py runs this file."""
 
 from itertools import product
 from typing import Any
@@ -17,6 +17,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CASES: list[tuple[int, Any, int]] = [(3, path, taps) for path, taps in product(("circle", "square"), (3, 1))]
 CASES += [(5, "circle", 5), (5, "square", 1), (7, "square", 7), (9, "circle", 1)]
 
+pytestmark = pytest.mark.usefixtures("triton_device")
 each_case = pytest.mark.parametrize(("size", "path", "taps"), CASES)
 
 

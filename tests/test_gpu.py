@@ -1,0 +1,111 @@
+"""A GPU computes what a CPU does, to rounding: nets, their gradients, kernels made at once, whole runs."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from rotateconv import CONVS, batched_kernels, build_model, fuse
+from rotateconv.config import make_config
+from rotateconv.data.sets import ImageData
+from rotateconv.models import MODELS
+from rotateconv.runs import read_json, read_records
+from rotateconv.training import RunInterrupted, fit
+from small import StopAt, Tiny, small_digits, tiny_config
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Convolutions in float32, not in TF32, whose 11 bits would hide a wrong kernel."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    yield
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_digits()
+
+
+def run(net: nn.Module, images: Tensor, *, batched: bool) -> dict[str, Tensor]:
+    """The output and every gradient, on the CPU."""
+    if batched:
+        with batched_kernels(net):
+            output = net(images)
+    else:
+        output = net(images)
+    output.square().mean().backward()
+    found = {"output": output, **{name: p.grad for name, p in net.named_parameters() if p.grad is not None}}
+    return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["layer by layer", "at once"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("conv", CONVS)
+def test_a_net_has_the_output_and_gradients_of_the_cpu(conv: str, layout: torch.memory_format, batched: bool) -> None:
+    # In float64, where ReLUs and hats do not switch by rounding; triton_numbers.py has float32.
+    net = build_model("resnet20", conv, width=0.5).double()
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    expected = run(copy.deepcopy(net), images, batched=False)
+    net = net.to("cuda").to(memory_format=layout)
+    found = run(net, images.to("cuda").contiguous(memory_format=layout), batched=batched)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
+        assert error < 1e-8, (name, error)
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_a_fused_net_is_the_same_net(conv: str) -> None:
+    net = build_model("resnet20", conv, width=0.5).to("cuda").eval()
+    images = torch.randn(4, 3, 16, 16, device="cuda")
+    with torch.no_grad():
+        expected, found = net(images), fuse(net, fold_batchnorm=True)(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("conv", ["conv3x3", "rotate4", "rotate2p", "rotate2p-g4"])
+def test_a_run_learns_what_it_learns_on_the_cpu(
+    conv: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("digits", changes={"epochs": 2, "width": 0.5, "conv": conv, "lr": 0.02})
+    fit(config, tmp_path / "gpu", data=data)
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps the device of a process
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.accelerator, "is_available", lambda: False)
+        fit(config, tmp_path / "cpu", data=data)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    records = zip(*(read_records(tmp_path / device) for device in ("gpu", "cpu")), strict=True)
+    for gpu, cpu in records:
+        assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=2e-2)
+        assert gpu["peak_gpu_memory_bytes"] > 0
+    assert read_json(tmp_path / "gpu" / "environment.json")["gpu"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_stays_near(precision: str, data: ImageData, tmp_path: Path) -> None:
+    changes = {"epochs": 2, "width": 0.5, "conv": "rotate4", "lr": 0.02}
+    losses = []
+    for name in ("no", precision):
+        fit(make_config("digits", changes={**changes, "precision": name}), tmp_path / name, data=data)
+        losses.append(read_records(tmp_path / name)[-1]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-2)
+
+
+def test_an_interrupted_run_goes_on(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    config = tiny_config(conv="rotate4", precision="fp16")
+    fit(config, tmp_path / "whole", data=data)
+    with pytest.raises(RunInterrupted):
+        fit(config, tmp_path / "run", data=data, on_event=StopAt(6))
+    fit(config, tmp_path / "run", data=data, resume=True)
+    found, expected = (read_records(tmp_path / name) for name in ("run", "whole"))
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    for mine, other in zip(found, expected, strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
