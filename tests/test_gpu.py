@@ -58,7 +58,7 @@ def test_a_net_has_the_output_and_gradients_of_the_cpu(conv: str, layout: torch.
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         error = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
-        assert error < 1e-8, (name, error)
+        assert error < 1e-7, (name, error)  # the kernels on a GPU round angle_grad_scale to float32
 
 
 @pytest.mark.parametrize("conv", CONVS)

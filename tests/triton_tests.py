@@ -10,9 +10,11 @@ def run_triton_tests(name: str, *, interpret: bool) -> None:
     """Run a file of tests beside this one; all must pass and none may be skipped."""
     # In a process of its own: Triton decides when it is imported.
     file = Path(__file__).with_name(name)
+    # A worker of pytest-xdist is known by its variables, and the process is none.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-q"],
-        env={**os.environ, "TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"},
+        env={**environment, "TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -45,7 +45,11 @@ def build_forms(case: Case, device: str = "cpu") -> dict[str, Work]:
     """
     torch.manual_seed(0)
     build = {"kernel": _kernels, "layer": _layers, "net": _nets, "fused net": _fused_nets}[case.kind]
-    works = build(case, device)
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # its 11 bits are not float32
+    try:
+        works = build(case, device)
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
     for work in works.values():
         work()
     return works
