@@ -25,6 +25,7 @@ def write_run(folder: Path, config: RunConfig, accuracy: float, **summary: Any) 
         "recipe": config.recipe,
         "conv": config.conv,
         "parameters": SIZES[config.conv] if config.width == 1 else round(SIZES[config.conv] * config.width**2),
+        "steps": 2000,
         "test_accuracy": accuracy,
         "test_confusion": [[1, 2], [3, 4]],
         "last": {"angle_movement_mean": 0.1},

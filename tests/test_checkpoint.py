@@ -79,7 +79,11 @@ def test_safetensors_reads_the_weights_too(tmp_path: Path) -> None:
     assert_equal(dict(fresh.state_dict()), dict(net.state_dict()))
 
 
-@pytest.mark.parametrize("data", [b"", b"no weights", b"\xff" * 100, weights_bytes(nn.Linear(2, 2))[:-1]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no weights", b"\xff" * 100, weights_bytes(nn.Linear(2, 2))[:-1]],
+    ids=["empty", "text", "no length", "cut off"],
+)
 def test_foreign_weights_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="expected a safetensors file, but"):
         read_weights(data)

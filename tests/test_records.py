@@ -34,7 +34,7 @@ def test_a_record_gives_back_every_run(comparison: Path, tmp_path: Path) -> None
 def test_a_run_is_what_its_folder_says(comparison: Path) -> None:
     run = read_run(comparison / "runs" / "resnet20-rotate4-seed2")
     assert run["config"]["conv"] == "rotate4"
-    assert run["summary"] == {"parameters": 121_242, "test_accuracy": 91.5}
+    assert run["summary"] == {"steps": 2000, "parameters": 121_242, "test_accuracy": 91.5}
     assert run["metrics"]["train_loss"] == [1.23457, 0.617284]
     assert run["metrics"]["angle_movement_max"] == [0.7, 1.4]
     assert (run["failed"], run["analysis"], run["data"]["name"]) == (None, None, "digits")

@@ -46,6 +46,18 @@ def test_the_table_holds_the_numbers(comparison: Path) -> None:
     assert f"**digits**, recipe digits, 20 epochs. {machine}; torch 2; commit 0123456789ab." in table
 
 
+def test_a_run_that_moved_is_told(comparison: Path) -> None:
+    found = read_comparison(comparison)
+    assert "another machine" not in accuracy_table(make_rows(found))
+    run = next(run for run in found if run["run"] == "resnet20-rotate4-seed1")
+    run["environment"] = {**run["environment"], "gpu": "H200", "versions": {"torch": "3"}}
+    run["environment"]["resumed"] = [{"step": 5, "commit": "fedcba9876543210"}, {"step": 1500, "gpu": None}]
+    table = accuracy_table(make_rows(found))
+    assert "- resnet20, rotate4, seed 1: from step 1,500 of 2,000 on a processor AVX2, 1 thread" in table
+    assert table.count("from step") == 1
+    assert "a processor AVX2, 1 thread(s) a run and H200; torch 2 and torch 3" in table
+
+
 def test_without_a_validation_split_the_table_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", make_config("digits", changes={"validation": False}), 90.0)
     (row,) = make_rows([read_run(tmp_path / "run")])

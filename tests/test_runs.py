@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from rotateconv.runs import (
     create_run,
     environment,
     keep_records,
+    note_resumption,
     read_config,
     read_json,
     read_records,
@@ -51,6 +53,21 @@ def test_environment_tells_what_a_number_depends_on() -> None:
     assert found["cpu"]
     assert found["cpu_capability"]
     json.dumps(found, allow_nan=False)
+
+
+def test_only_another_environment_is_noted_on_resuming(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, gpu = environment(), {"gpu": "H200", "gpu_count": 1}
+
+    def resume(step: int, **changes: Any) -> Any:
+        monkeypatch.setattr(runs, "environment", lambda: {**began, "command": f"other {step}", **changes})
+        note_resumption(run, step)
+        return read_json(run / "environment.json").get("resumed")
+
+    assert resume(1) is None
+    assert resume(2, **gpu) == [{"step": 2, **gpu}]
+    assert resume(3, **gpu) == [{"step": 2, **gpu}]
+    assert resume(4) == [{"step": 2, **gpu}, {"step": 4}]
+    assert {**read_json(run / "environment.json"), "resumed": None} == {**began, "resumed": None}
 
 
 def test_commit_is_none_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

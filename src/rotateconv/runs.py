@@ -76,6 +76,20 @@ def create_run(run: Path, config: RunConfig, data: Record) -> None:
     write_bytes(run / "config.json", to_json(config).encode())
 
 
+def note_resumption(run: Path, step: int) -> None:
+    """Note in environment.json where a run goes on in another environment than before.
+
+    "resumed" is a list of {"step": the steps done before, and all that is other than at the beginning}.
+    """
+    record, now = read_json(run / "environment.json"), environment()
+    other = {key: now[key] for key in now if key not in ("command", "platform") and now[key] != record.get(key)}
+    resumed = record.setdefault("resumed", [])
+    before = {key: value for key, value in resumed[-1].items() if key != "step"} if resumed else {}
+    if other != before:
+        resumed.append({"step": step, **other})
+        write_json(run / "environment.json", record)
+
+
 def read_config(run: Path) -> RunConfig:
     """Return the configuration of a run folder.
 

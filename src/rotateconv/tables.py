@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from rotateconv.runs import Record
 from rotateconv.study import Contrast, Row, Spread, contrast, contrasts, dense_of
@@ -31,7 +32,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
         sizes = [_number(row.parameters), *([_packed(row)] if packed else [])]
         lines.append([row.model, row.label, *setting, *sizes, _spread(row.accuracy), _difference(one), _count(row)])
     left = 3 if several else 2
-    return "\n\n".join([_protocol(rows), _table(head, lines, left), CAPTION, *_failures(rows)])
+    return "\n\n".join([_protocol(rows), _table(head, lines, left), CAPTION, *_failures(rows), *_moves(rows)])
 
 
 def validation_table(rows: Sequence[Row]) -> str:
@@ -40,7 +41,7 @@ def validation_table(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=lambda row: (row.model, row.label, -row.validation.mean if row.validation else 0.0)):
         lines.append([row.model, row.label, row.setting or "as the recipe", _spread(row.validation), _count(row)])
     table = _table(["model", "conv", "setting", "validation accuracy %", "n"], lines, 3)
-    return "\n\n".join([_protocol(rows), table, *_failures(rows)])
+    return "\n\n".join([_protocol(rows), table, *_failures(rows), *_moves(rows)])
 
 
 def contrast_table(rows: Sequence[Row]) -> str:
@@ -121,15 +122,35 @@ def _protocol(rows: Sequence[Row]) -> str:
     versions: dict[str, None] = {}
     commits: dict[str, None] = {}
     for run in runs:
-        found = run["environment"]
-        cpu = " ".join(str(found[key]) for key in ("cpu", "cpu_capability") if key in found)
-        machines[found.get("gpu") or f"{cpu}, {found.get('threads')} thread(s) a run"] = None
-        versions[f"torch {found.get('versions', {}).get('torch')}"] = None
-        commits[str(found.get("commit"))[:12]] = None
+        for _, found in _environments(run):
+            machines[_machine(found)] = None
+            versions[f"torch {found.get('versions', {}).get('torch')}"] = None
+            commits[str(found.get("commit"))[:12]] = None
     held = "" if first["config"]["validation"] else "; the validation images were trained on too"
     data = ", ".join(dict.fromkeys(run["data"]["name"] for run in runs))
     made = f"{' and '.join(machines)}; {' and '.join(versions)}; commit {' and '.join(commits)}"
     return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {made}."
+
+
+def _environments(run: Record) -> list[tuple[int, Record]]:
+    """Where a run began and where it went on, each with the steps before."""
+    first = run["environment"]
+    return [(0, first), *((other["step"], {**first, **other}) for other in first.get("resumed", ()))]
+
+
+def _machine(environment: Record) -> str:
+    cpu = " ".join(str(environment[key]) for key in ("cpu", "cpu_capability") if key in environment)
+    return str(environment.get("gpu") or f"{cpu}, {environment.get('threads')} thread(s) a run")
+
+
+def _moves(rows: Sequence[Row]) -> list[str]:
+    told = []
+    for row, run in [(one, run) for one in rows for run in one.runs]:
+        for (_, before), (step, after) in pairwise(_environments(run)):
+            if _machine(before) != _machine(after):
+                where = f"step {step:,} of {run['summary']['steps']:,} on {_machine(after)}"
+                told.append(f"- {row.model}, {row.label}, seed {run['config']['seed']}: from {where}")
+    return ["\n".join(["Finished on another machine:", "", *told])] if told else []
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:

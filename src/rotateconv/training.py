@@ -37,6 +37,7 @@ from rotateconv.runs import (
     check_run,
     create_run,
     keep_records,
+    note_resumption,
     read_json,
     read_records,
     write_bytes,
@@ -241,6 +242,7 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
     if accelerator.is_main_process:
         if resume:
             keep_records(run, 0 if checkpoint is None else checkpoint.state["epoch"])
+            note_resumption(run, 0 if checkpoint is None else checkpoint.state["step"])
         else:
             create_run(run, state.config, state.data.to_record())
     if checkpoint is not None:
