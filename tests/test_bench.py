@@ -1,6 +1,7 @@
 """The bench: what it times is right, the numbers it makes of times are right, and its report says them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,12 +232,13 @@ def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
         report.fill_page("<!-- bench: layer -->\n<!-- end -->", record)
 
 
-def test_the_page_is_that_of_the_committed_record() -> None:
+@pytest.mark.parametrize(("record", "page"), [("cpu.json", "speed.md"), ("gpu.json", "speed-gpu.md")])
+def test_the_page_is_that_of_the_committed_record(record: str, page: str) -> None:
     root = Path(__file__).parents[1]
-    text = (root / "docs" / "speed.md").read_text(encoding="utf-8")
-    record = json.loads((root / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
-    assert report.fill_page(text, record) == text, (
-        "docs/speed.md is older than the record: rotateconv bench --record benchmarks/cpu.json --page docs/speed.md"
+    text = (root / "docs" / page).read_text(encoding="utf-8")
+    found = json.loads((root / "benchmarks" / record).read_text(encoding="utf-8"))
+    assert report.fill_page(text, found) == text, (
+        f"docs/{page} is older than the record: rotateconv bench --record benchmarks/{record} --page docs/{page}"
     )
     assert set(report.KINDS) | {"machine", "targets"} == set(report._BLOCK.findall(text))
 
@@ -249,6 +251,19 @@ def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) 
     record = run.run_bench(SMALL[-1:], seconds=0.0)
     assert record["rows"][0]["error"] == "out of memory"
     assert "Did not fit into the memory: line_kernel of 8 x 8 slices." in report.to_markdown(record)
+
+
+@pytest.mark.parametrize("words", [[], ["--targets"]])
+def test_eager_leaves_out_what_is_compiled(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [SMALL[-1], replace(SMALL[0], compiled=True)]
+    monkeypatch.setattr(cases, "quick_cases", lambda: every)
+    monkeypatch.setattr(
+        targets, "targets", lambda device: [Target(case, case.forms[-1], "ratio", most=9) for case in every]
+    )
+    result = CliRunner().invoke(app, ["bench", "--eager", "--device", "cpu", "--seconds", "0", *words])
+    assert result.exit_code == 0, result.output
+    assert SMALL[-1].name in result.output
+    assert "compiled" not in result.output
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
