@@ -23,9 +23,14 @@ def fixed_state() -> Iterator[None]:
 
 
 @pytest.fixture
-def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """New tensors where Triton runs: on the CPU in its interpreter, else on a GPU, whose float32 is then not TF32."""
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's convolutions in float32, not in TF32, whose 11 bits would hide a wrong kernel."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def triton_device(exact_float32: None) -> Iterator[None]:
+    """New tensors where Triton runs: on the CPU in its interpreter, else on a GPU."""
     with torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"):
         yield
 

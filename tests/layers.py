@@ -1,10 +1,13 @@
 """The layers that the tests of RotateConv2d go through: every argument, and every form of the kernel."""
 
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rotateconv import batched_kernels
 
 # (in, out) channels and nn.Conv2d's arguments; every argument appears, and those that meet appear together.
 ARGUMENTS: list[tuple[tuple[int, int], dict[str, Any]]] = [
@@ -37,6 +40,12 @@ SIZES = (3, 5, 7, 9)
 def image_for(channels: int, **options: Any) -> Tensor:
     """Large enough for a 9 x 9 kernel with dilation 2, small enough for the twin; height and width differ."""
     return torch.randn(2, channels, 18, 19, **options)
+
+
+def forward(net: nn.Module, images: Tensor, batched: bool) -> Tensor:
+    """The output of a net whose layers make their kernels at once, or each its own."""
+    with batched_kernels(net) if batched else nullcontext():
+        return net(images)
 
 
 def gradients(layer: nn.Module, output: Tensor) -> dict[str, Tensor]:

@@ -1,21 +1,15 @@
 """Kernels made at once: the numbers and gradients of layers that make their own, and never a stale kernel."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from layers import FORMS, SIZES, image_for
+from layers import FORMS, SIZES, forward, image_for
 from rotateconv import CONVS, RotateConv2d, batched_kernels, build_model
 
 Found = list[Tensor]
-
-
-def forward(net: nn.Module, images: Tensor, batched: bool) -> Tensor:
-    with batched_kernels(net) if batched else nullcontext():
-        return net(images)
 
 
 def run(net: nn.Module, images: Tensor, *, batched: bool) -> Found:

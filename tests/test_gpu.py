@@ -1,7 +1,6 @@
 """A GPU computes what a CPU does, to rounding: nets, their gradients, kernels made at once, whole runs."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from rotateconv import CONVS, batched_kernels, build_model, fuse
+from layers import forward
+from rotateconv import CONVS, build_model, fuse
 from rotateconv.config import make_config
 from rotateconv.data.sets import ImageData
 from rotateconv.models import MODELS
@@ -17,15 +17,10 @@ from rotateconv.runs import read_json, read_records
 from rotateconv.training import RunInterrupted, fit
 from small import StopAt, Tiny, small_digits, tiny_config
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
-
-@pytest.fixture(autouse=True)
-def exact_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Convolutions in float32, not in TF32, whose 11 bits would hide a wrong kernel."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    yield
-    torch.cuda.empty_cache()
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("exact_float32"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +30,7 @@ def data() -> ImageData:
 
 def run(net: nn.Module, images: Tensor, *, batched: bool) -> dict[str, Tensor]:
     """The output and every gradient, on the CPU."""
-    if batched:
-        with batched_kernels(net):
-            output = net(images)
-    else:
-        output = net(images)
+    output = forward(net, images, batched)
     output.square().mean().backward()
     found = {"output": output, **{name: p.grad for name, p in net.named_parameters() if p.grad is not None}}
     return {name: tensor.detach().cpu() for name, tensor in found.items()}

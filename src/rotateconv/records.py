@@ -25,6 +25,7 @@ from rotateconv.config import RunConfig, to_json
 from rotateconv.runs import (
     ANALYSIS,
     CONVERSION,
+    OF_THE_CALL,
     Record,
     RunError,
     disk_errors,
@@ -163,7 +164,7 @@ def read_run(folder: Path, failed: str | None = None) -> Record:
         "run": folder.resolve().name,
         "config": {key: value for key, value in config.items() if key not in _PLACES},
         # The study's file is the command; paths of a machine say nothing on another.
-        "environment": {key: value for key, value in environment.items() if key not in ("command", "platform")},
+        "environment": {key: value for key, value in environment.items() if key not in OF_THE_CALL},
         "data": read_json(folder / "data.json"),
         "summary": summary and {key: value for key, value in summary.items() if key not in _SAID_ELSEWHERE},
         "metrics": {key: _short([record.get(key) for record in records]) for key in metrics},

@@ -33,6 +33,9 @@ CONVERSION_TABLE = "conversion.md"
 ANALYSIS = "analysis.json"
 """What `rotateconv report --analysis` adds to a run's folder."""
 
+OF_THE_CALL = ("command", "platform")
+"""Keys of an environment that say how a program was called and nothing that a number depends on."""
+
 _FILES = (
     *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS),
     *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
@@ -82,7 +85,7 @@ def note_resumption(run: Path, step: int) -> None:
     "resumed" is a list of {"step": the steps done before, and all that is other than at the beginning}.
     """
     record, now = read_json(run / "environment.json"), environment()
-    other = {key: now[key] for key in now if key not in ("command", "platform") and now[key] != record.get(key)}
+    other = {key: now[key] for key in now if key not in OF_THE_CALL and now[key] != record.get(key)}
     resumed = record.setdefault("resumed", [])
     before = {key: value for key, value in resumed[-1].items() if key != "step"} if resumed else {}
     if other != before:
