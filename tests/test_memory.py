@@ -11,14 +11,14 @@ import pytest
 from rotateconv import memory
 from rotateconv.cli import main
 
-# A block above the largest that glibc ever keeps by itself, taken, filled and freed eight times.
+# A block above the largest that glibc ever keeps by itself, taken, filled and freed 32 times.
 PROGRAM = """
 import json, resource, sys, torch
 from rotateconv.memory import keep_freed_memory
 done = keep_freed_memory() if sys.argv[1] == "keep" else None
 torch.set_num_threads(1)
 faults = []
-for _ in range(8):
+for _ in range(32):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(16 * 2**20).fill_(1)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -41,7 +41,8 @@ def test_a_freed_block_is_taken_again_without_faults() -> None:
     done, kept = run("keep")
     assert done
     assert min(without) > 0  # every time all of it, in pages of any size
-    assert sum(kept[2:]) < 2 * min(without)  # once or twice, then hardly any
+    # A few times at the start, as long as a small block in between leaves a hole that is too short, then hardly any.
+    assert sum(kept[16:]) < 2 * min(without)
 
 
 @glibc
