@@ -23,9 +23,10 @@ from rotateconv.config import RunConfig, make_config
 from rotateconv.data.image_data import build_data
 from rotateconv.data.loader import Batches
 from rotateconv.data.sets import ImageData, Split
+from rotateconv.environment import environment
 from rotateconv.memory import keep_freed_memory
 from rotateconv.models import build_model
-from rotateconv.runs import environment, write_json
+from rotateconv.runs import write_json
 from rotateconv.schedule import build_optimizer
 from rotateconv.training import fit
 

@@ -27,7 +27,7 @@ from rotateconv.cli.progress import TrainingProgress
 from rotateconv.config import PRESETS, RunConfig, make_config
 from rotateconv.conversion import nets_of
 from rotateconv.models import MODELS
-from rotateconv.runs import read_config, read_json, read_records
+from rotateconv.runs import read_config, read_json, read_records, write_json
 from rotateconv.training import RunInterrupted, fit
 from small import Tiny, small_digits
 
@@ -319,7 +319,11 @@ def test_info_sums_up_a_run() -> None:
     assert "finished, 2 of 2 epochs" in text
     assert f"{summary['parameters']:,} (" in text
     (Path("run") / "summary.json").unlink()
-    assert "not finished, 2 of 2 epochs" in run("info", "run", "--no-layers")
+    where = read_json(Path("run", "environment.json"))
+    write_json(Path("run", "environment.json"), {**where, "resumed": [{"step": 1, "gpu": "another machine"}]})
+    text = run("info", "run", "--no-layers")
+    assert "not finished, 2 of 2 epochs" in text
+    assert ", then another machine; torch" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3675, "1:01:15")])

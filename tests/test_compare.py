@@ -21,7 +21,7 @@ from rotateconv import comparison, workers
 from rotateconv.checkpoint import load_checkpoint
 from rotateconv.cli import app
 from rotateconv.compare import Study, compare, plan
-from rotateconv.comparison import BASELINE, cells, markdown, read_rows
+from rotateconv.comparison import BASELINE, Entry, cells, markdown, read_rows, write_comparison
 from rotateconv.config import ConfigError, make_config, to_json
 from rotateconv.cost import cost
 from rotateconv.exit_codes import CommandError
@@ -38,7 +38,7 @@ OPTIONS = ["--width", "0.25", "--epochs", "1", "--batch-size", "512", "--set", "
 KEYS = {
     *("model", "conv", "dataset", "parameters", "multiply_adds", "accuracy_mean", "accuracy_std", "n"),
     *("seconds_per_epoch", "width", "seeds", "accuracies", "validation_accuracies", "difference"),
-    *("difference_standard_error", "epochs", "recipe", "hardware", "versions"),
+    *("difference_standard_error", "epochs", "recipe", "hardware", "machines", "versions"),
 }
 
 
@@ -173,6 +173,17 @@ def test_a_diverged_run_is_told_and_the_others_stand(tmp_path: Path, faked: None
     assert row["n"] == 1
 
 
+def test_every_machine_of_every_run_is_named(tmp_path: Path, faked: None) -> None:
+    compare(study(), DIGITS, tmp_path, jobs=1)
+    record = tmp_path / "runs" / "resnet20-rotate2-seed1" / "environment.json"
+    record.write_text(json.dumps({**read_json(record), "resumed": [{"step": 5, "gpu": "a GPU"}]}))
+    entries = [Entry(make_config("digits", changes={"conv": conv})) for conv in ("conv3x3", "rotate2")]
+    dense, rotate2 = write_comparison(entries, 3, tmp_path, {})
+    assert len(dense["machines"]) == 1
+    assert rotate2["machines"] == [*dense["machines"], "a GPU"]
+    assert f" {dense['machines'][0]} and a GPU; torch 2," in (tmp_path / "comparison.md").read_text()
+
+
 def test_a_row_of_diverged_runs_alone_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None:
         for task in tasks:
@@ -182,6 +193,7 @@ def test_a_row_of_diverged_runs_alone_can_be_written(tmp_path: Path, monkeypatch
     (row,) = compare(Study(make_config("digits"), convs=("rotate4",), seeds=1), DIGITS, tmp_path, jobs=1)
     assert (row["n"], row["accuracy_mean"], row["parameters"]) == (0, None, None)
     assert "diverged" in markdown([row])
+    assert "None" not in markdown([row])
     assert {path.name for path in tmp_path.iterdir()} == {f"comparison.{end}" for end in ("json", "md", "png")}
 
 

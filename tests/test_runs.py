@@ -1,7 +1,6 @@
 """Laws of the run folder: whole files or none, nothing mixed by mistake, one sentence for a full disk."""
 
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pytest
 from rotateconv import runs
 from rotateconv.atomic import replacing
 from rotateconv.config import RunConfig, make_config
+from rotateconv.environment import environment
 from rotateconv.runs import (
     RunError,
     append_record,
     check_run,
     create_run,
-    environment,
     keep_records,
     note_resumption,
     read_config,
@@ -43,18 +42,6 @@ def test_a_new_run_holds_its_configuration_data_and_environment(run: Path) -> No
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "data.json", "environment.json"]
 
 
-def test_environment_tells_what_a_number_depends_on() -> None:
-    found = environment()
-    assert set(found) == {
-        *("command", "commit", "platform", "python", "versions", "cpu", "cpu_capability", "physical_cores"),
-        *("logical_cores", "threads", "memory_bytes", "gpu", "gpu_count", "cuda"),
-    }
-    assert found["threads"] >= 1
-    assert found["cpu"]
-    assert found["cpu_capability"]
-    json.dumps(found, allow_nan=False)
-
-
 def test_only_another_environment_is_noted_on_resuming(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began, gpu = environment(), {"gpu": "H200", "gpu_count": 1}
 
@@ -68,13 +55,6 @@ def test_only_another_environment_is_noted_on_resuming(run: Path, monkeypatch: p
     assert resume(3, **gpu) == [{"step": 2, **gpu}]
     assert resume(4) == [{"step": 2, **gpu}, {"step": 4}]
     assert {**read_json(run / "environment.json"), "resumed": None} == {**began, "resumed": None}
-
-
-def test_commit_is_none_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert environment()["commit"] is None
-    monkeypatch.setenv("PATH", "")
-    assert environment()["commit"] is None
 
 
 def test_records_come_back_as_they_went(run: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rotateconv.config import RunConfig
+from rotateconv.environment import machine, stages
 from rotateconv.plots import draw_comparison
 from rotateconv.runs import Record, read_json, write_bytes
 
@@ -76,13 +77,13 @@ def markdown(rows: Sequence[Record]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     first = rows[0]
-    hardware, versions = first["hardware"], first["versions"]
-    machine = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads a run"
+    versions = first["versions"]
+    machines = " and ".join(dict.fromkeys(name for row in rows for name in row["machines"]))
     title = f"{first['dataset']}, recipe {first['recipe']}, {first['epochs']} epochs"
-    made = f"{machine}; torch {versions.get('torch')}, rotateconv {versions.get('rotateconv')}."
+    made = f" {machines}; torch {versions.get('torch')}, rotateconv {versions.get('rotateconv')}." if machines else ""
     failures = [f"- {row['label']}, seed {seed}: {why}" for row in rows for seed, why in row["failed"].items()]
     told = ["", "Without a result:", *failures] if failures else []
-    return "\n".join([f"**{title}**", "", *lines, "", f"{CAPTION} {made}", *told]) + "\n"
+    return "\n".join([f"**{title}**", "", *lines, "", f"{CAPTION}{made}", *told]) + "\n"
 
 
 def cells(row: Record) -> tuple[str, ...]:
@@ -113,13 +114,14 @@ def _known(number: int | None) -> str:
 def _row(entry: Entry, seeds: int, out: Path, failed: Mapping[str, str]) -> Record:
     """Return what the finished runs of a configuration found."""
     summaries: dict[int, Record] = {}
-    environment: Record = {}
+    environments: list[Record] = []  # of the runs, in all their stages
     for seed in range(seeds):
         folder = out / "runs" / entry.run(seed)
         if (folder / "summary.json").is_file() and (folder / "config.json").is_file():
             summaries[seed] = read_json(folder / "summary.json")
-            environment = environment or read_json(folder / "environment.json")
+            environments += [found for _, found in stages(read_json(folder / "environment.json"))]
     found = list(summaries.values())
+    environment = environments[0] if environments else {}
     accuracies = [summary["test_accuracy"] for summary in found]
     validations = [summary["last"]["validation_accuracy"] for summary in found]
     config = entry.config
@@ -145,6 +147,7 @@ def _row(entry: Entry, seeds: int, out: Path, failed: Mapping[str, str]) -> Reco
         "runs": [os.path.join("runs", entry.run(seed)) for seed in summaries],  # noqa: PTH118
         "failed": {str(seed): failed[entry.run(seed)] for seed in range(seeds) if entry.run(seed) in failed},
         "hardware": {key: environment.get(key) for key in ("cpu", "physical_cores", "logical_cores", "threads", "gpu")},
+        "machines": list(dict.fromkeys(map(machine, environments))),
         "versions": {"python": environment.get("python"), **environment.get("versions", {})},
     }
 

@@ -22,10 +22,10 @@ from typing import Any
 
 from rotateconv.comparison import Entry, read_rows
 from rotateconv.config import RunConfig, to_json
+from rotateconv.environment import OF_THE_CALL
 from rotateconv.runs import (
     ANALYSIS,
     CONVERSION,
-    OF_THE_CALL,
     Record,
     RunError,
     disk_errors,

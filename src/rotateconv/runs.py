@@ -4,20 +4,14 @@ import contextlib
 import errno
 import json
 import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rotateconv.atomic import TEMPORARY, replacing
 from rotateconv.config import RunConfig, differences, from_json, to_json
+from rotateconv.environment import OF_THE_CALL, environment
 
 Record = dict[str, Any]
 
@@ -32,9 +26,6 @@ CONVERSION_TABLE = "conversion.md"
 """The same for people to read."""
 ANALYSIS = "analysis.json"
 """What `rotateconv report --analysis` adds to a run's folder."""
-
-OF_THE_CALL = ("command", "platform")
-"""Keys of an environment that say how a program was called and nothing that a number depends on."""
 
 _FILES = (
     *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS),
@@ -140,30 +131,6 @@ def keep_records(run: Path, epochs: int) -> None:
     write_bytes(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records[:epochs]).encode())
 
 
-def environment() -> Record:
-    """Return what a number's reader asks for: versions, processor, cores, threads, GPU, commit, command."""
-    import psutil
-
-    cuda = torch.cuda.is_available()
-    return {
-        "command": shlex.join(sys.argv),
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("rotateconv", "torch", "torchvision", "accelerate")},
-        "cpu": _cpu_model(),
-        # What torch's kernels are written for: with another one sums are taken in another order, under one model name.
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "physical_cores": psutil.cpu_count(logical=False),
-        "logical_cores": psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "gpu_count": torch.cuda.device_count() if cuda else 0,
-        "cuda": torch.version.cuda if cuda else None,
-    }
-
-
 def write_json(path: Path, value: Record) -> None:
     """Write a JSON file whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
@@ -204,28 +171,3 @@ def disk_errors(folder: Path) -> Iterator[None]:
 def _ours(path: Path) -> bool:
     """Whether a creation that was cut off can have left this file."""
     return path.name in _FILES or (path.name.startswith(".") and TEMPORARY in path.suffixes)
-
-
-def _commit() -> str | None:
-    """Return the commit of the current folder, "-dirty" where files differ from it, or None outside git."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

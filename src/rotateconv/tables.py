@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from rotateconv.environment import machine, stages
 from rotateconv.runs import Record
 from rotateconv.study import Contrast, Row, Spread, contrast, contrasts, dense_of
 
@@ -122,8 +123,8 @@ def _protocol(rows: Sequence[Row]) -> str:
     versions: dict[str, None] = {}
     commits: dict[str, None] = {}
     for run in runs:
-        for _, found in _environments(run):
-            machines[_machine(found)] = None
+        for _, found in stages(run["environment"]):
+            machines[machine(found)] = None
             versions[f"torch {found.get('versions', {}).get('torch')}"] = None
             commits[str(found.get("commit"))[:12]] = None
     held = "" if first["config"]["validation"] else "; the validation images were trained on too"
@@ -132,23 +133,12 @@ def _protocol(rows: Sequence[Row]) -> str:
     return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {made}."
 
 
-def _environments(run: Record) -> list[tuple[int, Record]]:
-    """Where a run began and where it went on, each with the steps before."""
-    first = run["environment"]
-    return [(0, first), *((other["step"], {**first, **other}) for other in first.get("resumed", ()))]
-
-
-def _machine(environment: Record) -> str:
-    cpu = " ".join(str(environment[key]) for key in ("cpu", "cpu_capability") if key in environment)
-    return str(environment.get("gpu") or f"{cpu}, {environment.get('threads')} thread(s) a run")
-
-
 def _moves(rows: Sequence[Row]) -> list[str]:
     told = []
     for row, run in [(one, run) for one in rows for run in one.runs]:
-        for (_, before), (step, after) in pairwise(_environments(run)):
-            if _machine(before) != _machine(after):
-                where = f"step {step:,} of {run['summary']['steps']:,} on {_machine(after)}"
+        for (_, before), (step, after) in pairwise(stages(run["environment"])):
+            if machine(before) != machine(after):
+                where = f"step {step:,} of {run['summary']['steps']:,} on {machine(after)}"
                 told.append(f"- {row.model}, {row.label}, seed {run['config']['seed']}: from {where}")
     return ["\n".join(["Finished on another machine:", "", *told])] if told else []
 

@@ -15,7 +15,7 @@ from rotateconv.bench.cases import PRECISIONS, Case
 from rotateconv.bench.forms import build_forms
 from rotateconv.bench.targets import Row, Target, judge
 from rotateconv.bench.timing import Spread, matrix_rate, measure, multiply_adds, peak_memory, ratio
-from rotateconv.runs import environment
+from rotateconv.environment import environment
 
 SCHEMA = 1
 

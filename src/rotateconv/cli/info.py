@@ -63,6 +63,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its net."""
     from rotateconv.cli.console import duration, facts
     from rotateconv.cli.progress import recipe_line
+    from rotateconv.environment import machine, stages
     from rotateconv.runs import read_config, read_json, read_records
     from rotateconv.trained import DataDescription, net_cost
 
@@ -70,13 +71,13 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     data = DataDescription.from_record(read_json(run / "data.json"))
     environment = read_json(run / "environment.json")
     records = read_records(run)
+    where = ", then ".join(dict.fromkeys(machine(found) for _, found in stages(environment)))
     finished = (run / "summary.json").is_file()
-    machine = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
     rows = {
         "run": str(run),
         "recipe": recipe_line(config),
         "data": f"{data.name}: {data.train:,} training, {data.validation:,} validation, {data.test:,} test images",
-        "machine": f"{machine}; torch {environment['versions']['torch']}",
+        "machine": f"{where}; torch {environment['versions']['torch']}",
         "command": environment["command"],
         "state": f"{'finished' if finished else 'not finished'}, {len(records)} of {config.epochs} epochs",
     }
