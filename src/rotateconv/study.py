@@ -25,7 +25,7 @@ _CONTROLS: dict[str, tuple[str, ...]] = {
     "rotate2b": ("rotate2",),
     "rotate2p": ("rotate2", "rotate2b", "rotate2p-fixed", "separable", "rotate2p-g4"),
     "rotate4-g4": (),
-    "rotate2p-g4": (),
+    "rotate2p-g4": ("separable",),
     "rotate4-k5": ("rotate4",),
     "rotate2p-k5": ("rotate2p",),
 }
