@@ -28,9 +28,8 @@ def test_commit_is_none_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_machine_is_its_gpu_or_its_processor_with_threads() -> None:
-    assert (
-        machine({"cpu": "a processor", "cpu_capability": "AVX2", "threads": 2}) == "a processor AVX2, 2 thread(s) a run"
-    )
+    with_capability = {"cpu": "a processor", "cpu_capability": "AVX2", "threads": 2}
+    assert machine(with_capability) == "a processor AVX2, 2 thread(s) a run"
     assert machine({"cpu": "a processor", "threads": 2}) == "a processor, 2 thread(s) a run"  # of an older record
     assert machine({"cpu": "a processor", "threads": 2, "gpu": "a GPU"}) == "a GPU"
 
