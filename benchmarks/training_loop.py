@@ -17,18 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rotateconv.batched import batched_kernels
-from rotateconv.bench.timing import Spread
-from rotateconv.config import RunConfig, make_config
-from rotateconv.data.image_data import build_data
-from rotateconv.data.loader import Batches
-from rotateconv.data.sets import ImageData, Split
-from rotateconv.environment import environment
-from rotateconv.memory import keep_freed_memory
+from rotateconv.lab.bench.timing import Spread
+from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.data.image_data import build_data
+from rotateconv.lab.data.loader import Batches
+from rotateconv.lab.data.sets import ImageData, Split
+from rotateconv.lab.train.allocator import keep_freed_memory
+from rotateconv.lab.train.environment import environment
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.run_folder import write_json
+from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import build_model
-from rotateconv.runs import write_json
-from rotateconv.schedule import build_optimizer
-from rotateconv.training import fit
+from rotateconv.nn.batched import batched_kernels
 
 STEPS, ROUNDS = 8, 24  # many short epochs: the machine's own pace drifts by a tenth within half a minute
 

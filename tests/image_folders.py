@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rotateconv.data import DataError, ImageData, folder, load_data
+from rotateconv.lab.data import DataError, ImageData, folder, load_data
 
 CLASSES = ("apple", "bird", "cat")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from rotateconv.data import torchvision_sets
+from rotateconv.lab.data import torchvision_sets
 
 TRAIN_COUNT, TEST_COUNT, EXTRA_COUNT = 40, 12, 8
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from rotateconv.config import RunConfig, make_config
+from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.train.loop import RunInterrupted, fit
 from rotateconv.models import MODELS
-from rotateconv.training import RunInterrupted, fit
 from small import Tiny, small_digits
 
 SMALL_MODELS: dict[str, Any] = {"plain": functools.partial(Tiny, norm=False), "tiny": Tiny}

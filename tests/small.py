@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv.checkpoint import load_checkpoint, read_weights
-from rotateconv.config import RunConfig, make_config
-from rotateconv.data.sets import ImageData, Split, load_data
+from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.data.sets import ImageData, Split, load_data
+from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
+from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import CONVS
-from rotateconv.runs import read_json, read_records
 
 TIMES = ("seconds", "validation_seconds", "images_per_second", "peak_memory_bytes", "seconds_per_epoch")
 BATCHES_AN_EPOCH = 4  # 101 images in batches of 32

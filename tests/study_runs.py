@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rotateconv.config import RunConfig, make_config, to_json
-from rotateconv.runs import Record
+from rotateconv.lab.config import RunConfig, make_config, to_json
+from rotateconv.lab.train.run_folder import Record
 
 SIZES = {"conv3x3": 269_722, "rotate4": 121_242, "rotate2": 61_850, "rotate2p": 63_866, "rotate4-fixed": 91_258}
 

@@ -82,8 +82,8 @@ LIBRARY = sorted(reachable("rotateconv"))  # what importing the package loads
 
 
 def test_the_package_was_found() -> None:
-    assert {"rotateconv", "rotateconv.kernel", "rotateconv.conv", "rotateconv.fit"} <= set(LIBRARY)
-    assert GRAPH["rotateconv.conv"] >= {"rotateconv.kernel", "rotateconv.arguments", "torch"}
+    assert {"rotateconv", "rotateconv.kernels.line", "rotateconv.nn.conv", "rotateconv.kernels.fit"} <= set(LIBRARY)
+    assert GRAPH["rotateconv.nn.conv"] >= {"rotateconv.kernels.line", "rotateconv.nn.arguments", "torch"}
 
 
 def test_importing_the_package_loads_only_torch_and_safetensors() -> None:

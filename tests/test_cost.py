@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rotateconv.conv import RotateConv2d
 from rotateconv.cost import LayerCost, cost
 from rotateconv.models import CONVS, MODELS, build_model
-from rotateconv.models.controls import MaskedConv2d
 from rotateconv.models.resnet import ResNet
+from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn.conv import RotateConv2d
 
 
 def counted_multiply_adds(model: nn.Module, *size: int) -> int:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rotateconv.cli import app
-from rotateconv.cli import compare as command
-from rotateconv.compare import Study, plan
-from rotateconv.config import RunConfig, differences, from_json
-from rotateconv.plots_runs import PUBLISHED, picture_names
-from rotateconv.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
-from rotateconv.report import PICTURES, blocks, fill_page, rows_of, size_picture
-from rotateconv.runs import Record
-from rotateconv.trained import DataDescription
+from rotateconv.lab.cli import app
+from rotateconv.lab.cli import compare as command
+from rotateconv.lab.config import RunConfig, differences, from_json
+from rotateconv.lab.report.figures_runs import PUBLISHED, picture_names
+from rotateconv.lab.report.page import PICTURES, blocks, fill_page, rows_of, size_picture
+from rotateconv.lab.study.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
+from rotateconv.lab.study.run import Study, plan
+from rotateconv.lab.train.load import DataDescription
+from rotateconv.lab.train.run_folder import Record
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"

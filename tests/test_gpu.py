@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from layers import forward
 from rotateconv import CONVS, build_model, fuse
-from rotateconv.config import make_config
-from rotateconv.data.sets import ImageData
+from rotateconv.lab.config import make_config
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.loop import RunInterrupted, fit
+from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
-from rotateconv.runs import read_json, read_records
-from rotateconv.training import RunInterrupted, fit
 from small import StopAt, Tiny, small_digits, tiny_config
 
 pytestmark = [

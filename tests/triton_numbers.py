@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rotateconv import ops, triton_ops
-from rotateconv.kernel import line_kernel
-from rotateconv.ops import fused_line_kernel
+from rotateconv.kernels import fused as ops
+from rotateconv.kernels import fused_triton as triton_ops
+from rotateconv.kernels.fused import fused_line_kernel
+from rotateconv.kernels.line import line_kernel
 
 NAN = float("nan")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rotateconv import RotateConv2d, separable, triton_separable
-from rotateconv.triton_separable import filter_backward, filter_forward, line_filters, plain_filters
+from rotateconv import RotateConv2d
+from rotateconv.kernels import separable
+from rotateconv.kernels import separable_triton as triton_separable
+from rotateconv.kernels.separable_triton import filter_backward, filter_forward, line_filters, plain_filters
 
 NAN = float("nan")
 # groups, k, stride, padding, dilation: every k, and each of the others apart from its default.

@@ -1,18 +1,18 @@
 """RotateConv: convolution kernels that are line segments with a learned angle."""
 
-from rotateconv.batched import batched_kernels
-from rotateconv.calibration import recalibrate
-from rotateconv.conv import RotateConv2d
-from rotateconv.conversion_report import ConversionEntry, ConversionReport
-from rotateconv.convert import convert
+from rotateconv.convert.convert import convert
+from rotateconv.convert.fuse import fuse
+from rotateconv.convert.recalibrate import recalibrate
+from rotateconv.convert.report import ConversionEntry, ConversionReport
 from rotateconv.cost import ModelCost, cost
-from rotateconv.fit import LineFit, fit_line
-from rotateconv.fusion import fuse
-from rotateconv.kernel import line_kernel
+from rotateconv.kernels.fit import LineFit, fit_line
+from rotateconv.kernels.line import line_kernel
 from rotateconv.models import CONVS, MODELS, build_model, equal_size_width
+from rotateconv.nn.batched import batched_kernels
+from rotateconv.nn.conv import RotateConv2d
 from rotateconv.optim import param_groups
-from rotateconv.pack import load_packed, pack
-from rotateconv.quantize import quantize
+from rotateconv.quantization.pack import load_packed, pack
+from rotateconv.quantization.quantize import quantize
 
 __all__ = [
     "CONVS",

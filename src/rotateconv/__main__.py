@@ -1,5 +1,5 @@
 """`python -m rotateconv`: the command line, as `torchrun -m rotateconv train` starts it."""
 
-from rotateconv.cli import main
+from rotateconv.lab.cli import main
 
 main()

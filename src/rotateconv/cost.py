@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rotateconv import arguments
-from rotateconv.conv import RotateConv2d
-from rotateconv.models.controls import MaskedConv2d
+from rotateconv.nn import arguments
+from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn.conv import RotateConv2d
 
 
 @dataclass(frozen=True)

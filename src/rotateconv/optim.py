@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rotateconv.conv import RotateConv2d
+from rotateconv.nn.conv import RotateConv2d
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -8,12 +8,12 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from rotateconv import arguments
-from rotateconv.arguments import Size
-from rotateconv.conv import RotateConv2d
-from rotateconv.kernel import unit_profile
-from rotateconv.models.controls import MaskedConv2d, SeparableConv2d
+from rotateconv.kernels.line import unit_profile
 from rotateconv.models.lookup import find_name
+from rotateconv.nn import arguments
+from rotateconv.nn.arguments import Size
+from rotateconv.nn.baselines import MaskedConv2d, SeparableConv2d
+from rotateconv.nn.conv import RotateConv2d
 
 Convolution = Callable[..., nn.Module]
 

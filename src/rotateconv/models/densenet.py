@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rotateconv import arguments
 from rotateconv.models.convs import Convolution, dense, find_conv
 from rotateconv.models.lookup import scaled
+from rotateconv.nn import arguments
 
 GROWTH = 12  # channels that each layer adds, in most of the paper's nets and in all of ours
 

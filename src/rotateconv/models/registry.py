@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from rotateconv import arguments
 from rotateconv.models.convs import Convolution
 from rotateconv.models.densenet import GROWTH, DenseNet
 from rotateconv.models.lookup import find_name
 from rotateconv.models.resnet import BASE_CHANNELS, ResNet
+from rotateconv.nn import arguments
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(ResNet, 20),

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rotateconv import arguments
 from rotateconv.models.convs import Convolution, dense, find_conv
 from rotateconv.models.lookup import scaled
+from rotateconv.nn import arguments
 
 BASE_CHANNELS = 16  # of the first stage at width 1; the stages have 1, 2 and 4 times as many
 

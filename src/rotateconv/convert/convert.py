@@ -1,0 +1,212 @@
+"""Convert the convolutions of a model into the RotateConv2d layers nearest to them, in place."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rotateconv.convert.module_swap import has_hooks, replace_modules
+from rotateconv.convert.report import ConversionEntry, ConversionReport
+from rotateconv.kernels.line import Path, Taps, check_path, check_taps
+from rotateconv.nn import arguments
+from rotateconv.nn.conv import RotateConv2d
+
+
+def convert(
+    model: nn.Module,
+    taps: Taps = "free",
+    *,
+    where: Callable[[str, nn.Conv2d], bool] | None = None,
+    path: Path = "circle",
+    angle_groups: int | None = None,
+    learn_angle: bool = True,
+) -> ConversionReport:
+    """Replace convolutions of a model, in place, by `RotateConv2d.from_conv` of each.
+
+    Eligible is a convolution whose type is exactly nn.Conv2d (a subclass may compute something else), with a
+    square odd kernel of at least 3, real floating-point weights that have values (not on the meta device) and
+    no hooks, and with output channels divisible by `angle_groups`. Of these, all are replaced but the stem (the
+    first nn.Conv2d of the model, in the order of registration) and the depthwise ones; ``where=lambda name,
+    conv: True`` includes those too.
+
+    A module that is registered under several names stays one module, and convolutions that share a weight share
+    the parameters of their replacements; where only some of them would be replaced, all stay. Biases remain the
+    same parameters; an optimizer made before holds the old weights, so make a new one.
+
+    Args:
+        model: Changed in place, unless an error is raised.
+        taps, path, angle_groups, learn_angle: As in RotateConv2d.
+        where: Decides alone which eligible convolutions are replaced, by their first name and the module.
+
+    Returns:
+        An entry for every convolution (of any kind) with the loss of the conversion, or why it was skipped.
+
+    Raises:
+        ValueError: If no convolution is to be replaced, or the model is itself a convolution or has parameters
+            without shapes, or a kernel is not finite, or an argument is not one of RotateConv2d's.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3))
+        >>> report = convert(model, taps="shared")
+        >>> [entry.name for entry in report.converted], report.parameters_before, report.parameters_after
+        (['2'], 5088, 1504)
+    """
+    return _convert(model, Lines(taps, path, angle_groups, learn_angle), where, fitted=True)
+
+
+def put_lines(
+    model: nn.Module,
+    taps: Taps = "free",
+    *,
+    where: Callable[[str, nn.Conv2d], bool] | None = None,
+    path: Path = "circle",
+    angle_groups: int | None = None,
+    learn_angle: bool = True,
+) -> None:
+    """Replace, in place, what `convert` would replace, by layers with fresh values: the net that its weights fit.
+
+    Nothing is fitted, so the model may be on the meta device.
+
+    Args, raises: as `convert`.
+    """
+    _convert(model, Lines(taps, path, angle_groups, learn_angle), where, fitted=False)
+
+
+class Lines(NamedTuple):
+    """The form of the layers that convolutions are replaced by, as `RotateConv2d.from_conv` takes it."""
+
+    taps: Taps
+    path: Path
+    angle_groups: int | None
+    learn_angle: bool
+
+
+def _convert(
+    model: nn.Module,
+    lines: Lines,
+    where: Callable[[str, nn.Conv2d], bool] | None,
+    *,
+    fitted: bool,
+) -> ConversionReport:
+    check_taps(lines.taps)
+    check_path(lines.path)
+    if lines.angle_groups is not None:
+        arguments.positive("angle_groups", lines.angle_groups)
+    if isinstance(model, nn.Conv2d):
+        raise ValueError(
+            "convert replaces convolutions inside a model, and this model is itself one: use RotateConv2d.from_conv"
+        )
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("convert needs a model whose lazy modules have shapes: run a batch through it first")
+
+    make = RotateConv2d.from_conv if fitted else RotateConv2d.like
+    reasons = _reasons(model, where, lines.angle_groups, needs_values=fitted)
+    if None not in reasons.values():
+        raise ValueError(_nothing_matched(reasons))
+    parameters_before = _count(model)
+    new: dict[nn.Module, RotateConv2d] = {}
+    first: dict[Tensor, RotateConv2d] = {}
+    entries = []
+    # All are fitted before the first is replaced: an error leaves the model as it was.
+    for (name, conv), reason in reasons.items():
+        before = after = _count(conv)
+        residual = None
+        if reason is None:
+            try:
+                layer = make(conv, *lines)
+            except ValueError as error:
+                raise ValueError(f"cannot convert {name}: {error}") from error
+            layer.bias = conv.bias  # type: ignore[assignment]
+            _share(first.setdefault(conv.weight, layer), layer)
+            new[conv], after = layer, _count(layer)
+            residual = _relative_residual(conv, layer) if fitted else None
+        entries.append(ConversionEntry(name, tuple(conv.weight.shape), before, after, residual, reason))
+    replace_modules(model, new)
+    return ConversionReport(tuple(entries), parameters_before, _count(model))
+
+
+_STEM, _DEPTHWISE = "the stem", "depthwise"
+
+_Reasons = dict[tuple[str, nn.Conv2d], str | None]
+
+
+def _reasons(
+    model: nn.Module,
+    where: Callable[[str, nn.Conv2d], bool] | None,
+    angle_groups: int | None,
+    needs_values: bool,
+) -> _Reasons:
+    """Every convolution of the model, with the reason to leave it, or None to convert it."""
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+
+    def reason(name: str, conv: nn.Conv2d) -> str | None:
+        if why := _ineligible(conv, angle_groups, needs_values):
+            return why
+        if where is not None:
+            return None if where(name, conv) else "filtered out by where"
+        if conv is stem:
+            return _STEM
+        return _DEPTHWISE if 1 < conv.groups == conv.in_channels else None
+
+    named = dict(model.named_modules())
+    convs = {name: conv for name, conv in named.items() if isinstance(conv, nn.modules.conv._ConvNd)}
+    reasons: _Reasons = {(name, conv): reason(name, conv) for name, conv in convs.items()}  # type: ignore[misc,arg-type]
+    chosen = {conv for (_, conv), why in reasons.items() if why is None}
+    staying = {
+        parameter: name or "the model itself"
+        for name, module in named.items()
+        if module not in chosen
+        for parameter in module._parameters.values()
+    }
+    for (name, conv), why in reasons.items():
+        if why is None and conv.weight in staying:
+            reasons[name, conv] = f"shares its weight with {staying[conv.weight]}"
+    return reasons
+
+
+def _ineligible(conv: nn.Module, angle_groups: int | None, needs_values: bool) -> str | None:
+    """Why a convolution cannot be replaced by a RotateConv2d, if it cannot."""
+    if type(conv) is not nn.Conv2d:
+        return f"{type(conv).__name__}, not nn.Conv2d"
+    height, width = conv.kernel_size
+    if height != width or height % 2 == 0 or height < 3:
+        return f"{height}x{width} kernel"
+    if has_hooks(conv):
+        return "has hooks"
+    if needs_values and conv.weight.is_meta:
+        return "on the meta device"
+    if not conv.weight.is_floating_point():
+        return f"{conv.weight.dtype} weights"
+    if angle_groups is not None and conv.out_channels % angle_groups:
+        return f"{conv.out_channels} output channels, not divisible by angle_groups={angle_groups}"
+    return None
+
+
+def _nothing_matched(reasons: _Reasons) -> str:
+    if not reasons:
+        return "nothing to convert: the model has no convolution"
+    counts = Counter(reasons.values()).most_common()
+    found = ", ".join(f"{why} ({count})" for why, count in counts)
+    hint = "; where=lambda name, conv: True includes stem and depthwise ones"
+    return f"nothing to convert among the model's convolutions: {found}" + hint * any(
+        why in (_STEM, _DEPTHWISE) for why, _ in counts
+    )
+
+
+def _share(first: RotateConv2d, layer: RotateConv2d) -> None:
+    """Make the layer use the kernel's parameters of the first one that has this weight."""
+    for name in ("weight", "angle", "profile"):
+        setattr(layer, name, getattr(first, name))
+
+
+@torch.no_grad()
+def _relative_residual(conv: nn.Conv2d, layer: RotateConv2d) -> float:
+    kernel = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
+    norm = kernel.norm()
+    return ((kernel - layer.kernel()).norm() / norm).item() if norm > 0 else 0.0
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

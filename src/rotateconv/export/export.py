@@ -1,0 +1,250 @@
+"""A trained model for other runtimes: ONNX and torch.export, fused, checked before the file gets its name."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rotateconv._files import written_whole
+from rotateconv.convert.fuse import fuse
+from rotateconv.nn import arguments
+
+OPSET = 18
+"""Of the ONNX file: the lowest that PyTorch's exporter writes without converting, so the most runtimes read it."""
+
+TOLERANCE = 1e-4
+"""Largest difference of an output number that passes, for outputs of size one; for larger ones in proportion."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written and checked.
+
+    Attributes:
+        path: Of the file.
+        bytes: Its size.
+        largest_difference: Of any output number between the file, run by its runtime, and the model.
+        opset, ir_version: Of an ONNX file, else None.
+    """
+
+    path: Path
+    bytes: int
+    largest_difference: float
+    opset: int | None = None
+    ir_version: int | None = None
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    input_size: Sequence[int],
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Export:
+    """Write a model as one ONNX file, and check that ONNX Runtime computes what PyTorch does.
+
+    Kernels are written out and batch norms folded (`fuse(model, fold_batchnorm=True)`). The input is called
+    "images", (batch, channels, height, width) with any batch, the output "logits". What a deployer must know is
+    in the file's metadata_props, as JSON: "classes", "mean", "std", "input_size".
+
+    Args:
+        model: With one input and one output, in float32; not changed.
+        path: The file to write, exactly; it gets this name after the check.
+        input_size: (channels, height, width) of an image.
+        classes: Names of the classes, in the order of the outputs.
+        mean, std: Per channel, of images between 0 and 1: the model takes (image - mean) / std.
+
+    Returns:
+        Size, opset, IR version, and the largest difference from the model, over batches of 1 and 3.
+
+    Raises:
+        ValueError: If a package is missing, the model cannot take images of that size or be exported, or ONNX
+            Runtime computes something else: no file is written then.
+
+    Example:
+        >>> from rotateconv import build_model
+        >>> export_onnx(build_model("resnet20"), "net.onnx", input_size=(3, 32, 32)).opset  # doctest: +SKIP
+        18
+    """
+    onnx, runtime = _onnx()
+    fused, batches, expected = _prepare(model, input_size)
+    with _quiet(), _told(model, "ONNX"):
+        program = torch.onnx.export(
+            fused,
+            (batches[-1],),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+        proto = program.model_proto  # type: ignore[union-attr]
+        _strip(proto)
+        onnx.helper.set_model_props(proto, _metadata(input_size, classes, mean, std))
+        onnx.checker.check_model(proto)
+    with written_whole(path) as temporary:
+        onnx.save(proto, temporary)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # not every core of a machine that others use too
+        session = runtime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
+        found = [torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]) for images in batches]
+        difference = _compare(found, expected, "ONNX Runtime")
+        del session  # it holds the file open on some systems
+    return Export(Path(path), Path(path).stat().st_size, difference, OPSET, int(proto.ir_version))
+
+
+def export_torch(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    input_size: Sequence[int],
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Export:
+    """Write a model as a torch.export program (.pt2), which runs without this library; checked like the other.
+
+    Kernels are written out and batch norms folded. `torch.export.load(path).module()` is the model; what a
+    deployer must know is in the extra file "metadata.json".
+
+    Args:
+        model, path, input_size, classes, mean, std: As in export_onnx.
+
+    Returns:
+        Size, and the largest difference from the model, over batches of 1 and 3.
+
+    Raises:
+        ValueError: If the model cannot take images of that size or be exported, or the file computes something
+            else: no file is written then.
+
+    Example:
+        >>> from rotateconv import build_model
+        >>> export_torch(build_model("resnet20"), "net.pt2", input_size=(3, 32, 32)).bytes  # doctest: +SKIP
+        1121873
+    """
+    fused, batches, expected = _prepare(model, input_size)
+    with _quiet(), _told(model, "torch.export"):
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(fused, (batches[-1],), dynamic_shapes=shapes)
+        metadata = json.dumps(_metadata(input_size, classes, mean, std))
+        buffer = io.BytesIO()  # saving to a path insists on its ending
+        torch.export.save(program, buffer, extra_files={"metadata.json": metadata})
+    with written_whole(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+        with _quiet(), temporary.open("rb") as file, torch.no_grad():
+            loaded = torch.export.load(io.BytesIO(file.read())).module()
+            found = [loaded(images) for images in batches]
+        difference = _compare(found, expected, "the loaded program")
+    return Export(Path(path), Path(path).stat().st_size, difference)
+
+
+def _onnx() -> tuple[Any, Any]:
+    """The packages onnx and onnxruntime."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx.export uses it, and says so in a traceback
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"export to ONNX needs more packages ({error}): pip install 'rotateconv[export]'") from None
+    return onnx, onnxruntime
+
+
+def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+    """The fused copy on the CPU, batches of images, and what the model itself makes of them."""
+    if len(input_size) != 3:
+        raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
+    shape = [arguments.positive("every number of input_size", size) for size in input_size]
+    other = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise ValueError(f"export needs a model in float32, got {other}: call model.float()")
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(count, *shape, generator=generator) for count in (1, 3)]
+    flags = {module: module.training for module in model.modules()}
+    place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    try:
+        model.eval()
+        with torch.no_grad():
+            expected = [model(images.to(place)) for images in batches]
+        fused = fuse(model, fold_batchnorm=True).cpu().requires_grad_(False)
+    except RuntimeError as error:
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"the model cannot take images of {size}: {str(error).splitlines()[0]}") from None
+    finally:
+        for module, training in flags.items():
+            module.training = training
+    if not all(isinstance(output, Tensor) for output in expected):
+        raise ValueError(f"export needs a model whose output is one tensor, got a {type(expected[0]).__name__}")
+    return fused, batches, [output.cpu() for output in expected]
+
+
+def _strip(proto: Any) -> None:
+    """Remove the exporter's notes: stack traces with paths of this computer, as large as a small net."""
+    for noted in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
+    proto.graph.ClearField("metadata_props")
+    proto.graph.ClearField("doc_string")
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("metadata_props")
+
+
+def _metadata(
+    input_size: Sequence[int],
+    classes: Sequence[str] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> dict[str, str]:
+    given = {"input_size": input_size, "classes": classes, "mean": mean, "std": std}
+    return {key: json.dumps(list(value)) for key, value in given.items() if value is not None}
+
+
+def _compare(found: list[Tensor], expected: list[Tensor], runtime: str) -> float:
+    differences = []
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape:
+            raise ValueError(f"{runtime} gives {tuple(one.shape)} where the model gives {tuple(other.shape)}")
+        differences.append((one - other).abs().max().item())
+    largest, size = max(differences), max(1.0, *(other.abs().max().item() for other in expected))
+    if not largest <= TOLERANCE * size:
+        raise ValueError(
+            f"{runtime} differs from the model by {largest:.3g}, more than {TOLERANCE:g} of outputs up to {size:.3g}: "
+            "nothing was written"
+        )
+    return largest
+
+
+@contextlib.contextmanager
+def _told(model: nn.Module, what: str) -> Iterator[None]:
+    """Whatever the exporter raises, as a sentence."""
+    try:
+        yield
+    except Exception as error:  # each version of the exporters has classes of its own
+        first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        raise ValueError(f"{type(model).__name__} cannot be exported to {what}: {first}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn of their own deprecations and log every step; neither is for who exports a net."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,207 @@
+"""Least squares for line segments that share a profile: one for all slices of a row, an angle for each slice."""
+
+import torch
+from torch import Tensor
+
+from rotateconv.kernels.fit_search import GRID, Segments, best_on_grid, grid_angles, in_chunks, refine
+from rotateconv.kernels.line import Path, tap_footprints, tap_slopes, unit_profile
+
+_COARSE = 15  # every so many angles of the grid are enough to decide between the starts: 48 in a turn
+_FINE = 3  # every so many angles are enough where Gauss-Newton follows
+_NEAR = 0.25  # a row of line segments leaves less than this share at the coarse angles, and a random one more
+_ROUNDS = 4  # of searching all angles again, for rows that are nearly exact
+_LARGEST = 3  # slices of a row whose own taps are tried as its profile
+_STEPS = 12  # of Gauss-Newton: it ends at rounding after 4 to 8 where the slices are line segments
+
+
+def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
+    """Minimise Σ_i ‖K_i - w_i · Σ_t profile[t] · S_t(angle_i)‖² for every row of slices K_i.
+
+    Given the profile, every slice searches its own angle on the grid; given angles and weights, the profile is a
+    T x T linear problem. The two take turns on few angles from several starts; the best goes on with more angles
+    and ends with Gauss-Newton steps for profile and angles together. A row of line segments, or nearly, is worth
+    more: there Gauss-Newton in float64 reaches rounding, once no slice is left on the wrong side of a kink.
+
+    Args:
+        rows: [row, slice, cell], floating point.
+        size: k.
+        path: "circle" or "square".
+
+    Returns:
+        The profiles [row, tap], of unit norm over a turn, and the angles [row, slice], both float64.
+    """
+    angles = grid_angles(rows.device)
+    free = Segments(size, path)
+    basis = free.basis(angles).to(rows.dtype)  # [angle, tap, cell]
+
+    def unit(places: Tensor) -> Tensor:
+        """Some of the rows, each in its own unit: the squares of tiny and huge weights would leave float32."""
+        part = rows[places]
+        return part / part.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
+
+    def begin(places: Tensor) -> tuple[Tensor, ...]:
+        part, coarse = unit(places), basis[::_COARSE]
+        tries = [_take_turns(part, start, coarse, turns=2) for start in _starts(part, basis)]
+        best = torch.stack([value for _, _, value in tries]).argmax(0)  # [row]
+        profile = torch.stack([profile for profile, _, _ in tries])[best, torch.arange(len(part), device=part.device)]
+        profile, index, value = _take_turns(part, profile, coarse, turns=4)
+        return profile.double(), angles[::_COARSE][index], 1 - value / part.square().sum((1, 2)).clamp(min=1e-30)
+
+    def finish(places: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
+        part = unit(places)
+        profile, index, _ = _take_turns(part, profile.to(part.dtype), basis[::_FINE], turns=2)
+        profile, angle, _ = _gauss_newton(part, profile, angles[::_FINE][index].to(part.dtype), size, path)
+        return profile.double(), angle.double()
+
+    def finish_near(places: Tensor, profile: Tensor, angle: Tensor) -> tuple[Tensor, ...]:
+        rows = unit(places)
+        profile, angle, _ = _gauss_newton(rows.double(), profile, angle, size, path)
+        pending = torch.arange(len(rows), device=rows.device)
+        for _ in range(_ROUNDS):
+            # Every slice searches the whole turn for the given profile, then profile and angles move together.
+            part, given = rows[pending], free._replace(profile=profile[pending].repeat_interleave(rows.shape[1], 0))
+            _, index, _ = _take_turns(part, profile[pending].to(part.dtype), basis, turns=0)
+            turned = refine(part.double().flatten(0, 1)[:, None], angles[index].flatten(), given).view_as(index)
+            found, turned, left = _gauss_newton(part.double(), profile[pending], turned, size, path)
+            profile, angle = profile.index_put((pending,), found), angle.index_put((pending,), turned)
+            # Nearly exact means exact but for slices that were left on the wrong side of a kink: go on with those.
+            pending = pending[(left < 1e-3) & (left > 1e-13)]
+            if len(pending) == 0:
+                break
+        return profile, angle
+
+    # The largest temporaries of a row: what the angles explain of its slices, their kernels, a basis for each slice.
+    slices, cells = rows.shape[1], size**2
+    each, kernels = max(slices, cells), slices * size * cells
+    everywhere = torch.arange(len(rows), device=rows.device)
+    profile, angle, left = in_chunks(begin, max(each * GRID // _COARSE, kernels), everywhere)
+    near, far = (left < _NEAR).nonzero()[:, 0], (left >= _NEAR).nonzero()[:, 0]
+    ends = (
+        (near, in_chunks(finish_near, max(each * GRID, 4 * kernels), near, profile[near], angle[near])),
+        (far, in_chunks(finish, max(each * GRID // _FINE, 4 * kernels), far, profile[far])),
+    )
+    for places, (found, turned) in ends:
+        profile, angle = profile.index_put((places,), found), angle.index_put((places,), turned)
+    return unit_profile(profile, size, path), angle.remainder(2 * torch.pi)
+
+
+def _starts(rows: Tensor, basis: Tensor) -> list[Tensor]:
+    """Profiles to start from, [row, tap]: of the largest slices; the main even one, the main odd one, their sum."""
+    taps = _free_taps(rows, basis[: len(basis) // 2 : _COARSE])  # [row, slice, tap]
+    starts = []
+    # Half a turn reverses the taps, so the sign of the odd part is arbitrary: the two parts are found separately.
+    for part in (taps + taps.flip(-1), taps - taps.flip(-1)):
+        values, vectors = torch.linalg.eigh(part.mT @ part)
+        starts.append(vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt())
+    starts.append(starts[0] + starts[1])
+    # Where all slices follow one profile, each of them shows it: the largest ones most exactly.
+    largest = rows.square().sum(-1).topk(min(_LARGEST, rows.shape[1]), 1).indices
+    taps = _free_taps(rows[torch.arange(len(rows), device=rows.device)[:, None], largest], basis[: len(basis) // 2])
+    return [*starts, *taps.unbind(1)]
+
+
+def _free_taps(rows: Tensor, basis: Tensor) -> Tensor:
+    """The taps [row, slice, tap] of every slice by itself at the angle of the basis that explains most of it."""
+    slices = rows.flatten(0, 1)[:, None]
+    index, _ = best_on_grid(slices, basis)
+    inverse = torch.linalg.pinv(basis.mT)[index]  # [slice, tap, cell]
+    taps: Tensor = inverse @ slices.mT
+    return taps.view(*rows.shape[:2], -1)
+
+
+def _take_turns(rows: Tensor, profile: Tensor, basis: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Angles for the profile, profile for the angles, ...: the profile, its angles (indices) and what they explain."""
+    count, vectors, cells = basis.shape
+    gram = (basis @ basis.mT).flatten(1)  # [angle, tap * tap]
+    for turn in range(turns + 1):
+        lines, length = _unit((profile @ basis.transpose(0, 1).flatten(1)).view(-1, count, cells))
+        share = rows @ lines.mT  # [row, slice, angle]
+        most, index = share.abs().max(-1)
+        if turn < turns:
+            weight = share.gather(-1, index[..., None])[..., 0] / length.gather(1, index).clamp(min=1e-30)
+            # The normal equations need of the slices at an angle only the sums of weight² and of weight · slice.
+            place = (index + count * torch.arange(len(rows), device=rows.device)[:, None]).flatten()
+            squares = rows.new_zeros(len(rows) * count).index_add_(0, place, weight.square().flatten())
+            weighted = (weight[..., None] * rows).flatten(0, 1)
+            sums = rows.new_zeros(len(rows) * count, cells).index_add_(0, place, weighted)
+            moments = sums.view(-1, count * cells) @ basis.mT.reshape(-1, vectors)
+            profile = _solve_normal((squares.view(-1, count) @ gram).view(-1, vectors, vectors), moments)
+    return profile, index, most.square().sum(1)
+
+
+def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps for profiles and angles at once, quadratic near an exact fit; a step that explains less is shortened.
+
+    Returns the profiles, the angles, and the share of every row's squared norm that stays unexplained.
+    """
+
+    def taps(at: Tensor) -> Tensor:
+        return tap_footprints(at, size, path).flatten(-2)  # [row, slice, tap, cell]
+
+    def explained(profile: Tensor, angle: Tensor) -> Tensor:
+        lines = (profile[:, None, None] @ taps(angle))[:, :, 0]
+        return ((lines * rows).sum(-1).square() / lines.square().sum(-1).clamp(min=1e-30)).sum(1)
+
+    total = rows.square().sum((1, 2)).clamp(min=1e-30)
+    value = explained(profile, angle)
+    scale, active = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
+    for _ in range(_STEPS):
+        basis, slopes = taps(angle), tap_slopes(angle, size, path).flatten(-2)
+        line, turned = (
+            (profile[:, None, None] @ vectors)[:, :, 0] for vectors in (basis, slopes)
+        )  # [row, slice, cell]
+        weight = (line * rows).sum(-1, keepdim=True) / line.square().sum(-1, keepdim=True).clamp(min=1e-30)
+        # What the weight and the angle of a slice can take up by themselves lies along these two directions.
+        along, _ = _unit(line)
+        across, speed = _unit(turned - along * (along * turned).sum(-1, keepdim=True))
+        directions = torch.stack([along, across], -2)  # [row, slice, 2, cell]
+        design, residual = weight[..., None] * basis, rows - weight * line
+        free = design - (design @ directions.mT) @ directions
+        change = _normal_solve(free, residual, gauge=profile)
+        left = residual - (change[:, None, None] @ design)[:, :, 0]
+        speed = (weight * speed[..., None])[..., 0]
+        turn = (across * left).sum(-1) * speed / (speed.square() + 1e-12 * speed.square().mean(1, keepdim=True) + 1e-30)
+        new_profile = profile + scale[:, None] * change
+        new_angle = angle + scale[:, None] * turn.clamp(-0.05, 0.05)
+        new_value = explained(new_profile, new_angle)
+        better = (new_value > value) & active
+        profile = torch.where(better[:, None], new_profile, profile)
+        angle = torch.where(better[:, None], new_angle, angle)
+        gain = (new_value - value).abs() / new_value.clamp(min=1e-30)
+        value = torch.where(better, new_value, value)
+        scale = torch.where(better, (2 * scale).clamp(max=1.0), scale / 4)
+        # Only a row that is nearly exact is worth the last digits. Every row by itself: chunks change nothing.
+        active = active & (gain > torch.where(value > 0.999 * total, 1e-15, 1e-5)) & (scale > 1e-4)
+        if not active.any():
+            break
+    return profile, angle, 1 - value / total
+
+
+def _normal_solve(design: Tensor, rows: Tensor, gauge: Tensor | None = None) -> Tensor:
+    """Least squares Σ_{slice, cell} (rows - profile · design)² for the profile [row, tap].
+
+    Args:
+        design: [row, slice, tap, cell].
+        rows: [row, slice, cell].
+        gauge: [row, tap], a direction that changes nothing and stays at 0, if there is one.
+    """
+    normal = torch.einsum("rstc,rsuc->rtu", design, design)
+    return _solve_normal(normal, torch.einsum("rstc,rsc->rt", design, rows), gauge)
+
+
+def _solve_normal(normal: Tensor, moments: Tensor, gauge: Tensor | None = None) -> Tensor:
+    """The profile [row, tap] of the normal equations [row, tap, tap], where they are singular the smallest one."""
+    size = normal.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    identity = torch.eye(normal.shape[-1], device=normal.device, dtype=normal.dtype)
+    normal = normal + (torch.finfo(normal.dtype).eps * size + torch.finfo(normal.dtype).tiny) * identity
+    if gauge is not None:
+        unit, _ = _unit(gauge)
+        normal = normal + size * unit[:, :, None] * unit[:, None, :]
+    profile: Tensor = torch.linalg.solve(normal, moments)
+    return profile
+
+
+def _unit(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """The vectors scaled to length 1 (or left at 0), and their lengths."""
+    length = vector.norm(dim=-1)
+    return vector / length.clamp(min=1e-30)[..., None], length

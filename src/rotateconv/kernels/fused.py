@@ -1,0 +1,342 @@
+"""line_kernel made fast: one forward and one hand-derived backward, of few vectorised operations or as Triton's."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import EllipsisType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rotateconv.kernels.line import Path, check_inputs, line_kernel, tap_direction, tap_velocity
+
+_PART = 1 << 14  # slices at a time: an operation on one number of each then stays in the cache, and on one thread
+
+
+def fused_line_kernel(
+    weight: Tensor,
+    angle: Tensor,
+    kernel_size: int = 3,
+    path: Path = "circle",
+    *,
+    angle_grad_scale: float | Tensor = 1.0,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """`line_kernel`, as one node of the autograd graph that keeps only its inputs for the backward pass.
+
+    The taps t and -t have the same footprint, turned by half a turn: S_{-t}[r,c] = S_t[-r,-c]. With G the gradient
+    of the kernel, G~[r,c] = G[-r,-c], and S_t = R_t ⊗ C_t the product of the row hats and the column hats::
+
+        ∂/∂weight[t]  = Σ_rc G · S_t,        ∂/∂weight[-t] = Σ_rc G~ · S_t
+        H_t           = weight[t] · G + weight[-t] · G~                              the gradient of S_t
+        ∂/∂θ          = Σ_{t>0} t · (p'_row · Σ_rc H_t · R'_t · C_t + p'_col · Σ_rc H_t · R_t · C'_t)
+
+    No temporary is larger than the kernel; on a GPU with Triton, one launch each way. Second derivatives are those of
+    `line_kernel`, which also takes over inside torch.func's transforms, and inside torch.compile and torch.export,
+    which fuse it by themselves.
+
+    Args:
+        weight, angle, kernel_size, path: as in `line_kernel`; weight may also be a sequence of taps in its last
+            dimension in any memory layout.
+        angle_grad_scale: the gradient of the angle is multiplied by it; a tensor has the angle's shape.
+        dtype: of the result; the default is that of `line_kernel`.
+        channels_last: lay a (out, in, k, k) result out in channels-last order.
+
+    Returns:
+        The kernels, (..., k, k).
+
+    Raises:
+        TypeError, ValueError: As `line_kernel`.
+
+    Example:
+        >>> weight, angle = torch.randn(8, 4, 3), torch.randn(8, 4)
+        >>> torch.allclose(fused_line_kernel(weight, angle), line_kernel(weight, angle), atol=1e-6)
+        True
+    """
+    check_inputs(weight, angle, kernel_size)
+    dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
+    if needs_the_plain_form(weight, angle):
+        if isinstance(angle_grad_scale, Tensor) or angle_grad_scale != 1.0:
+            angle = scale_gradient(angle, angle_grad_scale)
+        kernel = line_kernel(weight, angle, kernel_size, path).to(dtype)
+        return in_layout(kernel, channels_last)
+    result: Tensor = _LineKernel.apply(weight, angle, kernel_size, path, angle_grad_scale, dtype, channels_last)
+    return result
+
+
+def scale_gradient(tensor: Tensor, scale: float | Tensor) -> Tensor:
+    """The tensor to the last bit, with its gradient multiplied by the scale."""
+    return tensor.detach() + scale * (tensor - tensor.detach())
+
+
+def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The same tensor of four dimensions, with the second one (the channels) innermost in memory if `channels_last`."""
+    return tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else tensor
+
+
+class _LineKernel(torch.autograd.Function):
+    """The node of the graph. Without `setup_context`: `apply` then costs a tenth, and transforms never come here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        angle: Tensor,
+        size: int,
+        path: Path,
+        scale: float | Tensor,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, angle)
+        ctx.options = size, path, scale
+        channels_last = channels_last and angle.dim() == 2
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        kernel = torch.empty((*angle.shape, size, size), dtype=dtype, device=angle.device, memory_format=layout)
+        if triton_ops := _triton_ops(angle):
+            triton_ops.line_kernel_forward(weight, angle, size, path, kernel)
+            return kernel
+        weight, angle = _computable(weight, angle)
+        for part in _parts(angle):
+            cells = kernel[part].movedim((-2, -1), (0, 1))
+            if channels_last and dtype == angle.dtype:
+                _forward(weight[part], angle[part], size, path, cells)
+            else:
+                out = angle.new_empty(cells.shape)
+                cells.copy_(_forward(weight[part], angle[part], size, path, out))
+        return kernel
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
+        gradients = _plain_gradients if torch.is_grad_enabled() or not _has_memory(grad) else _gradients
+        weight, angle = ctx.saved_tensors
+        return *gradients(weight, angle, grad, *ctx.options), None, None, None, None, None
+
+
+def _plain_gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle through `line_kernel`, to be differentiated themselves."""
+    kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, size, path), weight, angle)
+    to_weight, to_angle = pull_back(grad.to(kernel.dtype))
+    return to_weight, scale * to_angle
+
+
+def _gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle, by Triton or a part at a time."""
+    if triton_ops := _triton_ops(angle):
+        one = 1.0 if isinstance(scale, Tensor) else scale
+        to_weight, to_angle = triton_ops.line_kernel_backward(weight, angle, grad, size, path, one)
+        return to_weight, to_angle.mul_(scale) if isinstance(scale, Tensor) else to_angle
+    to_weight, to_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
+    weight, angle = _computable(weight, angle)
+    for part in _parts(angle):
+        to_taps, turn = _backward(weight[part], angle[part], grad[part], size, path)
+        torch.stack(list(to_taps), -1, out=to_weight[part])
+        torch.mul(turn, scale[part] if isinstance(scale, Tensor) else scale, out=to_angle[part])
+    return to_weight, to_angle
+
+
+def needs_the_plain_form(*tensors: Tensor) -> bool:
+    """In a compiler and in a transform, and for tensors that only stand for others."""
+    return torch.compiler.is_compiling() or _in_transform() or not all(map(_has_memory, tensors))
+
+
+# Of torch.func; what torch.autograd.Function asks as well. Where torch has it no more, the plain form is always right.
+_in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    # Not a fake tensor or another class that only stands for one, nor one of a batch of gradients.
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _on_gpu(angle: Tensor) -> bool:
+    return angle.is_cuda
+
+
+def _triton_ops(angle: Tensor) -> ModuleType | None:
+    """The Triton kernels, on a GPU where Triton is installed."""
+    return _import_triton_ops() if _on_gpu(angle) else None
+
+
+@lru_cache
+def _import_triton_ops() -> ModuleType | None:
+    try:
+        from rotateconv.kernels import fused_triton as triton_ops
+    except (ImportError, RuntimeError):
+        return None
+    return triton_ops
+
+
+def _parts(angle: Tensor) -> list[slice | EllipsisType]:
+    """Slices of the first dimension whose temporaries stay in the cache; everything at once if that is small."""
+    if angle.dim() == 0 or angle.numel() <= _PART:
+        return [...]
+    rows = max(1, _PART * len(angle) // angle.numel())
+    return [slice(first, first + rows) for first in range(0, len(angle), rows)]
+
+
+# Inside, the small dimensions come first, [row, col, ...]: operations run along memory. Few and small operations,
+# because with the layers of a small net the cost is the number of calls.
+
+
+def _forward(weight: Tensor, angle: Tensor, size: int, path: Path, out: Tensor) -> Tensor:
+    """The kernels, [row, col, ...]: Σ_t (weight[t] · R_t) ⊗ C_t."""
+    if size == 3 and path == "circle":
+        return _forward_3(weight, angle, out)
+    half = size // 2
+    position, taps = _position(angle, path), _taps_first(weight, size)
+    for t in range(1, half + 1):
+        hats = _nearness(_distances(position, t, half)).relu_()
+        rows, cols = hats.unbind()
+        rows = (rows * taps[half + t]).unsqueeze(1)
+        if t == 1:
+            torch.mul(rows, cols, out=out)
+        else:
+            out.addcmul_(rows, cols)
+        rows, cols = hats.flip(1).unbind()  # of the tap -t
+        out.addcmul_((rows * taps[half - t]).unsqueeze(1), cols)
+    out[half, half].add_(taps[half])
+    return out
+
+
+def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path) -> tuple[Sequence[Tensor], Tensor]:
+    """The gradients of the taps, one by one, and of the angle."""
+    if size == 3 and path == "circle":
+        return _backward_3(weight, angle, grad)
+    half = size // 2
+    position, taps = _position(angle, path), _taps_first(weight, size)
+    position = torch.hardshrink(position, 4 * torch.finfo(position.dtype).eps)  # `on_axis`
+    grad = _cells_first(grad.to(position.dtype))  # G
+    turned = grad.flip(0, 1)  # G~
+    to_taps = position.new_empty(size, *angle.shape)
+    to_taps[half] = grad[half, half]
+    for t in range(1, half + 1):
+        distance = _distances(position, t, half)
+        nearness = _nearness(distance)
+        rows, cols = nearness.relu().unbind()
+        rows = rows.unsqueeze(1)
+        splat = rows * cols
+        torch.sum(grad * splat, (0, 1), out=to_taps[half + t])
+        torch.sum(splat.mul_(turned), (0, 1), out=to_taps[half - t])
+        to_splat = (grad * taps[half + t]).addcmul_(turned, taps[half - t])  # H
+        # Λ' = -sign z · (1 + sign(1 - |z|)) / 2: on the kinks the mean of both sides.
+        sign = distance.sign_()
+        slopes = torch.addcmul(sign, sign, nearness.sign_())  # -2 Λ'
+        to_rows = (to_splat * cols).sum(1).mul_(slopes[0]).sum(0)
+        to_cols = to_splat.mul_(rows).sum(0).mul_(slopes[1]).sum(0)
+        if t == 1:
+            to_row, to_col = to_rows, to_cols
+        else:
+            to_row.add_(to_rows, alpha=t)
+            to_col.add_(to_cols, alpha=t)
+    row, col = position.unbind()
+    row_speed, col_speed = (-col, row) if path == "circle" else tap_velocity(angle, path)
+    to_angle = to_row.mul_(row_speed).addcmul_(to_col, col_speed).mul_(-0.5)
+    return to_taps.unbind() if weight.shape[-1] == size else [to_taps.sum(0)], to_angle
+
+
+def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
+    """The 3 x 3 kernels of the circle, [row, col, ...], cell by cell: the tap 1 lies sin θ up and cos θ right.
+
+    With W = (weight[1], weight[-1]) times the columns' shares (left, mid, right) of either tap, the rows are
+    up · W_1 + down · W_-1, level · (W_1 + W_-1) and down · W_1 + up · W_-1.
+    """
+    *_, other, centre, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
+    sin, cos = angle.sin(), angle.cos()
+    up, right = sin.relu(), cos.relu()
+    down, left = up - sin, right - cos
+    level, mid = 1 - (up + down), 1 - (right + left)
+    cells = out.flatten(0, 1).unbind()
+    for col, (share, other_share) in enumerate(((left, right), (mid, mid), (right, left))):
+        mine, others = tap * share, other * other_share
+        torch.mul(mine, up, out=cells[col]).addcmul_(others, down)
+        torch.mul(mine, down, out=cells[6 + col]).addcmul_(others, up)
+        torch.mul(mine.add_(others), level, out=cells[3 + col])
+    cells[4].add_(centre)
+    return out
+
+
+def _backward_3(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The gradients of the taps and of the angle, for 3 x 3 kernels of the circle, by even and odd parts.
+
+    Of three neighbours, let C be the middle one, E the mean of the outer ones less C, and O half their difference; G
+    has the nine parts CC to OO, rows first. A tap at (row, col) then reads from G, with s = sin θ and c = cos θ,
+    the sum (even) and for t = -1 the difference (even - odd) of::
+
+        even = CC + |c| CE + |s| (EC + |c| EE) + s c OO
+        odd  = c (CO + |s| EO) + s (OC + |c| OE)
+    """
+    *_, other, _, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
+    tiny = 4 * torch.finfo(angle.dtype).eps  # `on_axis`
+    sin, cos = torch.hardshrink(angle.sin(), tiny), torch.hardshrink(angle.cos(), tiny)
+    height, width = sin.abs(), cos.abs()
+    (cc, ec, oc), (ce, ee, oe), (co, eo, oo) = (
+        _even_and_odd(*part.unbind()) for part in _even_and_odd(*reversed(_cells_first(grad.to(angle.dtype)).unbind(1)))
+    )
+    rows, cols = torch.addcmul(ec, width, ee), torch.addcmul(ce, height, ee)
+    even = torch.addcmul(cc, width, ce).addcmul_(height, rows).addcmul_(sin * cos, oo)
+    across, along = torch.addcmul(co, height, eo), torch.addcmul(oc, width, oe)
+    odd = (cos * across).addcmul_(sin, along)
+    # d|sin θ| and -d|cos θ|: 0 on the kinks, the mean of both sides.
+    rise, fall = sin.sign() * cos, cos.sign() * sin
+    turn_even = (rise * rows).addcmul_(fall, cols, value=-1).addcmul_(cos * cos - sin * sin, oo)
+    turn_odd = (cos * along).addcmul_(sin, across, value=-1)
+    turn_odd.addcmul_(rise * cos, eo).addcmul_(fall * sin, oe, value=-1)
+    turn = turn_even.mul_(tap + other).addcmul_(turn_odd, tap - other)
+    if weight.shape[-1] == 1:
+        return [even + even + cc], turn
+    return [even - odd, cc, even + odd], turn
+
+
+def _even_and_odd(one: Tensor, middle: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C, E and O of three neighbours."""
+    mean = torch.lerp(one, other, 0.5)
+    return middle, mean - middle, one - mean
+
+
+def _computable(weight: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype to compute in: the promoted one, float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, angle.dtype), torch.float32)
+    return weight.to(dtype), angle.to(dtype)
+
+
+def _position(angle: Tensor, path: Path) -> Tensor:
+    """Where the tap t = 1 lies, [row or col, ...]."""
+    return torch.stack(tap_direction(angle, path))
+
+
+def _taps_first(weight: Tensor, size: int) -> Tensor:
+    """The weights, [tap, ...]."""
+    taps = weight.movedim(-1, 0).contiguous()
+    return taps if len(taps) == size else taps.expand(size, *taps.shape[1:])
+
+
+def _cells_first(kernels: Tensor) -> Tensor:
+    """Kernels (..., k, k) as [row, col, ...], in an order in memory in which operations run along it."""
+    cells = kernels.movedim((-2, -1), (0, 1))
+    along = kernels.dim() == 4 and kernels.stride(1) == 1  # channels-last is as good as contiguous
+    return cells if along else cells.contiguous()
+
+
+def _distances(position: Tensor, t: int, half: int) -> Tensor:
+    """From the tap t to every row and every column, [row or col, k, ...]."""
+    grid = torch.arange(-half, half + 1, device=position.device, dtype=position.dtype)
+    grid = grid.view(-1, *[1] * (position.dim() - 1))
+    return (position if t == 1 else t * position)[:, None] - grid
+
+
+def _nearness(distance: Tensor) -> Tensor:
+    """1 - |z| of the distances: Λ where it is positive."""
+    return torch.sub(distance.new_ones(()), distance.abs())  # the call costs half of what that of `1 -` costs

@@ -1,0 +1,220 @@
+"""A layer with angle groups as depthwise line filters and a pointwise convolution, and the choice of that form."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rotateconv.kernels.fused import in_layout, needs_the_plain_form
+
+Form = Literal["auto", "dense", "separable"]
+
+# Costs on a CPU in multiply-adds of the dense convolution, measured on layers of 16 to 256 channels with kernels of
+# 3 to 7, float32, and rounded against the separable form: where the two are close, the dense one is taken.
+_MAP_COST = {"inference": 60.0, "training": 70.0}  # a number of a filtered map, written and read again
+_CELL_COST = {"inference": 2.0, "training": 9.0}  # a multiply-add of a line filter
+_POINT_COST = {"inference": 2.5, "training": 1.5}  # a multiply-add of the pointwise convolution
+_CALL_COST = 1.5e6  # one more call of a convolution
+
+_PART = 1 << 20  # numbers of a filtered map at a time, where they need not be kept: 4 MB of float32
+
+
+def grouped_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    lines: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    form: Form = "auto",
+) -> Tensor:
+    """Convolve with the kernels weight[o,i] · lines[g,i], g the group of o, in the form that is asked for.
+
+    Args:
+        input: (N, in, H, W) or (in, H, W).
+        weight: (out, in).
+        lines: (G, in, k, k), one line filter for each group of out/G output channels and input channel.
+        bias: (out) or None.
+        stride, padding, dilation: (height, width).
+        form: "dense", "separable", or "auto" for what `prefers_separable` says.
+
+    Returns:
+        (N, out, H', W') or (out, H', W'); the same numbers in every form, to rounding.
+
+    Example:
+        >>> x, weight, lines = torch.randn(2, 8, 9, 9), torch.randn(4, 8), torch.randn(2, 8, 3, 3)
+        >>> dense, separable = (
+        ...     grouped_conv2d(x, weight, lines, None, (1, 1), (1, 1), (1, 1), form) for form in ("dense", "separable")
+        ... )
+        >>> torch.allclose(dense, separable, atol=1e-4)
+        True
+    """
+    if form == "auto":
+        form = "separable" if _is_cheaper(input, weight, lines, stride) else "dense"
+    if form == "separable":
+        return separable_conv2d(input, weight, lines, bias, stride, padding, dilation)
+    kernel = in_layout(dense_kernel(weight, lines).to(compute_dtype(input, weight)), is_channels_last(input))
+    return F.conv2d(input, kernel, bias, stride, padding, dilation)
+
+
+def separable_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    lines: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Every input channel through its line filter, then a pointwise convolution; for each group g of outputs::
+
+        output[o] = bias[o] + Σ_i weight[o,i] · (lines[g,i] ∗ input[i])
+
+    k² + out/G multiply-adds for each group, input channel and position, where the dense form takes k² · out/G. On a
+    GPU where Triton is installed, the line filters of all groups are one launch that reads the input once.
+
+    Args:
+        input, weight, lines, bias, stride, padding, dilation: as in `grouped_conv2d`.
+
+    Returns:
+        As `grouped_conv2d`.
+    """
+    groups, channels = lines.shape[:2]
+    batch = _batch_of_a_part(input, weight, lines)
+    if batch is not None:
+        parts = [separable_conv2d(part, weight, lines, bias, stride, padding, dilation) for part in input.split(batch)]
+        return torch.cat(parts)
+    # oneDNN filters so much faster in channels-last order that changing to it and back pays from two groups on.
+    reorder = groups > 1 and input.dim() == 4 and input.device.type == "cpu" and not is_channels_last(input)
+    input = in_layout(input, reorder)
+    weights = weight.unflatten(0, (groups, -1))[..., None, None]
+    biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
+    maps: Iterable[Tensor]
+    if triton := _triton_separable(input, lines):
+        dtype = compute_dtype(input, weight)
+        maps = triton.line_filters(input.to(dtype), lines.to(dtype), stride, padding, dilation)
+    else:
+        # One call a group: oneDNN is slow at a depthwise convolution with several outputs a channel.
+        maps = (F.conv2d(input, line[:, None], None, stride, padding, dilation, channels) for line in lines)
+    outputs = [F.conv2d(*arguments) for arguments in zip(maps, weights, biases, strict=True)]
+    output = outputs[0] if groups == 1 else torch.cat(outputs, -3)
+    return output.contiguous() if reorder else output
+
+
+def _triton_separable(input: Tensor, lines: Tensor) -> ModuleType | None:
+    """The Triton kernel for the line filters, where it can be used: on a GPU, outside of compilers and transforms."""
+    if not _on_gpu(input) or input.dim() != 4 or needs_the_plain_form(input, lines):
+        return None
+    triton_separable = _import_triton_separable()
+    if triton_separable is None or compute_dtype(input, lines) not in triton_separable.DTYPES:
+        return None
+    return triton_separable if lines.shape[-1] <= triton_separable.LARGEST else None
+
+
+def _on_gpu(input: Tensor) -> bool:
+    return input.is_cuda
+
+
+@lru_cache
+def _import_triton_separable() -> ModuleType | None:
+    try:
+        from rotateconv.kernels import separable_triton as triton_separable
+    except (ImportError, RuntimeError):
+        return None
+    return triton_separable
+
+
+def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:
+    """The kernels weight[o,i] · lines[g,i], (out, in, k, k), of (out, in) weights and (G, in, k, k) lines."""
+    kernel: Tensor = weight.unflatten(0, (len(lines), -1))[..., None, None] * lines[:, None]
+    return kernel.flatten(0, 1)
+
+
+def prefers_separable(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    groups: int,
+    positions: int | None = None,
+    *,
+    training: bool = False,
+) -> bool:
+    """Whether the separable form is the faster one on a CPU, by a model of its cost.
+
+    For each position of the output, in multiply-adds of the dense convolution::
+
+        dense      in · out · k²
+        separable  in · (G · (k² · cell + map) + out · point) + 2G · call / positions
+
+    Args:
+        in_channels, out_channels: of the layer.
+        kernel_size: k.
+        groups: G, the number of angle groups.
+        positions: of the output, over the whole batch; None where it is not known, as in a compiled graph.
+        training: with the backward pass.
+
+    Example:
+        >>> prefers_separable(128, 128, 3, groups=4, positions=28 * 28), prefers_separable(128, 128, 3, groups=128)
+        (True, False)
+    """
+    mode = "training" if training else "inference"
+    cells = kernel_size**2
+    dense = in_channels * out_channels * cells
+    filters = groups * (cells * _CELL_COST[mode] + _MAP_COST[mode])
+    calls = 0.0 if positions is None else 2 * groups * _CALL_COST / max(1, positions)
+    return in_channels * (filters + out_channels * _POINT_COST[mode]) + calls < dense
+
+
+def check_form(form: str) -> None:
+    """Raise ValueError unless `form` is the name of a form."""
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+
+
+def compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
+    """The type that the convolution will compute in: autocast's, where it is on."""
+    device = input.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def is_channels_last(input: Tensor) -> bool:
+    """Whether a kernel for this input should lie in memory with its input channels innermost."""
+    # By the strides: is_contiguous(memory_format=...) cannot be asked inside torch.func.vmap.
+    return input.dim() == 4 and input.shape[1] > 1 and input.stride(1) == 1
+
+
+def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int, int]) -> bool:
+    # Only a CPU has been measured.
+    if input.device.type != "cpu":
+        return False
+    # In a graph the sizes may be symbols, and asking for them would tie the graph to them.
+    positions = None if torch.compiler.is_compiling() else _positions(input, stride)
+    training = _needs_grad(input, weight, lines)
+    out_channels, in_channels = weight.shape
+    return prefers_separable(in_channels, out_channels, lines.shape[-1], len(lines), positions, training=training)
+
+
+def _batch_of_a_part(input: Tensor, weight: Tensor, lines: Tensor) -> int | None:
+    """How many images to filter at a time so that several filtered maps stay in the cache; None for all."""
+    if torch.compiler.is_compiling() or input.device.type != "cpu" or input.dim() != 4 or len(lines) == 1:
+        return None
+    if input.numel() <= 2 * _PART or _needs_grad(input, weight, lines):
+        return None
+    batch = max(1, _PART * input.shape[0] // input.numel())
+    return batch if batch < input.shape[0] else None
+
+
+def _needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _positions(input: Tensor, stride: tuple[int, int]) -> int:
+    batch = input.shape[0] if input.dim() == 4 else 1
+    return batch * input.shape[-2] * input.shape[-1] // (stride[0] * stride[1])

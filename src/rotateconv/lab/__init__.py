@@ -1,0 +1,1 @@
+"""The laboratory: trains, compares and reports; nothing of the library imports it."""

@@ -1,0 +1,106 @@
+"""A run of the bench: cases in, one record out."""
+
+import gc
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotateconv.lab.bench.cases import PRECISIONS, Case
+from rotateconv.lab.bench.forms import build_forms
+from rotateconv.lab.bench.targets import Row, Target, judge
+from rotateconv.lab.bench.timing import Spread, matrix_rate, measure, multiply_adds, peak_memory, ratio
+from rotateconv.lab.train.environment import environment
+
+SCHEMA = 1
+
+
+def run_bench(
+    cases: Sequence[Case],
+    targets: Sequence[Target] = (),
+    *,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    on_case: Callable[[Case, list[Row]], None] | None = None,
+) -> dict[str, Any]:
+    """Time cases, and those of targets, and judge the targets.
+
+    Args:
+        cases: each is timed once, whatever else needs it.
+        targets: their cases are timed too.
+        device: "cpu" or "cuda".
+        seconds: for each form of each case, about.
+        on_case: called with every case and its rows.
+
+    Returns:
+        The record: "environment", "matrix_rate" in multiply-adds a second by dtype, "rows", one for each form of
+        each case, and "targets". A case that does not fit into the memory has a row with "error" alone.
+
+    Raises:
+        BenchError: If a form differs from the plain form.
+    """
+    rates = dict.fromkeys(PRECISIONS, 0.0)
+    rows: list[Row] = []
+    for case in dict.fromkeys([*cases, *(target.case for target in targets)]):
+        # The best of all: a rate taken while something else ran would make every share too large.
+        rates[case.dtype] = max(rates[case.dtype], matrix_rate(getattr(torch, case.dtype), device))
+        new = _time(case, device, seconds)
+        rows += new
+        if on_case is not None:
+            on_case(case, new)
+        gc.collect()  # compiled modules refer to themselves
+    for row in rows:
+        if row["form"] is not None and row["multiply_adds"] is not None:
+            row["share_of_matrix_rate"] = row["multiply_adds"] / row["seconds"] / rates[row["dtype"]]
+    return {
+        "schema": SCHEMA,
+        "environment": {
+            **environment(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),  # without the path to the program
+            "device": device,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Threads of other work that wait for the same cores make every time here a doubtful one.
+            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        },
+        "matrix_rate": rates,
+        "rows": rows,
+        "targets": [judge(target, rows) for target in targets],
+    }
+
+
+def _time(case: Case, device: str, seconds: float) -> list[Row]:
+    try:
+        works = build_forms(case, device)
+        times = measure(works, seconds=seconds, device=device)
+        peaks = {form: peak_memory(work, device) for form, work in works.items()}
+    except torch.OutOfMemoryError:
+        return [{**case.as_record(), "form": None, "baseline": None, "error": "out of memory"}]
+    baseline = next(iter(works))
+    rows = []
+    for form, work in works.items():
+        spread, relative = Spread.of(times[form]), ratio(times, form, baseline)
+        # A compiled function hides its operations from the counter.
+        operations = None if case.compiled or case.kind == "kernel" else multiply_adds(work)
+        row: Row = {
+            **case.as_record(),
+            "form": form,
+            "baseline": baseline,
+            "seconds": spread.median,
+            "seconds_low": spread.low,
+            "seconds_high": spread.high,
+            "rounds": len(times[form]),
+            "ratio": relative.median,
+            "ratio_low": relative.low,
+            "ratio_high": relative.high,
+            "multiply_adds": operations,
+            "share_of_matrix_rate": None,
+            "peak_bytes": peaks[form],
+            "peak_ratio": peaks[form] / max(1, peaks[baseline]),
+        }
+        rows.append(row)
+    return rows

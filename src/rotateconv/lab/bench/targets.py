@@ -1,0 +1,109 @@
+"""What the layer must reach: a ratio of times or memories for each target, and what a record says about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rotateconv.lab.bench.cases import PRECISIONS, UNBATCHED, Case
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number to reach.
+
+    Attributes:
+        case: what is timed.
+        form: of the case, compared with its first form.
+        quantity: "ratio", its time over the first form's; "speedup", the first form's over its own; "peak_ratio",
+            its peak memory over the first form's.
+        least, most: the bounds; either may be None.
+    """
+
+    case: Case
+    form: str
+    quantity: Literal["ratio", "speedup", "peak_ratio"]
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The bounds in words.
+
+        Example:
+            >>> targets("cpu")[0].wanted
+            'at most 1.04'
+        """
+        if self.least is not None and self.most is not None:
+            return f"{self.least:g} to {self.most:g}"
+        return f"at least {self.least:g}" if self.least is not None else f"at most {self.most:g}"
+
+    def reached(self, value: float) -> bool:
+        """Whether a measured value lies within the bounds."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+def targets(device: str = "cpu") -> list[Target]:
+    """The targets for a CPU or a GPU."""
+    gpu = device == "cuda"
+    net_forms = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}")
+    found = []
+    for compiled in (False, True):
+        for dtype in PRECISIONS:
+            forms = net_forms[: 2 if compiled or dtype == "bfloat16" else 3]
+            case = Case("net", forms, "step", 512 if gpu else 128, dtype, compiled, "resnet20")
+            found.append(
+                Target(case, "rotate4", "ratio", most=(1.02 if gpu else 1.03) if compiled else (1.08 if gpu else 1.04))
+            )
+            if not compiled:
+                found.append(Target(case, "rotate4", "peak_ratio", most=1.02))
+    for dtype in PRECISIONS:
+        case = Case("net", net_forms[: 2 if dtype == "bfloat16" else 3], "step", 64, dtype, False, "densenet40")
+        found.append(Target(case, "rotate4", "ratio", most=1.08 if gpu else 1.05))
+    kernel = Case("kernel", ("plain", "fused"), "forward+backward", 512)
+    found.append(Target(kernel, "fused", "ratio", most=0.1 if gpu else 0.35))
+    fused = Case("fused net", ("conv3x3", "rotate4"), "forward", 128, model="resnet20")
+    found.append(Target(fused, "rotate4", "ratio", least=0.98, most=1.02))
+    for channels, size in ((128, 28), (256, 14)):
+        forms = ("nn.Conv2d", "rotate2p-g1", "rotate2p-g4")
+        inference = Case("layer", forms, "forward", 32, channels=channels, size=size)
+        found.append(Target(inference, "rotate2p-g1", "speedup", least=2 if gpu else 4))
+        found.append(Target(inference, "rotate2p-g4", "speedup", least=1.3 if gpu else 2))
+        training = Case("layer", forms, "step", 32, channels=channels, size=size)
+        found.append(Target(training, "rotate2p-g1", "speedup", least=1.5 if gpu else 2.5))
+        if not gpu:
+            found.append(Target(training, "rotate2p-g4", "speedup", least=1.3))
+    for channels, size in ((16, 32), (64, 8)):
+        for peer in ("deform_conv2d", "DCLS"):
+            case = Case("layer", (peer, "rotate4"), "step", 16, channels=channels, size=size)
+            found.append(Target(case, "rotate4", "ratio", most=1.0))
+    return found
+
+
+def judge(target: Target, rows: Sequence[Row]) -> Row:
+    """A target with what was measured: "value", "low", "high" and "reached", all None where nothing was."""
+    measured = next((row for row in rows if _is_of(row, target)), None)
+    value = low = high = None
+    if measured is not None and target.quantity == "peak_ratio":
+        value = low = high = measured["peak_ratio"]
+    elif measured is not None:
+        value, low, high = (measured[key] for key in ("ratio", "ratio_low", "ratio_high"))
+        if target.quantity == "speedup":
+            value, low, high = 1 / value, 1 / high, 1 / low
+    return {
+        **target.case.as_record(),
+        "form": target.form,
+        "baseline": target.case.forms[0],
+        "quantity": target.quantity,
+        "wanted": target.wanted,
+        "value": value,
+        "low": low,
+        "high": high,
+        "reached": None if value is None else target.reached(value),
+    }
+
+
+def _is_of(row: Row, target: Target) -> bool:
+    same = all(row[key] == value for key, value in target.case.as_record().items())
+    return same and row["form"] == target.form and row["baseline"] == target.case.forms[0]

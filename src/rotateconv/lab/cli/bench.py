@@ -1,0 +1,117 @@
+"""`rotateconv bench`: what the layer costs on this machine, beside others."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rotateconv.lab.cli import options
+from rotateconv.lab.config import ConfigError
+
+EXAMPLES = options.examples(
+    ("Decide for this machine, some minutes:", "rotateconv bench"),
+    ("The numbers that the layer must reach:", "rotateconv bench --targets --out bench"),
+    ("All sizes, hours:", "rotateconv bench --full --out bench"),
+    ("The tables of a page from a record:", "rotateconv bench --record bench/bench.json --page docs/speed.md"),
+)
+
+
+def bench(
+    full: Annotated[bool, typer.Option("--full", help="All sizes, precisions and nets: hours.")] = False,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Only what has a number to reach, measured against wanted.")
+    ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Leave out the cases with torch.compile, which take the longest.")
+    ] = False,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu or cuda; cuda if there.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="For each form of each case, about.")] = 0.5,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for bench.json, bench.md and bench.png."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Measure nothing: the bench.json for --page.")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Make the tables of this Markdown page anew, from --record."),
+    ] = None,
+) -> None:
+    """Time the layer, its forms and its rivals: medians of interleaved repeats, each form checked first.
+
+    The first form of a case is the one that the others are compared with.
+    """
+    if full and targets:
+        raise ConfigError("--full and --targets are two sets of cases: leave one of them out")
+    if (record is None) != (page is None):
+        raise ConfigError("--page needs --record" if record is None else "--record needs --page")
+    if record is not None and page is not None:
+        _fill(page, record)
+    else:
+        _measure(full=full, targets=targets, eager=eager, device=device, seconds=seconds, out=out)
+
+
+def _fill(page: Path, record: Path) -> None:
+    """Write the tables of a record into a page."""
+    from rotateconv.lab.bench.report import fill_page
+    from rotateconv.lab.bench.run import SCHEMA
+    from rotateconv.lab.train.run_folder import RunError, read_json, write_bytes
+
+    found = read_json(record)
+    if found.get("schema") != SCHEMA or "matrix_rate" not in found:
+        raise RunError(f"{record} is no record of this version's bench: run it again with --out")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot read {page}: {error.strerror}") from None
+    write_bytes(page, fill_page(text, found).encode())
+
+
+def _measure(*, full: bool, targets: bool, eager: bool, device: str | None, seconds: float, out: Path | None) -> None:
+    """Run the bench, show it and keep it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
+    import torch
+
+    from rotateconv.lab.bench import cases, report, run
+    from rotateconv.lab.bench import targets as wanted
+    from rotateconv.lab.cli.console import make_console, say
+    from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"expected --device cpu, or cuda on a machine that has it, got {device}")
+    if out is not None:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+    console = make_console()
+
+    def tell(case: cases.Case, rows: list[dict[str, Any]]) -> None:
+        say(console, f"{case.name}, {case.mode}, {case.dtype}{', compiled' if case.compiled else ''}")
+        for row in rows:
+            say(console, f"    {_line(row)}")
+
+    todo = [] if targets else cases.full_cases(device) if full else cases.quick_cases()
+    goals = wanted.targets(device) if targets else []
+    if eager:
+        todo = [case for case in todo if not case.compiled]
+        goals = [goal for goal in goals if not goal.case.compiled]
+    found = run.run_bench(todo, goals, device=device, seconds=seconds, on_case=tell)
+    text = report.to_markdown(found)
+    say(console, "\n" + text[: text.index("\n## One layer")] if "\n## One layer" in text else "\n" + text)
+    if out is not None:
+        write_json(out / "bench.json", found)
+        write_bytes(out / "bench.md", text.encode())
+        report.write_plot(found, out / "bench.png")
+        say(console, f"kept in {out}: bench.json, bench.md, bench.png")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One form of a case on one line."""
+    if row["form"] is None:
+        return str(row["error"])
+    text = f"{row['form']:<20} {1e3 * row['seconds']:10.3f} ms"
+    if row["form"] != row["baseline"]:
+        text += f"   {row['ratio']:6.2f} of {row['baseline']} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+    return text

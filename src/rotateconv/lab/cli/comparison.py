@@ -1,0 +1,137 @@
+"""What a comparison tells while it runs, and its table."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from rotateconv.lab.cli.console import duration, facts, say
+from rotateconv.lab.cli.progress import recipe_line
+from rotateconv.lab.study.comparison import CAPTION, cells
+from rotateconv.lab.study.run import Study
+from rotateconv.lab.train.load import DataDescription
+
+_HEADS = (
+    *("conv", "para-\nmeters", "multiply-\nadds"),
+    *("test\naccuracy %", "difference\nto dense", "n", "s/\nepoch"),
+)
+
+
+class ComparisonProgress:
+    """A context and an event callback of `compare`: bars on a terminal, a line a run elsewhere."""
+
+    def __init__(self, console: Console, study: Study, data: DataDescription, out: Path) -> None:
+        self.console, self.study, self.data, self.out = console, study, data, out
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.accuracy: dict[str, str] = {}
+        self.total: TaskID | None = None
+        self.runs = self.finished = 0
+        self.began_at, self.began_with = time.monotonic(), 0
+
+    def __enter__(self) -> "ComparisonProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, name: str, values: dict[str, Any]) -> None:
+        """Show an event of `compare`."""
+        match name:
+            case "plan":
+                self._plan(values)
+            case "start":
+                self._start(values)
+            case "step":
+                self._step(values)
+            case "epoch":
+                if values["validation_accuracy"] is not None:
+                    self.accuracy[values["run"]] = f"  acc {values['validation_accuracy']:.1f} %"
+            case "warning":
+                say(self.console, f"warning: {values['run']}: {values['message']}")
+            case "done":
+                text = f"test accuracy {values['test_accuracy']:.2f} % in {duration(values['seconds'])}"
+                self._end(values["run"], text)
+            case "diverged":
+                self._end(values["run"], f"diverged: {values['message']}")
+
+    def _plan(self, values: dict[str, Any]) -> None:
+        channels, height, width = self.data.input_shape
+        self.runs, self.finished = values["runs"], values["finished"]
+        self.began_at, self.began_with = time.monotonic(), self.finished
+        done = f", {self.finished} finished already" if self.finished else ""
+        together = f", {values['jobs']} at a time with {values['threads']} threads each"
+        facts(
+            self.console,
+            {
+                "folder": str(self.out),
+                "data": f"{self.data.name}: {self.data.train:,} training, {self.data.validation:,} validation, "
+                f"{self.data.test:,} test images, {channels} x {height} x {width}, {len(self.data.classes)} classes",
+                "recipe": recipe_line(self.study.base, seeds=self.study.seeds),
+                "runs": f"{self.runs}{done}{together if self.finished < self.runs else ''}",
+            },
+        )
+        if not self.console.is_terminal or self.finished == self.runs:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[told]}"))
+        self.bar = Progress(*columns, console=self.console, expand=True)
+        self.total = self.bar.add_task("all runs", total=self.runs, completed=self.finished, told=self._left())
+        self.bar.start()
+
+    def _start(self, values: dict[str, Any]) -> None:
+        if self.bar is not None:
+            self.tasks[values["run"]] = self.bar.add_task(
+                values["run"], total=values["steps"], completed=values["step"], told=""
+            )
+
+    def _step(self, values: dict[str, Any]) -> None:
+        run = values["run"]
+        if self.bar is None or run not in self.tasks:
+            return
+        loss = "" if values["loss"] is None else f"loss {values['loss']:.3f}"
+        told = f"epoch {values['epoch'] + 1}/{self.study.base.epochs} {loss}{self.accuracy.get(run, '')}"
+        self.bar.update(self.tasks[run], completed=values["step"], told=told)
+
+    def _end(self, run: str, text: str) -> None:
+        self.finished += 1
+        say(self.console, f"{self.finished:{len(str(self.runs))}}/{self.runs}  {run}  {text}")
+        if self.bar is None or self.total is None:
+            return
+        if run in self.tasks:
+            self.bar.remove_task(self.tasks.pop(run))
+        self.bar.update(self.total, completed=self.finished, told=self._left())
+
+    def _left(self) -> str:
+        """Return how far it is, and the time left once a run has told how long one takes."""
+        done = self.finished - self.began_with
+        if not done:
+            return f"{self.finished}/{self.runs}"
+        left = (time.monotonic() - self.began_at) / done * (self.runs - self.finished)
+        return f"{self.finished}/{self.runs}  about {duration(left)} left"
+
+
+def show_table(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows of a comparison, a table a model, and what the numbers mean."""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        for place, head in enumerate(_HEADS):
+            table.add_column(head, justify="right" if place else "left", no_wrap=True)
+        own = [row for row in rows if row["model"] == model]
+        table.title = f"{own[0]['dataset']}, {model}, {own[0]['epochs']} epochs of {own[0]['recipe']}"
+        for row in own:
+            table.add_row(*cells(row)[1:])
+        console.print(table)
+    console.print(CAPTION, style="dim", width=min(100, console.width))
+    for row in rows:
+        for seed, why in row["failed"].items():
+            say(console, f"{row['model']} {row['label']}, seed {seed}: {why}")
+    console.print()

@@ -1,0 +1,127 @@
+"""`rotateconv info`: what a net consists of and costs, or what a run found."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rotateconv.lab.cli import options
+from rotateconv.lab.config import ConfigError, net_name
+from rotateconv.lab.parsing import nearest
+
+EXAMPLES = options.examples(
+    ("A net, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
+    ("The totals for images of another size:", "rotateconv info densenet40 --input 3x64x64 --no-layers"),
+    ("A run:", "rotateconv info runs/digits-resnet20-rotate4-seed0"),
+)
+
+
+def info(
+    subject: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RUN", help="Name of a net, or a run folder.", show_default=False)
+    ],
+    conv: Annotated[str, typer.Option("--conv", metavar="NAME", help="Convolution of the net.")] = "rotate4",
+    width: Annotated[float, typer.Option("--width", metavar="FACTOR", help="Factor on its channels.")] = 1.0,
+    classes: Annotated[int, typer.Option("--classes", help="Its outputs.")] = 10,
+    input: Annotated[
+        str, typer.Option("--input", metavar="CxHxW", help="Channels, height and width of an image.")
+    ] = "3x32x32",
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="A row a layer, or the totals alone.")] = True,
+) -> None:
+    """Show a net's layers, parameters and multiply-adds, or the summary of a run.
+
+    The options describe a net that is given by name; a run knows its own.
+    """
+    from rotateconv.cost import cost
+    from rotateconv.lab.cli.console import make_console
+    from rotateconv.models import MODELS, build_model
+
+    console = make_console()
+    if subject in MODELS:
+        size = _input_size(input)
+        net = build_model(subject, conv, num_classes=classes, in_channels=size[0], width=width)
+        title = f"{subject} with {conv}{'' if width == 1 else f', width {width:g}'}"
+        _show_cost(console, title, cost(net, size), layers)
+        return
+    run = Path(subject)
+    if not (run / "config.json").is_file():
+        if run.exists() or "/" in subject:
+            raise ConfigError(f"{subject} is no run folder: it has no config.json")
+        raise ConfigError(f"{subject!r} is neither a run folder nor a model{nearest(subject, MODELS)}")
+    _show_run(console, run, layers)
+
+
+def _input_size(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--input must be channels x height x width such as 3x32x32, not {text!r}")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def _show_run(console: Any, run: Path, layers: bool) -> None:
+    """Print how a run was made and what it found, then its net."""
+    from rotateconv.lab.cli.console import duration, facts
+    from rotateconv.lab.cli.progress import recipe_line
+    from rotateconv.lab.train.environment import machine, stages
+    from rotateconv.lab.train.load import DataDescription, net_cost
+    from rotateconv.lab.train.run_folder import read_config, read_json, read_records
+
+    config = read_config(run)
+    data = DataDescription.from_record(read_json(run / "data.json"))
+    environment = read_json(run / "environment.json")
+    records = read_records(run)
+    where = ", then ".join(dict.fromkeys(machine(found) for _, found in stages(environment)))
+    finished = (run / "summary.json").is_file()
+    rows = {
+        "run": str(run),
+        "recipe": recipe_line(config),
+        "data": f"{data.name}: {data.train:,} training, {data.validation:,} validation, {data.test:,} test images",
+        "machine": f"{where}; torch {environment['versions']['torch']}",
+        "command": environment["command"],
+        "state": f"{'finished' if finished else 'not finished'}, {len(records)} of {config.epochs} epochs",
+    }
+    if records:
+        last = records[-1]
+        rows["training"] = f"loss {last['train_loss']:.4f}, accuracy {last['train_accuracy']:.2f} %"
+        if last["validation_accuracy"] is not None:
+            rows["validation"] = f"loss {last['validation_loss']:.4f}, accuracy {last['validation_accuracy']:.2f} %"
+        if last["angle_movement_mean"] is not None:
+            mean, most = last["angle_movement_mean"], last["angle_movement_max"]
+            rows["angles"] = f"moved {mean:.3f} rad on average, {most:.3f} at most"
+    if finished:
+        summary = read_json(run / "summary.json")
+        rows["test"] = f"loss {summary['test_loss']:.4f}, accuracy {summary['test_accuracy']:.2f} %"
+        each = f"{summary['seconds_per_epoch']:.3g} s an epoch, {summary['images_per_second']:,.0f} images/s"
+        rows["time"] = f"{duration(summary['seconds'])}, {each}"
+    facts(console, rows)
+    _show_cost(console, net_name(config), net_cost(config, data), layers)
+
+
+def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
+    """Print what a net costs for one image."""
+    from rich import box
+    from rich.table import Table
+
+    from rotateconv.lab.cli.console import facts
+
+    shape = " x ".join(map(str, found.input_size))
+    if layers:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=f"{title}, {shape}")
+        for head in ("layer", "kind", "parameters", "multiply-adds"):
+            table.add_column(head, justify="left" if head in ("layer", "kind") else "right", overflow="fold")
+        for row in found.rows:
+            table.add_row(
+                row.name, row.kind, f"{row.parameters:,}", f"{row.multiply_adds:,}" if row.multiply_adds else ""
+            )
+        console.print(table)
+    facts(
+        console,
+        {
+            "net": f"{title}, one image of {shape}",
+            "parameters": f"{found.parameters:,} ({found.bytes:,} bytes with buffers)",
+            "fused": f"{found.fused_parameters:,} parameters ({found.fused_bytes:,} bytes) as nn.Conv2d",
+            "multiply-adds": f"{found.multiply_adds:,} an image",
+            "kernels": f"{found.kernel_multiply_adds:,} multiply-adds a training step to build them",
+        },
+    )

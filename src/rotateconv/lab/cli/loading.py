@@ -1,0 +1,45 @@
+"""Images for a command: loaded once per machine before the other processes, with a progress bar."""
+
+import os
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rotateconv.lab.cli.console import say
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.images import load_images
+from rotateconv.lab.data.sets import ImageData
+
+
+def load_shown(config: RunConfig, console: Console, *, download: bool = False) -> ImageData:
+    """Return the images of a configuration; under torchrun the first process of a machine goes first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _load(config, console, download)
+    from rotateconv.lab.train.train_state import start_accelerator
+
+    # Else every process would fetch, or decode, the same files into the same place.
+    with start_accelerator(config).local_main_process_first():
+        return _load(config, console, download)
+
+
+def _load(config: RunConfig, console: Console, download: bool) -> ImageData:
+    if not console.is_terminal:
+        told = [False]
+
+        def tell(done: int, total: int) -> None:
+            if not told[0]:
+                say(console, f"decoding {total:,} images, once: the next run reads them from a cache")
+            told[0] = True
+
+        return load_images(config, download=download, progress=tell)
+    columns = (TextColumn("decoding images"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, expand=True, transient=True) as progress:
+        task = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = progress.add_task("", total=total)
+            progress.update(task, completed=done)
+
+        return load_images(config, download=download, progress=advance)

@@ -1,0 +1,124 @@
+"""What a training run tells while it runs: a bar on a terminal, a line an epoch elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from rotateconv.lab.cli.console import duration, facts, say
+from rotateconv.lab.config import RunConfig, net_name
+from rotateconv.lab.data.sets import ImageData
+
+_EVERY = 0.1  # seconds between two updates of the bar
+
+
+class TrainingProgress:
+    """A context and an event callback of `fit`."""
+
+    def __init__(self, console: Console, config: RunConfig, data: ImageData) -> None:
+        self.console, self.config, self.data = console, config, data
+        self.accuracy = ""
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.began_at = self.updated_at = time.monotonic()
+        self.first_step = self.steps = 0
+
+    def __enter__(self) -> "TrainingProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, name: str, values: dict[str, Any]) -> None:
+        """Show an event of `fit`."""
+        match name:
+            case "start":
+                self._start(values)
+            case "step":
+                self._step(values)
+            case "epoch":
+                self._epoch(values)
+            case "warning":
+                say(self.console, f"warning: {values['message']}")
+
+    def _start(self, values: dict[str, Any]) -> None:
+        facts(self.console, run_facts(self.config, self.data, values))
+        self.began_at, self.first_step, self.steps = time.monotonic(), values["step"], values["steps"]
+        if not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(None),
+            TextColumn("{task.fields[loss]}{task.fields[accuracy]}{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, expand=True)
+        epoch = f"{values['epoch'] + 1}/{values['epochs']}"
+        self.task = self.bar.add_task(
+            "", total=values["steps"], completed=values["step"], epoch=epoch, loss="", accuracy="", speed=""
+        )
+        self.bar.start()
+
+    def _step(self, values: dict[str, Any]) -> None:
+        now = time.monotonic()
+        last = values["step"] == values["steps"]
+        if self.bar is None or self.task is None or (now - self.updated_at < _EVERY and not last):
+            return
+        self.updated_at = now
+        self.bar.update(
+            self.task,
+            completed=values["step"],
+            epoch=f"{values['epoch'] + 1}/{self.config.epochs}",
+            loss="" if values["loss"] is None else f"loss {values['loss']:.3f}",
+            accuracy=self.accuracy,
+            speed=f"  {values['images'] / values['seconds']:,.0f} img/s",
+        )
+
+    def _epoch(self, values: dict[str, Any]) -> None:
+        kind = "train" if values["validation_accuracy"] is None else "validation"
+        accuracy = values[f"{kind}_accuracy"]
+        self.accuracy = f"  acc {accuracy:.1f} %"
+        if self.bar is not None:
+            return
+        passed = time.monotonic() - self.began_at
+        left = passed / max(1, values["step"] - self.first_step) * (self.steps - values["step"])
+        epochs = str(self.config.epochs)
+        say(
+            self.console,
+            f"epoch {values['epoch']:{len(epochs)}}/{epochs}  loss {values['train_loss']:.4f}  "
+            f"{kind} accuracy {accuracy:.2f} %  {values['images_per_second']:,.0f} images/s  {duration(left)} left",
+        )
+
+
+def run_facts(config: RunConfig, data: ImageData, start: dict[str, Any]) -> dict[str, str]:
+    """Return what the first lines of a run say, by name."""
+    import torch
+
+    channels, height, width = data.train.images.shape[1:]
+    threads = f", {torch.get_num_threads()} threads" if start["device"] == "cpu" else ""
+    processes = f", {start['processes']} processes" if start["processes"] > 1 else ""
+    rows = {
+        "run": start["run"],
+        "device": f"{start['device']}{threads}{processes}",
+        "model": f"{net_name(config)}: {start['parameters']:,} parameters",
+        "data": f"{data.name}: {start['images']:,} training, {len(data.validation):,} validation, "
+        f"{len(data.test):,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
+        "recipe": recipe_line(config),
+    }
+    if start["step"]:
+        rows["resumed"] = f"after step {start['step']:,} of {start['steps']:,}"
+    return rows
+
+
+def recipe_line(config: RunConfig, *, seeds: int | None = None) -> str:
+    """Return a recipe in one line; with a number of seeds in place of the one."""
+    seed = f"seed {config.seed}" if seeds is None else f"{seeds} seeds"
+    return (
+        f"{config.recipe}: {config.epochs} epochs of batch {config.batch_size}, {config.optimizer}, "
+        f"lr {config.lr:g}, {config.schedule}, {seed}"
+    )

@@ -1,0 +1,54 @@
+"""`rotateconv unpack`: what a packed file holds, and its numbers as an ordinary state dict."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rotateconv.lab.cli import options
+
+EXAMPLES = options.examples(
+    ("What is in a file:", "rotateconv unpack digits.rotateconv"),
+    ("Its numbers for other programs:", "rotateconv unpack digits.rotateconv --out digits.safetensors"),
+    ("With every kernel written out:", "rotateconv unpack digits.rotateconv --out digits.safetensors --fused"),
+)
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of rotateconv pack.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write the state dict, float32, as safetensors.", show_default=False
+        ),
+    ] = None,
+    fused: Annotated[bool, typer.Option("--fused", help="Kernels in it instead of weights and angles.")] = False,
+) -> None:
+    """Check a packed file, show what it says of its net, and write its numbers as safetensors."""
+    from rotateconv._files import written_whole
+    from rotateconv.lab.cli.console import facts, make_console
+    from rotateconv.lab.train.checkpoint import weights_bytes
+    from rotateconv.quantization.pack import describe_packed, load_packed
+
+    if out is None:
+        options.refuse({"--fused": fused}, "no --out")
+    description = describe_packed(file)
+    build, (weight, angle, dense) = description.build, description.bits
+    rows = {
+        "file": f"{file}: {file.stat().st_size:,} bytes, undamaged",
+        "model": f"{build['name']} with {build['conv']}" if build is not None else description.architecture,
+        "bits": f"{weight} a weight, {angle} an angle, {dense} in stem, 1x1 and linear layers",
+    }
+    if description.classes is not None:
+        rows["classes"] = ", ".join(description.classes)
+    if description.mean is not None and description.std is not None:
+        mean, std = (" ".join(f"{number:.4g}" for number in values) for values in (description.mean, description.std))
+        rows["normalisation"] = f"mean {mean}, standard deviation {std}, of images between 0 and 1"
+    if description.input_size is not None:
+        rows["images"] = " x ".join(map(str, description.input_size))
+    if out is not None:
+        model = load_packed(file, fused=fused)
+        with written_whole(out) as temporary:
+            temporary.write_bytes(weights_bytes(model))
+        rows["written"] = f"{out}: {out.stat().st_size:,} bytes"
+    facts(make_console(), rows)

@@ -1,0 +1,1 @@
+"""Records become statistics, tables, pictures and pages; nothing here trains or loads a model."""

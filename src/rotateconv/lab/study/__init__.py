@@ -1,0 +1,1 @@
+"""Many runs become records: the plan, its execution, sizes, conversions and the analysis of angles."""

@@ -1,0 +1,208 @@
+"""A trained net becomes a net of lines: fitted, fine-tuned with its original as the teacher, and reported.
+
+`convert_run` prints nothing; it tells a callback what happens, by name and plain values:
+
+    fitted      source, fitted, calibrated: validation accuracies; report: what became of each convolution
+    stage       stage, stages, config: before each training run
+    start, step, epoch, checkpoint, warning    as of `fit`
+    done        what conversion.json holds
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rotateconv.convert.recalibrate import recalibrate
+from rotateconv.convert.report import ConversionReport
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.monitor import OnEvent
+from rotateconv.lab.train.pretrained import convert_source, load_source
+from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, Record, check_run, write_bytes, write_json
+
+__all__ = ["convert_run", "fine_tuning", "nets_of", "stages_of"]
+
+NETS = {
+    "source": "trained net",
+    "fitted": "fitted",
+    "calibrated": "fitted, norms measured again",
+    "fine_tuned": "fine-tuned for {epochs}",
+}
+"""The nets of a conversion in the order of its tables, and what they are called there."""
+
+
+def nets_of(result: Record) -> dict[str, str]:
+    """Return `NETS` with the epochs of a conversion: what each of its nets is called, by name.
+
+    Example:
+        >>> nets_of({"epochs": 1})["fine_tuned"]
+        'fine-tuned for 1 epoch'
+    """
+    epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}"
+    return {name: text.format(epochs=epochs) for name, text in NETS.items()}
+
+
+def fine_tuning(config: RunConfig, source: str) -> RunConfig:
+    """Return the recipe that goes on from a trained net: half its epochs and learning rate, the net as teacher.
+
+    Args:
+        config: that the net was, or would be, trained with.
+        source: the trained net, as `RunConfig.source`.
+
+    Example:
+        >>> from rotateconv.lab.config import make_config
+        >>> config = fine_tuning(make_config("quick"), "runs/dense")
+        >>> config.epochs, config.lr, config.schedule, config.teacher
+        (3, 0.1, 'one-cycle', 'runs/dense')
+    """
+    return dataclasses.replace(
+        config,
+        source=source,
+        teacher=source,
+        epochs=max(1, config.epochs // 2),
+        lr=config.lr / 2,
+        schedule="one-cycle",
+        warmup=0.1,
+    )
+
+
+def convert_run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    data: ImageData,
+    stages: int = 1,
+    overwrite: bool = False,
+    on_event: OnEvent | None = None,
+) -> Record:
+    """Convert `config.source`, fine-tune it into the run folder `out`, and return what its conversion.json holds.
+
+    The same call goes on after an interruption. The validation split is evaluated before and after the fit; the
+    test split at the end, for the source, the fitted net, the fitted net whose norms measured their statistics again
+    (`recalibrate`), which is as far as one gets without training, and the fine-tuned net.
+
+    Args:
+        config: of the fine-tuning: `source` and `lines` are set.
+        out: the run folder; conversion.json and conversion.md are added to what `fit` writes.
+        data: the images.
+        stages: 1 converts all layers at once; n converts a n-th of them at a time, those with the least residual
+            first, with a n-th of the epochs each, in runs beside `out`: OUT-stage1, ...
+        overwrite: start again.
+        on_event: called with the events of this module.
+
+    Raises:
+        RunInterrupted: asked to stop; saved.
+        ConfigError, RunError, ValueError: the user's mistake, before anything is written.
+    """
+    out = Path(out)
+    report = on_event if on_event is not None else _ignore
+    description = DataDescription.of(data)
+    assert config.source is not None
+    source = load_source(config.source, config, description)
+    fitted = copy.deepcopy(source)
+    layers = convert_source(fitted, config)
+    calibrated = copy.deepcopy(fitted)
+    plan = stages_of(config, out, layers, stages)
+    for run, settings in plan:
+        check_run(run, settings, resume=_exists(run) and not overwrite, overwrite=_exists(run) and overwrite)
+
+    recalibrate(calibrated, calibration_batches(calibrated, config, description, data.train))
+    nets = {"source": source, "fitted": fitted, "calibrated": calibrated}
+    before = {name: evaluate_split(net, config, description, data.validation) for name, net in nets.items()}
+    validation = {name: found.accuracy for name, found in before.items()}
+    report("fitted", {**validation, "report": layers})
+    for number, (run, settings) in enumerate(plan, start=1):
+        report("stage", {"stage": number, "stages": len(plan), "config": settings})
+        again = _exists(run)
+        summary = fit(
+            settings, run, data=data, resume=again and not overwrite, overwrite=again and overwrite, on_event=on_event
+        )
+    tuned = evaluate_split(load_run(out).model, config, description, data.validation)
+    test = {name: evaluate_split(net, config, description, data.test).accuracy for name, net in nets.items()}
+    result = {
+        "source": config.source,
+        "net": summary["model"] if config.factory is None else config.factory,
+        "dataset": description.name,
+        "lines": config.lines,
+        "epochs": sum(settings.epochs for _, settings in plan),
+        "stages": len(plan),
+        "quantised": [config.weight_bits, config.angle_bits, config.dense_bits] if config.qat else None,
+        "parameters_before": layers.parameters_before,
+        "parameters_after": layers.parameters_after,
+        "validation_accuracy": {**validation, "fine_tuned": tuned.accuracy},
+        "validation_was_trained_on": not config.validation,
+        "test_accuracy": {**test, "fine_tuned": summary["test_accuracy"]},
+        "layers": [{**dataclasses.asdict(entry), "shape": list(entry.shape)} for entry in layers.entries],
+    }
+    write_json(out / CONVERSION, result)
+    write_bytes(out / CONVERSION_TABLE, markdown(result, layers).encode())
+    report("done", result)
+    return result
+
+
+def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: int) -> list[tuple[Path, RunConfig]]:
+    """Return the training runs of a conversion, each starting from the one before, the last in `out`.
+
+    Raises:
+        ValueError: `stages` is not from 1 to the number of converted layers and of epochs.
+    """
+    names = [entry.name for entry in sorted(layers.converted, key=lambda entry: entry.residual or 0.0)]
+    most = min(len(names), config.epochs)
+    if not 1 <= stages <= most:
+        raise ValueError(
+            f"stages must be from 1 to {most}, not {stages}: each converts one of {len(names)} layers or more, and "
+            f"takes one of {config.epochs} epochs or more"
+        )
+    runs: list[tuple[Path, RunConfig]] = []
+    for stage in range(1, stages + 1):
+        # The last one is the longest: it has every line to settle.
+        epochs = config.epochs // stages + (config.epochs % stages if stage == stages else 0)
+        changes: dict[str, object] = {"epochs": epochs}
+        if runs:
+            changes["source"] = str(runs[-1][0])
+        if stage < stages:
+            changes["only"] = ",".join(names[: math.ceil(len(names) * stage / stages)])
+        run = out if stage == stages else out.with_name(f"{out.name}-stage{stage}")
+        runs.append((run, dataclasses.replace(config, **changes)))  # type: ignore[arg-type]
+    return runs
+
+
+def markdown(result: Record, layers: ConversionReport) -> str:
+    """Return conversion.md: the accuracies, then the table of layers."""
+    lines = [
+        f"**{result['net']} on {result['dataset']}, converted to {result['lines']} taps**",
+        "",
+        "| net | parameters | validation accuracy % | test accuracy % |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, text in nets_of(result).items():
+        parameters = result["parameters_before" if name == "source" else "parameters_after"]
+        accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
+        lines.append(f"| {text} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")
+    notes = _notes(result)
+    return "\n".join([*lines, "", *notes, "```", str(layers), "```", ""])
+
+
+def _notes(result: Record) -> Sequence[str]:
+    notes = []
+    if result["quantised"] is not None:
+        weight, angle, dense = result["quantised"]
+        notes.append(
+            f"The fine-tuned net is rounded to {weight} bits a weight, {angle} an angle, {dense} a number of stem, "
+            "1x1 and linear layers."
+        )
+    if result["validation_was_trained_on"]:
+        notes.append("The validation images were trained on.")
+    return [*notes, ""] if notes else []
+
+
+def _exists(run: Path) -> bool:
+    return (run / "config.json").is_file()
+
+
+def _ignore(name: str, values: Record) -> None:
+    """Tell nobody."""

@@ -1,0 +1,201 @@
+"""Accuracy against bytes: finished runs, each packed with several numbers of bits, and the dense ones beside them."""
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rotateconv.lab.config import RunConfig, net_name
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run, pack_net
+from rotateconv.lab.train.run_folder import RunError
+from rotateconv.nn.conv import RotateConv2d
+from rotateconv.quantization.quantize import quantize
+
+FLOAT = 32
+BITS = (FLOAT, 8, 6, 4, 3, 2)
+"""Of a weight, where nobody says others; 32 is the net as trained, in float32."""
+_ANGLE_BITS = {8: 8, 7: 7, 6: 6, 5: 6, 4: 5, 3: 5, 2: 4}
+"""Of an angle beside so many of a weight; 4 and 5 are what `pack` takes by itself."""
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """A net at so many bits.
+
+    Args:
+        label: of the net.
+        dense: whether it has no lines.
+        bits: of a weight; 32 is float32.
+        qat: whether it was trained with rounded numbers.
+        bytes: of the file, mean over the runs.
+        accuracies: on the test split in percent, one a run.
+        above_dense: points above the dense nets at the same bytes; None for a dense net, or where there is none.
+        runs: the names of their folders, in the order of the accuracies.
+    """
+
+    label: str
+    dense: bool
+    bits: int
+    qat: bool
+    bytes: float
+    accuracies: tuple[float, ...]
+    above_dense: float | None = None
+    runs: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, bool, int, bool]:
+        """What rows are told apart by."""
+        return self.label, self.dense, self.bits, self.qat
+
+    @property
+    def accuracy(self) -> float:
+        """The mean."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation, of two runs or more."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+def measure_sizes(
+    runs: Sequence[str | Path],
+    data: ImageData,
+    bits: Sequence[int] = BITS,
+    on_row: Callable[[int, int], None] | None = None,
+) -> list[SizeRow]:
+    """Evaluate finished runs at several bits; runs that differ in the seed alone make one row.
+
+    The norms of a net rounded after its training measure their statistics again, as with `pack --calibrate`. A run
+    that was trained with rounded numbers has its own bits alone, and its statistics.
+
+    Args:
+        runs: their folders.
+        data: the images that they were trained on; the test split is evaluated.
+        bits: of a weight, each 32 or from 2 to 8.
+        on_row: called as on_row(done, total) after every evaluation.
+
+    Raises:
+        RunError: a folder that is no finished run.
+        ValueError: a run of other data, or bits out of range.
+    """
+    description = DataDescription.of(data)
+    loaded = [load_run(run) for run in runs]
+    for run, trained in zip(runs, loaded, strict=True):
+        if (trained.data.name, trained.data.classes) != (description.name, description.classes):
+            raise ValueError(
+                f"{run} was trained on {trained.data.name}, not on {description.name}: compare nets of one data set"
+            )
+    names = [Path(run).resolve().name for run in runs]
+    jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
+    found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
+    for done, (name, trained, width) in enumerate(jobs, start=1):
+        dense = not any(isinstance(module, RotateConv2d) for module in trained.model.modules())
+        size, accuracy = _measure(trained.model, trained.config, description, data, width)
+        key = (_label(trained.config), dense, width, trained.config.qat)
+        found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
+        if on_row is not None:
+            on_row(done, len(jobs))
+    return with_differences([_joined(rows) for rows in found.values()])
+
+
+def merge_sizes(rows: Sequence[SizeRow], more: Sequence[SizeRow]) -> list[SizeRow]:
+    """Return the rows with those of more runs, the nets with lines compared with the dense ones anew.
+
+    A row takes the place of one whose runs it has, all of them; with new runs alone it adds them.
+
+    Raises:
+        RunError: a row has some runs of one of the same net and bits, and not all.
+    """
+    merged = {row.key: row for row in rows}
+    for row in more:
+        old = merged.get(row.key)
+        if old is None or set(old.runs) <= set(row.runs):
+            merged[row.key] = row
+        elif common := set(old.runs) & set(row.runs):
+            raise RunError(
+                f"{row.label} at {row.bits} bits was measured with {', '.join(old.runs)}: measure all of them again, "
+                f"not {min(common)} alone, or only new ones"
+            )
+        else:
+            merged[row.key] = _joined([old, row])
+    return with_differences(list(merged.values()))
+
+
+def _joined(rows: Sequence[SizeRow]) -> SizeRow:
+    """Return the row of the runs of all the rows, which are of one net and number of bits."""
+    accuracies = tuple(accuracy for row in rows for accuracy in row.accuracies)
+    size = sum(row.bytes * len(row.accuracies) for row in rows) / len(accuracies)
+    return SizeRow(*rows[0].key, size, accuracies, runs=tuple(run for row in rows for run in row.runs))
+
+
+def with_differences(rows: Sequence[SizeRow]) -> list[SizeRow]:
+    """Return the rows, the nets with lines compared with the dense ones at the same bytes."""
+    frontier = pareto([row for row in rows if row.dense])
+    return [
+        row if row.dense else SizeRow(**{**vars(row), "above_dense": _above(row, frontier)})
+        for row in sorted(rows, key=lambda row: (not row.dense, row.label, -row.bytes))
+    ]
+
+
+def pareto(rows: Sequence[SizeRow]) -> list[SizeRow]:
+    """Return the rows that no smaller one equals in accuracy, the smallest first."""
+    best: list[SizeRow] = []
+    for row in sorted(rows, key=lambda row: (row.bytes, -row.accuracy)):
+        if not best or row.accuracy > best[-1].accuracy:
+            best.append(row)
+    return best
+
+
+def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
+    """Points above the line through the frontier; above its largest net the line goes on level."""
+    smaller = [other for other in frontier if other.bytes <= row.bytes]
+    larger = [other for other in frontier if other.bytes > row.bytes]
+    if not smaller:
+        return None
+    low = smaller[-1]
+    if not larger:
+        return row.accuracy - low.accuracy
+    share = math.log(row.bytes / low.bytes) / math.log(larger[0].bytes / low.bytes)
+    return row.accuracy - (low.accuracy + share * (larger[0].accuracy - low.accuracy))
+
+
+def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
+    for width in bits:
+        if width != FLOAT and width not in _ANGLE_BITS:
+            raise ValueError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
+    return [config.weight_bits] if config.qat else bits
+
+
+def _measure(
+    model: nn.Module, config: RunConfig, data: DataDescription, images: ImageData, width: int
+) -> tuple[int, float]:
+    """Return the bytes and the accuracy of a net at so many bits."""
+    if width == FLOAT:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        return size, evaluate_split(model, config, data, images.test).accuracy
+    angle, dense = (config.angle_bits, config.dense_bits) if config.qat else (_ANGLE_BITS[width], 8)
+    batches = None if config.qat else calibration_batches(model, config, data, images.train)
+    rounded = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "net.rotateconv")
+        pack_net(rounded, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
+        size = file.stat().st_size
+    return size, evaluate_split(rounded, config, data, images.test).accuracy
+
+
+def _label(config: RunConfig) -> str:
+    """What rows are told apart by: the net, and whether it was converted."""
+    plain = RunConfig(
+        model=config.model,
+        conv=config.conv,
+        width=config.width,
+        factory=config.factory,
+        lines=config.lines,
+    )
+    return net_name(plain)

@@ -1,0 +1,1 @@
+"""One run is one folder: the loop, its state, its checkpoints, and what is read back from them."""

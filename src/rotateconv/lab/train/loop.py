@@ -1,0 +1,306 @@
+"""Training in reading order: a step, an epoch, a fit.
+
+`fit` prints nothing; it tells a callback what happens, by name and plain values:
+
+    start       run, device, processes, parameters, images, epochs, steps, and where it begins: epoch, step
+    step        epoch, step, steps; and of this epoch so far: images, loss, seconds
+    epoch       the line of metrics.jsonl
+    checkpoint  path, step
+    warning     message
+    done        what summary.json holds
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.images import load_images
+from rotateconv.lab.data.loader import Batches
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
+from rotateconv.lab.train.checkpoint import load_checkpoint, weights_bytes
+from rotateconv.lab.train.evaluate import Evaluation, evaluate
+from rotateconv.lab.train.interrupts import Interrupts
+from rotateconv.lab.train.load import DataDescription, net_cost
+from rotateconv.lab.train.monitor import DivergedError, OnEvent, RunInterrupted, Watch, check_finite, check_weights
+from rotateconv.lab.train.run_folder import (
+    CHECKPOINTS,
+    WEIGHTS,
+    Record,
+    RunError,
+    append_record,
+    check_run,
+    create_run,
+    keep_records,
+    note_resumption,
+    read_json,
+    read_records,
+    write_bytes,
+    write_json,
+)
+from rotateconv.lab.train.schedule import factor, set_learning_rate
+from rotateconv.lab.train.train_state import (
+    Tally,
+    TrainingState,
+    angle_movement,
+    build_state,
+    restore_state,
+    start_accelerator,
+)
+
+__all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train_epoch", "train_step", "training_loss"]
+
+
+def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None) -> Tensor:
+    """Return the mean loss of a batch: cross-entropy, or with a teacher
+
+        (1 - a) · cross-entropy + a · T² · KL(softmax(teacher / T) || softmax(scores / T))
+
+    with a = config.teacher_weight and T = config.teacher_temperature; T² keeps the gradient's size.
+
+    Args:
+        scores: (batch, classes).
+        labels: (batch,) int64.
+        config: of the run.
+        teacher_scores: (batch, classes), or None.
+
+    Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
+    """
+    hard = F.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
+    if teacher_scores is None:
+        return hard
+    a, temperature = config.teacher_weight, config.teacher_temperature
+    teacher = F.log_softmax(teacher_scores / temperature, dim=1)
+    student = F.log_softmax(scores / temperature, dim=1)
+    soft = temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return (1 - a) * hard + a * soft
+
+
+def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
+    """Do one optimizer step and note it in the tally."""
+    config, accelerator = state.config, state.accelerator
+    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, config))
+    teacher_scores = None
+    if state.teacher is not None:
+        with torch.no_grad(), accelerator.autocast():
+            teacher_scores = state.teacher(images).float()
+    state.optimizer.zero_grad()
+    with state.rounded():
+        with accelerator.autocast(), state.kernels_ahead():
+            scores = state.model(images)
+        loss = training_loss(scores, labels, config, teacher_scores)
+        accelerator.backward(loss * state.share(len(labels)))
+    if config.clip_grad_norm is not None:
+        accelerator.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update_parameters(state.net)
+    hits = (scores.detach().argmax(dim=1) == labels).sum()
+    state.tally.add(loss.detach() * len(labels), hits, len(labels))
+    state.step += 1
+
+
+def train_epoch(state: TrainingState, between_steps: Callable[[], None]) -> None:
+    """Do the steps that are left of the epoch, calling `between_steps` after each."""
+    started = time.perf_counter() - state.tally.seconds
+    state.model.train()
+    for images, labels in state.batches:
+        train_step(state, images, labels)
+        state.tally.seconds = time.perf_counter() - started
+        between_steps()
+
+
+def finish_epoch(state: TrainingState, run: Path) -> Record:
+    """Evaluate, move on to the next epoch, and return the line of metrics.jsonl about this one."""
+    loss, hits, images = state.over_processes(state.tally.loss, state.tally.hits, state.tally.images)
+    seconds = state.tally.seconds
+    check_weights(state, run / CHECKPOINTS)
+    started = time.perf_counter()
+    validation = evaluate_split(state, state.validation) if state.validation is not None else None
+    if validation is not None:
+        check_finite(state, run / CHECKPOINTS, "validation loss", validation.loss)
+    movement = angle_movement(state)
+    state.epoch += 1
+    state.batches.set_epoch(state.epoch)
+    state.tally = Tally()
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "train_loss": loss / images,
+        "train_accuracy": 100 * hits / images,
+        "validation_loss": validation.loss if validation is not None else None,
+        "validation_accuracy": validation.accuracy if validation is not None else None,
+        "learning_rates": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
+        **movement,
+        "seconds": seconds,
+        "validation_seconds": time.perf_counter() - started,
+        "images_per_second": images / seconds,
+        "peak_memory_bytes": peak_memory(),
+        "peak_gpu_memory_bytes": peak_gpu_memory(),
+    }
+
+
+def evaluate_split(state: TrainingState, batches: Batches) -> Evaluation:
+    """Evaluate the net that the run keeps, in the run's precision: the main process's, statistics included."""
+    state.share_buffers()
+    with state.accelerator.autocast():
+        return evaluate(state.result, batches, state.data.classes)
+
+
+def fit(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    data: ImageData | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: OnEvent | None = None,
+) -> Record:
+    """Train as configured, into the run folder `out`, and return what its summary.json holds.
+
+    The validation split is evaluated after each epoch, the test split once, after the last. Under `torchrun`
+    every process calls this, and the main one writes. Ctrl-C, or a KeyboardInterrupt from `on_event`, saves a
+    checkpoint after the current step. The random state of the caller is left as it was.
+
+    Args:
+        config: of the run.
+        out: the run folder.
+        data: the images, where they are loaded already; None loads what the configuration names.
+        resume: go on with the run in `out`; on the CPU bit for bit like a run that was never interrupted. A
+            finished run gives its summary.
+        overwrite: remove a run that is in `out`.
+        on_event: called with the events of this module, in the main process.
+
+    Raises:
+        RunInterrupted: asked to stop; saved.
+        DivergedError: the loss is not finite; the last good checkpoint is kept.
+        ConfigError, DataError, RunError, ValueError: the user's mistake, before anything is written.
+
+    Example:
+        >>> import tempfile
+        >>> from rotateconv.lab.config import make_config
+        >>> config = make_config("digits", overrides=["epochs=1", "width=0.25"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     summary = fit(config, Path(folder, "run"))
+        >>> summary["parameters"], summary["steps"], summary["test_accuracy"] > 10
+        (7974, 21, True)
+    """
+    run = Path(out)
+    check_run(run, config, resume=resume, overwrite=overwrite)
+    if resume and (run / "summary.json").is_file():
+        return read_json(run / "summary.json")
+    accelerator = start_accelerator(config)
+    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts:
+        report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
+        state = build_state(config, accelerator, data if data is not None else load_images(config))
+        _begin(state, run, resume, report)
+        watch = Watch(state, run / CHECKPOINTS, report, interrupts)
+        while state.epoch < config.epochs:
+            train_epoch(state, watch.between_steps)
+            record = finish_epoch(state, run)
+            if accelerator.is_main_process:
+                append_record(run, record)
+            report("epoch", record)
+            watch.after_epoch()
+        summary = _summary(state, run)
+        if accelerator.is_main_process:
+            write_bytes(run / WEIGHTS, weights_bytes(state.result))
+            write_json(run / "summary.json", summary)  # last: a run with a summary is finished
+        report("done", summary)
+        return summary
+
+
+def _reporter(on_event: OnEvent | None, interrupts: Interrupts) -> OnEvent:
+    """Return a callback whose KeyboardInterrupt only asks for a stop, so that it cannot tear a step apart."""
+
+    def report(name: str, values: dict[str, Any]) -> None:
+        try:
+            if on_event is not None:
+                on_event(name, values)
+        except KeyboardInterrupt:
+            interrupts.requested = True
+
+    return report
+
+
+def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> None:
+    """Create the run folder, or put the state where the run in it was saved."""
+    accelerator = state.accelerator
+    checkpoint = None
+    if resume:
+        _check_data(run, state.data)
+        checkpoint = load_checkpoint(run / CHECKPOINTS)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has read
+    if accelerator.is_main_process:
+        if resume:
+            keep_records(run, 0 if checkpoint is None else checkpoint.state["epoch"])
+            note_resumption(run, 0 if checkpoint is None else checkpoint.state["step"])
+        else:
+            create_run(run, state.config, state.data.to_record())
+    if checkpoint is not None:
+        restore_state(state, checkpoint)
+        for path in checkpoint.damaged:
+            report("warning", {"message": f"the checkpoint {path} is damaged: going on from {checkpoint.path}"})
+    report(
+        "start",
+        {
+            "run": str(run),
+            "device": str(accelerator.device),
+            "processes": accelerator.num_processes,
+            "parameters": sum(p.numel() for p in state.net.parameters()),
+            "images": state.images,
+            "epochs": state.config.epochs,
+            "steps": state.total_steps,
+            "epoch": state.epoch,
+            "step": state.step,
+        },
+    )
+
+
+def _check_data(run: Path, data: DataDescription) -> None:
+    found = DataDescription.from_record(read_json(run / "data.json"))
+    if found != data:
+        keys = [key for key, value in data.to_record().items() if found.to_record()[key] != value]
+        raise RunError(f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data")
+
+
+def _summary(state: TrainingState, run: Path) -> Record:
+    """Evaluate on the test split, the only time, and gather what the run found; the same on every process."""
+    config, records = state.config, read_records(run)
+    test = evaluate_split(state, state.test)
+    check_finite(state, run / CHECKPOINTS, "test loss", test.loss)
+    model_cost = net_cost(config, state.data)
+    best = max(records, key=lambda record: record["validation_accuracy"] or 0.0)
+    return {
+        "recipe": config.recipe,
+        "model": config.model,
+        "conv": config.conv,
+        "lines": config.lines,
+        "width": config.width,
+        "dataset": state.data.name,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": state.step,
+        "parameters": model_cost.parameters,
+        "multiply_adds": model_cost.multiply_adds,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_class_accuracy": test.class_accuracy,
+        "test_confusion": test.confusion.tolist(),
+        "last": records[-1],
+        "best_epoch": best["epoch"] if state.validation is not None else None,
+        "best_validation_accuracy": best["validation_accuracy"],
+        "seconds": sum(record["seconds"] + record["validation_seconds"] for record in records),
+        "seconds_per_epoch": statistics.median(record["seconds"] for record in records),
+        "images_per_second": statistics.median(record["images_per_second"] for record in records),
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+        "data": state.data.to_record(),
+    }

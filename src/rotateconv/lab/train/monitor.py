@@ -1,0 +1,117 @@
+"""What happens between two training steps: events, checkpoints, and the ways a run stops early."""
+
+import math
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rotateconv.lab.train.checkpoint import list_checkpoints
+from rotateconv.lab.train.interrupts import Interrupts
+from rotateconv.lab.train.train_state import TrainingState, save_state
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+class DivergedError(ValueError):
+    """The loss or a weight is no longer finite; the message says where, what is kept and what to try."""
+
+
+class RunInterrupted(Exception):  # noqa: N818  # no error: the run saved itself
+    """The run was asked to stop and saved itself; the message says how to go on."""
+
+
+class Watch:
+    """Looks at the state after every step and every epoch.
+
+    Args:
+        state: of the run.
+        folder: of its checkpoints.
+        report: gets the events.
+        interrupts: whether somebody asked to stop.
+    """
+
+    def __init__(self, state: TrainingState, folder: Path, report: OnEvent, interrupts: Interrupts) -> None:
+        self.state, self.folder, self.report, self.interrupts = state, folder, report, interrupts
+        self.saved_at = time.monotonic()
+        self.loss: float | None = None
+        self.alone = state.accelerator.num_processes == 1
+        # Reading a loss makes a GPU wait, agreeing makes processes wait; on the CPU alone both are free.
+        self.read_every = 1 if self.alone and state.accelerator.device.type == "cpu" else 20
+
+    def between_steps(self) -> None:
+        """Report the step; stop or save where that is due.
+
+        Raises:
+            DivergedError: a loss since the last look is not finite.
+            RunInterrupted: asked to stop.
+        """
+        state, config = self.state, self.state.config
+        last = state.step % len(state.batches) == 0
+        due = config.checkpoint_steps > 0 and state.step % config.checkpoint_steps == 0
+        look = last or due or state.step % self.read_every == 0
+        ago: float = (state.tally.read() if look else None) or 0
+        if look:
+            self.loss = state.tally.loss / state.tally.images
+        if not ago:
+            self._report_step()
+        if not (look or (self.alone and self.interrupts.requested)):
+            return
+        late: float = time.monotonic() - self.saved_at > config.checkpoint_seconds
+        ago, stop, late = state.over_processes(ago, self.interrupts.requested, late, largest=True)
+        if ago:
+            raise DivergedError(_advice(state, self.folder, "loss", state.step - int(ago) + 1))
+        if stop or ((due or late) and not last):
+            self.save()
+        if stop:
+            self._stop()
+
+    def after_epoch(self) -> None:
+        """Save, and stop where that was asked for meanwhile."""
+        self.save()
+        done = self.state.epoch == self.state.config.epochs
+        if any(self.state.over_processes(self.interrupts.requested)) and not done:
+            self._stop()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless a weight is not finite: then the last good ones are kept."""
+        check_weights(self.state, self.folder)
+        path = save_state(self.state, self.folder)
+        self.saved_at = time.monotonic()
+        if path is not None:
+            self.report("checkpoint", {"path": str(path), "step": self.state.step})
+
+    def _report_step(self) -> None:
+        state = self.state
+        values = {"epoch": state.epoch, "step": state.step, "steps": state.total_steps}
+        epoch = {"images": state.tally.images, "loss": self.loss, "seconds": state.tally.seconds}
+        self.report("step", values | epoch)
+
+    def _stop(self) -> None:
+        raise RunInterrupted(
+            f"stopped and saved after step {self.state.step} of {self.state.total_steps}: go on with "
+            f"rotateconv train --resume {shlex.quote(str(self.folder.parent))}"
+        )
+
+
+def check_finite(state: TrainingState, folder: Path, name: str, value: float) -> None:
+    """Raise DivergedError where a loss is not finite."""
+    if not math.isfinite(value):
+        raise DivergedError(_advice(state, folder, name, state.step))
+
+
+def check_weights(state: TrainingState, folder: Path) -> None:
+    """Raise DivergedError where a weight is not finite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in state.net.state_dict().values()):
+        raise DivergedError(_advice(state, folder, "net's weights", state.step))
+
+
+def _advice(state: TrainingState, folder: Path, name: str, step: int) -> str:
+    checkpoints = list_checkpoints(folder)
+    kept = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
+    clip = "" if state.config.clip_grad_norm is not None else " or clip_grad_norm=1"
+    return (
+        f"the {name} became infinite or NaN at step {step} of {state.total_steps} (epoch {state.epoch + 1}); "
+        f"{kept}: try a lower lr than {state.config.lr:g}{clip}"
+    )

@@ -1,0 +1,173 @@
+"""The run folder: configuration, data, environment, one line an epoch, summary; files are whole or absent."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rotateconv._files import TEMPORARY, replacing
+from rotateconv.lab.config import RunConfig, differences, from_json, to_json
+from rotateconv.lab.train.environment import OF_THE_CALL, environment
+
+Record = dict[str, Any]
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+WEIGHTS = "model.safetensors"
+"""A finished run's weights: the averaged ones if the run averaged, else the last ones."""
+
+CONVERSION = "conversion.json"
+"""What `rotateconv convert` adds to the folder of its run."""
+CONVERSION_TABLE = "conversion.md"
+"""The same for people to read."""
+ANALYSIS = "analysis.json"
+"""What `rotateconv report --analysis` adds to a run's folder."""
+
+_FILES = (
+    *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS),
+    *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
+)
+# They say where the data lie and how often to save, not what is computed: a run may go on with others.
+_FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps")
+
+
+class RunError(ValueError):
+    """The user's mistake with a run folder, or a disk that took nothing more; the message is one sentence."""
+
+
+def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Raise RunError unless `run` may be created, overwritten or continued as asked; change nothing."""
+    if resume and overwrite:
+        raise RunError("expected one of resume and overwrite, not both: overwrite starts again from nothing")
+    exists = (run / "config.json").is_file()
+    if resume and not exists:
+        raise RunError(f"there is no run to resume in {run}: no config.json; leave resume out to start one")
+    if resume:
+        changed = differences(read_config(run), config)
+        changed = {key: pair for key, pair in changed.items() if key not in _FREE_KEYS}
+        if changed:
+            told = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())
+            raise RunError(f"the run in {run} has {told}: resume it unchanged or choose another folder")
+    elif exists and not overwrite:
+        raise RunError(f"{run} holds a run already: resume it, overwrite it or choose another folder")
+    elif not exists and run.exists() and not (run.is_dir() and all(_ours(path) for path in run.iterdir())):
+        raise RunError(f"{run} exists and is no run folder: choose another folder")
+
+
+def create_run(run: Path, config: RunConfig, data: Record) -> None:
+    """Begin a run: remove what an overwritten one left, write data, environment and, last, configuration."""
+    with disk_errors(run):
+        for name in _FILES:
+            (run / name).unlink(missing_ok=True)
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+        run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "data.json", data)
+    write_json(run / "environment.json", environment())
+    write_bytes(run / "config.json", to_json(config).encode())
+
+
+def note_resumption(run: Path, step: int) -> None:
+    """Note in environment.json where a run goes on in another environment than before.
+
+    "resumed" is a list of {"step": the steps done before, and all that is other than at the beginning}.
+    """
+    record, now = read_json(run / "environment.json"), environment()
+    other = {key: now[key] for key in now if key not in OF_THE_CALL and now[key] != record.get(key)}
+    resumed = record.setdefault("resumed", [])
+    before = {key: value for key, value in resumed[-1].items() if key != "step"} if resumed else {}
+    if other != before:
+        resumed.append({"step": step, **other})
+        write_json(run / "environment.json", record)
+
+
+def read_config(run: Path) -> RunConfig:
+    """Return the configuration of a run folder.
+
+    Raises:
+        RunError: there is none.
+        ConfigError: it is damaged.
+    """
+    try:
+        return from_json((run / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(f"{run} is no run folder: it has no readable config.json") from None
+
+
+def append_record(run: Path, record: Record) -> None:
+    """Add one line to metrics.jsonl and see it on the disk."""
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with disk_errors(run), (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(run: Path) -> list[Record]:
+    """Return the lines of metrics.jsonl; a last line that a crash cut off is left out.
+
+    Raises:
+        RunError: another line is damaged.
+    """
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise RunError(f"line {number} of {path} is no JSON: remove it or restore the file") from None
+    return records
+
+
+def keep_records(run: Path, epochs: int) -> None:
+    """Cut metrics.jsonl back to its first `epochs` lines, to go on there; RunError if there are fewer."""
+    records = read_records(run)
+    if len(records) < epochs:
+        raise RunError(f"{run / 'metrics.jsonl'} has {len(records)} of {epochs} epochs: overwrite the run")
+    write_bytes(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records[:epochs]).encode())
+
+
+def write_json(path: Path, value: Record) -> None:
+    """Write a JSON file whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Record:
+    """Return a JSON file's object; RunError where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise RunError(f"{path} is no JSON: restore it or run again") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name in its folder, see it on the disk, then rename it."""
+    with disk_errors(path.parent), replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a disk can refuse into RunError's one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunError(
+                f"the disk is full: {folder} could not be written; free some space, then resume the run"
+            ) from error
+        raise RunError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def _ours(path: Path) -> bool:
+    """Whether a creation that was cut off can have left this file."""
+    return path.name in _FILES or (path.name.startswith(".") and TEMPORARY in path.suffixes)

@@ -1,0 +1,324 @@
+"""All that changes while a net is trained, and how it is built, saved and restored."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.lab.data.loader import Batches
+from rotateconv.lab.data.sets import ImageData, Split
+from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
+from rotateconv.lab.train.load import DataDescription, build_net
+from rotateconv.lab.train.pretrained import check_takes, load_source, start_from_source
+from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.train.schedule import build_optimizer
+from rotateconv.nn.batched import batched_kernels
+from rotateconv.nn.conv import RotateConv2d
+from rotateconv.quantization.qat import QuantizedTraining
+from rotateconv.quantization.quantize import quantize
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of an epoch so far, of this process.
+
+    The sums of single steps stay on the device, in `unread`, until somebody asks: reading a number from a GPU
+    waits for it.
+    """
+
+    loss: float = 0.0
+    hits: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        """Note a step: the sum of its losses, its right answers, its images."""
+        self.unread.append((loss, hits))
+        self.images += images
+
+    def read(self) -> int | None:
+        """Bring the sums up to date; return how many steps ago a loss was not finite, 1 for the last."""
+        if not self.unread:
+            return None
+        losses, hits = (torch.stack(values).tolist() for values in zip(*self.unread, strict=True))
+        self.unread.clear()
+        self.loss += math.fsum(losses)
+        self.hits += sum(hits)
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        return len(losses) - bad[0] if bad else None
+
+
+@dataclass
+class TrainingState:
+    """A run in motion.
+
+    Args:
+        config: of the run.
+        accelerator: device, precision and processes.
+        data: description of the images.
+        net: the plain net; `model` is the same one wrapped for precision and processes.
+        optimizer: over `param_groups`.
+        average: running average of the net, or None.
+        teacher: net to distil from, or None.
+        quantised: lends the net its rounded numbers, where the run trains for them.
+        train: the images that are trained on.
+        batches, validation, test: all images in batches; validation is None where it is trained on.
+        start_angles: per layer, before the first step; they follow from the seed.
+        step, epoch: how many are finished.
+        tally: of the epoch that is running.
+    """
+
+    config: RunConfig
+    accelerator: Accelerator
+    data: DataDescription
+    net: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    teacher: nn.Module | None
+    quantised: QuantizedTraining | None
+    train: Split
+    batches: Batches
+    validation: Batches | None
+    test: Batches
+    start_angles: list[Tensor]
+    step: int = 0
+    epoch: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * len(self.batches)
+
+    @property
+    def images(self) -> int:
+        """Training images of an epoch."""
+        return len(self.train)
+
+    def share(self, images: int) -> float:
+        """Return the weight of this process's mean loss in the batch, over 1 / processes.
+
+        Gradients are averaged over the processes, whose parts of an epoch's last batch differ by an image.
+        """
+        if self.accelerator.num_processes == 1:
+            return 1.0
+        position = self.step % len(self.batches)
+        together = min(self.config.batch_size, len(self.train) - position * self.config.batch_size)
+        return float(images * self.accelerator.num_processes / together)
+
+    def over_processes(self, *values: float, largest: bool = False) -> list[float]:
+        """Return the sums, or the largest, of the values of all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        dist.all_reduce(together, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+        return [float(value) for value in together]
+
+    def share_buffers(self) -> None:
+        """Give every process the main one's buffers of the result; each has seen other images for its norms."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.exact_result.buffers():
+                dist.broadcast(buffer, src=0)
+
+    @property
+    def result(self) -> nn.Module:
+        """The net that is evaluated and kept: the average where there is one, rounded where the run trains for it."""
+        exact, config = self.exact_result, self.config
+        if not config.qat:
+            return exact
+        return quantize(exact, config.weight_bits, config.angle_bits, dense_bits=config.dense_bits)
+
+    @property
+    def exact_result(self) -> nn.Module:
+        """The net whose numbers the optimizer moves, or their average."""
+        return self.net if self.average is None else self.average.module
+
+    def rounded(self) -> AbstractContextManager[None]:
+        """Return a context in which the net has the numbers that a training step sees."""
+        return nullcontext() if self.quantised is None else self.quantised()
+
+    def kernels_ahead(self) -> AbstractContextManager[None]:
+        """Return a context for a forward pass of training: all kernels of the net are made by one call."""
+        return nullcontext() if self.config.compile else batched_kernels(self.net)
+
+
+def start_accelerator(config: RunConfig) -> Accelerator:
+    """Return device, precision and processes of a run; ConfigError where the device lacks the precision."""
+    # Accelerate keeps the first precision of a process for all later ones; runs here follow each other.
+    AcceleratorState._reset_state()
+    try:
+        # Without the word "cpu" the processes of torchrun on a machine without GPUs would not know of each other.
+        cpu = not torch.accelerator.is_available()
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+    except ValueError as error:
+        raise ConfigError(f"precision={config.precision} does not run here: {error}") from None
+    if config.precision != "no" and not accelerator.native_amp:
+        device = accelerator.device.type
+        raise ConfigError(f"precision={config.precision} does not run on this {device}: choose bf16 or no")
+    return accelerator
+
+
+def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) -> TrainingState:
+    """Return the run before its first step; every process gets the same initial weights.
+
+    Raises:
+        ValueError: the configuration asks for what the net, the data or the teacher cannot do.
+    """
+    data = DataDescription.of(images)
+    processes = accelerator.num_processes
+    if config.batch_size % processes:
+        raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
+    torch.manual_seed(config.seed)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    net = build_net(config, data)
+    if config.factory is not None:
+        check_takes(net, data, config.factory)
+    if config.source is not None:
+        start_from_source(net, config, data)
+    net = net.to(accelerator.device).to(memory_format=layout)
+    average = None
+    if config.ema_decay is not None:
+        update = get_ema_multi_avg_fn(config.ema_decay)
+        average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_source(config.teacher, config, data).requires_grad_(False)
+        teacher = teacher.to(accelerator.device).to(memory_format=layout)
+    quantised = None
+    if config.qat:
+        quantised = QuantizedTraining(net, config.weight_bits, config.angle_bits, dense_bits=config.dense_bits)
+    start_angles = [angle.detach().clone() for angle in _angles(net)]
+    model, optimizer = accelerator.prepare(net, build_optimizer(net, config))
+    if config.compile:
+        net.compile()
+    torch.manual_seed(config.seed + accelerator.process_index)  # each process drops other units
+
+    def batches(split: Split, *, train: bool) -> Batches:
+        return Batches(
+            split,
+            config.batch_size // processes,
+            mean=data.mean,
+            std=data.std,
+            augment=config.augment if train else "none",
+            flip=data.flip and train,
+            shuffle=train,
+            # A process without a single image of the last batch could not normalise it.
+            drop_last=train and len(split) % config.batch_size < processes,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=processes,
+            device=accelerator.device,
+            channels_last=config.channels_last,
+        )
+
+    train = images.train
+    if not config.validation:
+        parts = (images.train, images.validation)
+        train = Split(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+    return TrainingState(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        net=net,
+        model=model,
+        optimizer=optimizer,
+        average=average,
+        teacher=teacher,
+        quantised=quantised,
+        train=train,
+        batches=batches(train, train=True),
+        validation=batches(images.validation, train=False) if config.validation else None,
+        test=batches(images.test, train=False),
+        start_angles=start_angles,
+    )
+
+
+def angle_movement(state: TrainingState) -> Record:
+    """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
+    pairs = zip(_angles(state.net), state.start_angles, strict=True)
+    moved = [(angle.detach() - start).abs().flatten() for angle, start in pairs]
+    every = torch.cat(moved) if moved else None
+    return {
+        "angle_movement_mean": every.mean().item() if every is not None else None,
+        "angle_movement_max": every.max().item() if every is not None else None,
+        "angle_movement_layers": torch.stack([layer.mean() for layer in moved]).tolist() if moved else None,
+    }
+
+
+def save_state(state: TrainingState, folder: Path) -> Path | None:
+    """Write a checkpoint from which the run goes on exactly; every process calls it, the main one writes."""
+    state.tally.read()
+    accelerator, tally = state.accelerator, state.tally
+    own = {
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None,
+        "tally": {"loss": tally.loss, "hits": tally.hits, "images": tally.images, "seconds": tally.seconds},
+    }
+    processes = gather_object([own])
+    if not accelerator.is_main_process:
+        return None
+    models = {"model": state.net}
+    if state.average is not None:
+        models["average"] = state.average.module
+    rest = {
+        "step": state.step,
+        "epoch": state.epoch,
+        "loader": state.batches.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "n_averaged": int(state.average.n_averaged) if state.average is not None else 0,
+        "processes": processes,
+    }
+    return save_checkpoint(folder, models, rest)
+
+
+def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """Put a fresh state where the checkpoint was written."""
+    rest = checkpoint.state
+    state.net.load_state_dict(checkpoint.weights["model"])
+    if state.average is not None:
+        state.average.module.load_state_dict(checkpoint.weights["average"])
+        state.average.n_averaged.fill_(rest["n_averaged"])
+    state.optimizer.load_state_dict(rest["optimizer"])
+    if state.accelerator.scaler is not None:
+        state.accelerator.scaler.load_state_dict(rest["scaler"])
+    state.batches.load_state_dict(rest["loader"])
+    state.step, state.epoch = rest["step"], rest["epoch"]
+    _restore_process(state, rest["processes"])
+
+
+def _restore_process(state: TrainingState, processes: list[Mapping[str, Any]]) -> None:
+    """Give this process its random numbers and sums; another number of processes gets the sums alone."""
+    accelerator = state.accelerator
+    if len(processes) != accelerator.num_processes:
+        if accelerator.is_main_process:
+            sums = [process["tally"] for process in processes]
+            state.tally = Tally(
+                loss=sum(s["loss"] for s in sums),
+                hits=sum(s["hits"] for s in sums),
+                images=sum(s["images"] for s in sums),
+                seconds=sums[0]["seconds"],
+            )
+        return
+    own = processes[accelerator.process_index]
+    torch.set_rng_state(own["rng"])
+    if own["cuda_rng"] is not None and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda_rng"], accelerator.device)
+    state.tally = Tally(**own["tally"])
+
+
+def _angles(net: nn.Module) -> list[Tensor]:
+    return [module.angle for module in net.modules() if isinstance(module, RotateConv2d)]

@@ -1,0 +1,1 @@
+"""Modules that own parameters: RotateConv2d and the baseline convolutions beside it."""

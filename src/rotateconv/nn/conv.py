@@ -1,0 +1,349 @@
+"""RotateConv2d: a convolution layer whose kernels are line segments with learned weights and angles."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rotateconv.kernels.fit import fit_line
+from rotateconv.kernels.fused import fused_line_kernel, in_layout
+from rotateconv.kernels.line import Path, Taps, check_path, check_taps, mean_gram, unit_profile
+from rotateconv.kernels.separable import Form, check_form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
+from rotateconv.nn import arguments
+from rotateconv.nn.arguments import Size
+from rotateconv.nn.batched import LineLayer, take_kernel, taps_of
+
+
+class RotateConv2d(LineLayer):
+    """Convolution with kernels that are line segments through the centre, each with an angle of its own.
+
+    The slice of output channel o and input channel i is ``line_kernel(W[o, i], angle[o, i])`` with T = k taps::
+
+        taps="free"     W[o,i,t] = weight[o,i,t]                T + 1 parameters a slice   rotate4 of the paper
+        taps="shared"   W[o,i,t] = weight[o,i]                  2 parameters a slice       rotate2 of the paper
+        taps="profile"  W[o,i,t] = weight[o,i] · profile[o,t]   2 a slice, T a channel     rotate2p
+
+    Stands in for nn.Conv2d: the same arguments, defaults and shapes. Weights and angles are ordinary parameters,
+    trained by the optimizer already there; the gradient that reaches `angle` is multiplied by the constant
+    `angle_grad_scale`, because it is proportional to the weights, and with one learning rate for both the angles
+    would hardly move. Set the attribute to 1.0 to switch that off; `kernel()` always has the exact gradient.
+
+    Args:
+        in_channels, out_channels, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as in nn.Conv2d.
+        kernel_size: k, one odd number >= 3 or an equal pair.
+        taps: "free", "shared" or "profile".
+        path: "circle" (a tap keeps its distance to the centre) or "square" (its ring of the grid).
+        angle_groups: G equal groups of output channels; within one, all output channels share the angle of an
+            input channel (and, with taps="profile", the profile): `angle` is (G, in/groups).
+        learn_angle, learn_profile: False keeps the angles, the profiles as they are drawn; each is then a buffer.
+        form: how a layer with angle_groups, taps "shared" or "profile" and groups=1 computes its output: "dense",
+            by the k x k kernels; "separable", by G depthwise line filters and a pointwise convolution; "auto", by
+            whichever a model of the cost says is faster. The output is the same to rounding.
+
+    Attributes:
+        weight: (out, in/groups, T), or (out, in/groups, 1) unless taps is "free".
+        angle: (out, in/groups) or (G, in/groups), radians.
+        profile: (out, T) or (G, in/groups, T) with taps="profile", else None.
+        bias: (out) or None.
+        angle_grad_scale: 1 / (expected sum of weight² at initialisation over the slices that share an angle):
+            the natural step along an arc, since turning a tap of weight w moves the kernel by |w| a radian.
+
+    Raises:
+        ValueError: If nn.Conv2d could not be built so, or the kernel is not square and odd, or a count is not
+            divisible by its groups, or form="separable" is asked of a layer without that form.
+
+    Example:
+        >>> layer = RotateConv2d(64, 128, 3, padding=1)
+        >>> layer(torch.randn(8, 64, 32, 32)).shape
+        torch.Size([8, 128, 32, 32])
+
+    Reference:
+        Ma, Guo, Wang, Wang, "RotateConv: Making Asymmetric Convolutional Kernels Rotatable", ICPR 2018.
+        The initialisation keeps the kernel norm of He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
+    """
+
+    weight: nn.Parameter
+    angle: nn.Parameter | Tensor
+    profile: nn.Parameter | Tensor | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        taps: Taps = "free",
+        path: Path = "circle",
+        angle_groups: int | None = None,
+        learn_angle: bool = True,
+        form: Form = "auto",
+        learn_profile: bool = True,
+    ) -> None:
+        super().__init__()
+        size = arguments.square_kernel_size(kernel_size)
+        self.in_channels = arguments.positive("in_channels", in_channels)
+        self.out_channels = arguments.positive("out_channels", out_channels)
+        self.groups = arguments.positive("groups", groups)
+        arguments.divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
+        if angle_groups is not None:
+            arguments.positive("angle_groups", angle_groups)
+            arguments.divides("angle_groups", angle_groups, out_channels=out_channels)
+        arguments.check_padding_mode(padding_mode)
+        arguments.check_dtype(dtype)
+        check_taps(taps)
+        check_path(path)
+        check_form(form)
+        arguments.profile_to_learn(taps, learn_profile)
+        if form == "separable" and (angle_groups is None or taps == "free" or groups != 1):
+            raise ValueError(
+                'form="separable" needs angle_groups, taps="shared" or taps="profile", and groups=1, '
+                f"got angle_groups={angle_groups}, taps={taps!r} and groups={groups}"
+            )
+
+        self.kernel_size = (size, size)
+        self.stride = arguments.pair("stride", stride, least=1)
+        self.dilation = arguments.pair("dilation", dilation, least=1)
+        self.padding_cells = arguments.padding_pair(padding, size, self.stride, self.dilation)
+        self.padding = padding if isinstance(padding, str) else self.padding_cells
+        self.padding_mode = padding_mode
+        self.taps: Taps = taps
+        self.path: Path = path
+        self.angle_groups = angle_groups
+        self.learn_angle, self.learn_profile = learn_angle, learn_profile
+        self.form: Form = form
+        self.angle_grad_scale = 1 / (self._weight_variance() * self._slices_per_angle())
+
+        slices = (out_channels, in_channels // groups)
+        angles = slices if angle_groups is None else (angle_groups, slices[1])
+        profiles = slices[:1] if angle_groups is None else angles
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._add("weight", torch.empty(*slices, size if taps == "free" else 1, **options), True)
+        self._add("angle", torch.empty(angles, **options), learn_angle)
+        self._add("profile", torch.empty(*profiles, size, **options) if taps == "profile" else None, learn_profile)
+        self._add("bias", torch.empty(out_channels, **options) if bias else None, True)
+        self.reset_parameters()
+
+    @classmethod
+    def like(
+        cls,
+        conv: nn.Conv2d,
+        taps: Taps = "free",
+        path: Path = "circle",
+        angle_groups: int | None = None,
+        learn_angle: bool = True,
+        form: Form = "auto",
+        learn_profile: bool = True,
+    ) -> "RotateConv2d":
+        """A layer with a convolution's arguments and values of its own; `from_conv` takes over the values too.
+
+        Args, raises: as `from_conv`, but that the convolution may be on the meta device; the layer is then, too.
+
+        Example:
+            >>> RotateConv2d.like(nn.Conv2d(16, 32, 3, padding=1), taps="shared").padding
+            (1, 1)
+        """
+        arguments.same_convolution(conv)
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            taps=taps,
+            path=path,
+            angle_groups=angle_groups,
+            learn_angle=learn_angle,
+            learn_profile=learn_profile,
+            form=form,
+        )
+        for name, parameter in layer.named_parameters():
+            source = conv.bias if name == "bias" else conv.weight
+            parameter.requires_grad_(source is not None and source.requires_grad)
+        return layer.train(conv.training)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        taps: Taps = "free",
+        path: Path = "circle",
+        angle_groups: int | None = None,
+        learn_angle: bool = True,
+        form: Form = "auto",
+        learn_profile: bool = True,
+    ) -> "RotateConv2d":
+        """The layer nearest to a trained convolution: least squares over weights, angles and profiles.
+
+        Args:
+            conv: an nn.Conv2d with a square odd kernel of at least 3; it is not changed.
+            taps, path, angle_groups, learn_angle, form, learn_profile: as in the constructor.
+
+        Returns:
+            A layer with the convolution's arguments, bias, device, dtype, training flag and requires_grad.
+
+        Raises:
+            TypeError: If conv is not an nn.Conv2d.
+            ValueError: If its kernel is not square and odd, or holds NaN, or it is on the meta device.
+
+        Example:
+            >>> conv = nn.Conv2d(16, 32, 3, padding=1)
+            >>> RotateConv2d.from_conv(conv, taps="shared").weight.shape
+            torch.Size([32, 16, 1])
+        """
+        arguments.same_convolution(conv)
+        if conv.weight.is_meta:
+            raise ValueError("expected a convolution with values, got one on the meta device: materialise it first")
+        layer = cls.like(conv, taps, path, angle_groups, learn_angle, form, learn_profile)
+        with torch.no_grad():
+            fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)
+            layer.weight.copy_(fit.weight)
+            layer.angle.copy_(fit.angle)
+            if layer.profile is not None and fit.profile is not None:
+                layer.profile.copy_(fit.profile)
+            if layer.bias is not None and conv.bias is not None:
+                layer.bias.copy_(conv.bias)
+        return layer
+
+    def reset_parameters(self) -> None:
+        """Draw new values: angles uniform over a turn, weights with the kernel norm of Kaiming-normal."""
+        with torch.no_grad():
+            self.weight.normal_(0, math.sqrt(self._weight_variance()))
+            self.angle.uniform_(-torch.pi, torch.pi)
+            if self.profile is not None:
+                # Every profile on its own has the norm 1 over a turn: no channel is louder than the next.
+                self.profile.copy_(unit_profile(self.profile.normal_(), self.kernel_size[0], self.path))
+            if self.bias is not None:
+                bound = 1 / math.sqrt(self.weight.shape[1] * self.kernel_size[0] ** 2)  # nn.Conv2d's
+                self.bias.uniform_(-bound, bound)
+
+    def kernel(self) -> Tensor:
+        """The kernel that the layer convolves with, (out, in/groups, k, k), with exact gradients."""
+        return self._kernel(1.0, self.weight.dtype, channels_last=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
+        scale = self.angle_grad_scale if self.learn_angle else 1.0
+        padding = self.padding_cells
+        if self.padding_mode != "zeros":
+            height, width = padding
+            padded = F.pad(input, (width, width, height, height), mode=self.padding_mode)
+            input = in_layout(padded, is_channels_last(input))  # "circular" loses it
+            padding = (0, 0)
+        if self.angle_groups is not None and self.taps != "free" and self.groups == 1:
+            weight, lines = self.weight[..., 0], self._lines(scale)
+            return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
+        # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
+        # `.to(memory_format=...)` cannot give to a kernel that is computed.
+        dtype = compute_dtype(input, self.weight)
+        if (kernel := take_kernel(self, dtype)) is None:
+            kernel = self._kernel(scale, dtype, is_channels_last(input))
+        return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """A new nn.Conv2d with the same output: the layer for inference. A kernel has k² numbers in it again.
+
+        Returns:
+            The convolution, with every argument, the device, dtype, training flag and requires_grad carried over.
+
+        Example:
+            >>> layer, x = RotateConv2d(4, 8, 3), torch.randn(1, 4, 9, 9)
+            >>> torch.allclose(layer.fuse()(x), layer(x), atol=1e-6)
+            True
+        """
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        conv.weight.copy_(self.kernel()).requires_grad_(self.weight.requires_grad)
+        if self.bias is not None:
+            conv.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        return conv.train(self.training)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The arguments of the call that builds this layer again, defaults left out."""
+        shown = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        defaults = {
+            "stride": (1, 1),
+            "padding": (0, 0),
+            "dilation": (1, 1),
+            "groups": 1,
+            "padding_mode": "zeros",
+            "angle_groups": None,
+            "learn_angle": True,
+            "form": "auto",
+            "learn_profile": True,
+        }
+        shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
+        shown += [] if self.bias is not None else ["bias=False"]
+        return ", ".join([*shown, f"taps={self.taps!r}", f"path={self.path!r}"])
+
+    def _add(self, name: str, tensor: Tensor | None, learned: bool) -> None:
+        if not learned:
+            return self.register_buffer(name, tensor)
+        self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
+
+    def _kernel(self, angle_grad_scale: float, dtype: torch.dtype, channels_last: bool) -> Tensor:
+        line = partial(
+            fused_line_kernel, kernel_size=self.kernel_size[0], path=self.path, angle_grad_scale=angle_grad_scale
+        )
+        if self.angle_groups is None:
+            return line(taps_of(self), self.angle, dtype=dtype, channels_last=channels_last)
+        if self.taps == "free":
+            weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
+            kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1])).flatten(0, 1)
+        else:
+            kernel = dense_kernel(self.weight[..., 0], self._lines(angle_grad_scale))
+        return in_layout(kernel.to(dtype), channels_last)
+
+    def _lines(self, angle_grad_scale: float) -> Tensor:
+        """The line filter of each group and input channel, (G, in/groups, k, k): a kernel is a multiple of it."""
+        profile = torch.ones_like(self.angle)[..., None] if self.profile is None else self.profile
+        return fused_line_kernel(profile, self.angle, self.kernel_size[0], self.path, angle_grad_scale=angle_grad_scale)
+
+    def _weight_variance(self) -> float:
+        """σ² such that a slice has the expected squared norm of Kaiming-normal, k² · 2 / (in/groups · k²)."""
+        gram = mean_gram(self.kernel_size[0], self.path)
+        norm = {"free": gram.trace().item(), "shared": gram.sum().item(), "profile": 1.0}[self.taps]
+        return 2 / (self.in_channels // self.groups) / norm
+
+    def _slices_per_angle(self) -> int:
+        return 1 if self.angle_groups is None else self.out_channels // self.angle_groups
+
+
+# torch.fx traces around what looks at its tensors: the layer stays traceable without being a leaf.
+torch.fx.wrap("fused_line_kernel")
+torch.fx.wrap("in_layout")
+torch.fx.wrap("compute_dtype")
+torch.fx.wrap("is_channels_last")
+torch.fx.wrap("grouped_conv2d")

@@ -1,0 +1,1 @@
+"""Fewer bits, and the file that holds them: quantize, train quantized, pack."""

@@ -1,0 +1,225 @@
+"""A trained model in few bytes: packed into a file of quantised numbers, and loaded from it."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rotateconv.convert.fuse import fuse
+from rotateconv.convert.module_swap import replace_modules
+from rotateconv.models import build_model
+from rotateconv.nn.conv import RotateConv2d
+from rotateconv.quantization.pack_file import read_packed, write_packed
+from rotateconv.quantization.pack_streams import decode, encode
+from rotateconv.quantization.quantize import Entry, entries, quantize
+
+
+@dataclass(frozen=True)
+class PackedDescription:
+    """What a packed file says of its model.
+
+    Attributes:
+        architecture: Name of the model's class.
+        lines: Arguments of the RotateConv2d layers that the net does not have by itself, by name.
+        bits: Of weights, angles and dense layers, as in quantize.
+        layout: Hash of the names, kinds and shapes of its tensors.
+        build: Arguments of build_model; None for a model that it did not build.
+        classes: Names of the classes, in the order of the outputs; None where pack was not told.
+        mean, std: Per channel, of images between 0 and 1; or None.
+        input_size: (channels, height, width), or None.
+    """
+
+    architecture: str
+    lines: dict[str, dict[str, Any]]
+    bits: list[int]
+    layout: str
+    build: dict[str, Any] | None = None
+    classes: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    input_size: list[int] | None = None
+
+
+def pack(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    weight_bits: int = 4,
+    angle_bits: int = 5,
+    dense_bits: int = 8,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: Sequence[int] | None = None,
+) -> None:
+    """Write a model into one small file, rounded as by `quantize` with the same bits.
+
+    docs/packed-format.md describes the file byte by byte. `load_packed` builds a net of `build_model` from it
+    alone; of any other model it holds the numbers and which convolutions are lines, and `load_packed` is given
+    the rest.
+
+    Args:
+        model: Of float32 numbers; not changed.
+        path: The file to write, exactly; whole or not at all.
+        weight_bits, angle_bits, dense_bits: As in quantize.
+        classes: Names of the classes, in the order of the outputs.
+        mean, std: Per channel, of images between 0 and 1: the model sees (image - mean) / std.
+        input_size: (channels, height, width) of an image.
+
+    Raises:
+        ValueError: If bits are out of range, a number is not float32 or not finite, or the disk takes nothing
+            at path.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pack(build_model("resnet20", "rotate2"), f"{folder}/net.rotateconv")
+        ...     net = load_packed(f"{folder}/net.rotateconv")
+        >>> sum(parameter.numel() for parameter in net.parameters())
+        61850
+    """
+    quantised = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
+    bits = [weight_bits, angle_bits, dense_bits]
+    tensors = entries(quantised, *bits)
+    for entry in tensors:
+        if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
+            raise ValueError(
+                f"pack needs float32 numbers, and {entry.name} is {entry.tensor.dtype}: call model.float()"
+            )
+    build, lines = _recipe(quantised)
+    description = PackedDescription(
+        architecture=type(model).__qualname__,
+        build=build,
+        lines=lines,
+        bits=bits,
+        layout=_layout(tensors),
+        classes=None if classes is None else list(classes),
+        mean=None if mean is None else list(mean),
+        std=None if std is None else list(std),
+        input_size=None if input_size is None else list(input_size),
+    )
+    told = {key: value for key, value in asdict(description).items() if value is not None}
+    write_packed(path, told, encode(tensors))
+
+
+def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | None = None) -> nn.Module:
+    """The model in a packed file: bit for bit what `quantize` makes of the model that was packed.
+
+    Args:
+        path: A file that `pack` wrote.
+        fused: Whether every RotateConv2d becomes the nn.Conv2d with the same output: faster, and not to be
+            trained as lines any more.
+        model: For a file of a model that build_model did not build: that model, before or after `convert`, with
+            any values. Not changed.
+
+    Returns:
+        A new model in evaluation mode, on the CPU or the device of the model given.
+
+    Raises:
+        ValueError: If the file is missing, cut off, altered, foreign or of another version, or the model given
+            is not the one it needs.
+
+    Example:
+        >>> load_packed("nothing.rotateconv")
+        Traceback (most recent call last):
+        ValueError: cannot read nothing.rotateconv: No such file or directory
+    """
+    fields, streams = read_packed(path)
+    try:
+        description = PackedDescription(**fields)
+        skeleton = _skeleton(description, model)
+        tensors = entries(skeleton, *description.bits)
+        if _layout(tensors) != description.layout:
+            other = "the model given has" if model is not None else "this version builds for its name"
+            raise ValueError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
+        decode(tensors, streams)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
+    return (fuse(skeleton) if fused else skeleton).eval()
+
+
+def describe_packed(path: str | Path) -> PackedDescription:
+    """What a packed file says of its model: how it was built, its bits, its classes and normalisation.
+
+    Raises:
+        ValueError: If the file is missing, cut off, altered, foreign or of another version.
+    """
+    fields, _ = read_packed(path)
+    try:
+        return PackedDescription(**fields)
+    except TypeError as error:
+        raise ValueError(f"cannot load {path}: {error}") from None
+
+
+def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+    """Arguments of build_model, and the lines that have to be put into what it builds; None and all lines where
+    that would not be this model."""
+    build = getattr(model, "build_arguments", None)
+    lines = {name: _line_arguments(m) for name, m in model.named_modules() if isinstance(m, RotateConv2d)}
+    if build is not None:
+        built = _build(build)
+        own = {name: _line_arguments(m) for name, m in built.named_modules() if isinstance(m, RotateConv2d)}
+        added = {name: line for name, line in lines.items() if own.get(name) != line}
+        if type(built) is type(model) and all(name not in own for name in added):
+            _put_lines(built, added)
+            if _layout(entries(built, 8, 8, 8)) == _layout(entries(model, 8, 8, 8)):
+                return build, added
+    return None, lines
+
+
+def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Module:
+    """The model of the description, with any values."""
+    if description.build is not None:
+        if model is not None:
+            raise ValueError("it says itself how its model is built: leave the argument model out")
+        skeleton = _build(description.build)
+    elif model is None:
+        raise ValueError(
+            f"it holds a {description.architecture}, which build_model does not build: give one as the argument model"
+        )
+    else:
+        skeleton = copy.deepcopy(model)
+    _put_lines(skeleton, description.lines)
+    return skeleton
+
+
+def _build(arguments: dict[str, Any]) -> nn.Module:
+    # Not on the meta device, which takes more than a second to import; and not with the caller's random numbers.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return build_model(**arguments).float()
+
+
+def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
+    """Replace the named convolutions by RotateConv2d layers with these arguments, in place."""
+    new: dict[nn.Module, nn.Module] = {}
+    for name, line in lines.items():
+        conv = model.get_submodule(name)
+        if isinstance(conv, RotateConv2d) and _line_arguments(conv) == line:
+            continue
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
+        gpus = [conv.weight.device] if conv.weight.is_cuda else []
+        with torch.random.fork_rng(devices=gpus):
+            new[conv] = RotateConv2d.like(conv, **line)
+    replace_modules(model, new)
+
+
+def _line_arguments(line: RotateConv2d) -> dict[str, Any]:
+    return {
+        "taps": line.taps,
+        "path": line.path,
+        "angle_groups": line.angle_groups,
+        "learn_angle": line.learn_angle,
+        **({} if line.learn_profile else {"learn_profile": False}),  # unknown to older files
+    }
+
+
+def _layout(tensors: list[Entry]) -> str:
+    """A hash of what the tensors are; numbers that fit by chance must not be loaded into another model."""
+    lines = [f"{entry.name} {entry.kind} {entry.bits} {list(entry.tensor.shape)}" for entry in tensors]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

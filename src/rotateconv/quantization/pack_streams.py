@@ -1,0 +1,138 @@
+"""The rounded tensors of a model as streams of codes, one stream a kind of code, and back."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_half
+from rotateconv.quantization.quantize import Entry
+
+Streams = dict[str, tuple[Tensor, int]]
+
+
+def encode(tensors: Sequence[Entry]) -> Streams:
+    """The codes of a quantised model's entries.
+
+    Returns:
+        By name: the codes, uint8, of all entries one after the other, and their width in bits.
+
+            weight, dense        c + m of every weight, with m = 2^(bits-1) - 1
+            scale                the exponents of all slices as int16: all low bytes, then all high bytes
+            angle                of the angles that turn something
+            mantissa             sign and fraction of every bfloat16
+            exponent             of every tensor of bfloat16 the largest exponent, then how far each is below it:
+                                 few of these distances are common
+            integer              as int64: all lowest bytes first, all highest bytes last
+    """
+    weights: dict[str, list[Tensor]] = {"weight": [], "dense": []}
+    scales, angles, mantissas, exponents, integers = [], [], [], [], []
+    widths = {"weight": 8, "dense": 8, "angle": 8}
+    for entry in tensors:
+        values = entry.tensor.detach().cpu()
+        widths[entry.kind] = entry.bits
+        if entry.kind in weights:
+            codes, scale = encode_weight(values, entry.bits)
+            weights[entry.kind].append((codes.flatten().short() + _limit(entry)).to(torch.uint8))
+            scales.append(scale)
+        elif entry.kind == "angle":
+            angles.append(encode_angle(values, entry.bits, entry.period)[~entry.idle().cpu()])
+        elif entry.kind == "half":
+            half = to_half(values).flatten().view(torch.int16).int() & 0xFFFF
+            mantissas.append(((half >> 15 << 7) | (half & 0x7F)).to(torch.uint8))
+            exponent = ((half >> 7) & 0xFF).to(torch.uint8)
+            exponents.append(_below_largest(exponent))
+        else:
+            integers.append(values.flatten().long())
+    streams = {name: _joined(codes, torch.uint8) for name, codes in weights.items()}
+    streams["scale"] = _planes(_joined(scales, torch.int16))
+    streams["angle"] = _joined(angles, torch.uint8)
+    streams["mantissa"] = _joined(mantissas, torch.uint8)
+    streams["exponent"] = _joined(exponents, torch.uint8)
+    streams["integer"] = _planes(_joined(integers, torch.int64))
+    return {name: (codes, widths.get(name, 8)) for name, codes in streams.items()}
+
+
+@torch.no_grad()
+def decode(tensors: Sequence[Entry], streams: Mapping[str, Tensor]) -> None:
+    """Write the tensors that the codes are of; the opposite of `encode`.
+
+    Raises:
+        ValueError: If a stream has more or fewer codes than the entries.
+    """
+    reader = _Reader(streams)
+    reader.streams["scale"] = _from_planes(reader.all("scale"), torch.int16)
+    reader.streams["integer"] = _from_planes(reader.all("integer"), torch.int64)
+    for entry in tensors:
+        shape, count = entry.tensor.shape, entry.tensor.numel()
+        if entry.kind in ("weight", "dense"):
+            codes = reader.take(entry.kind, count).view(shape).short() - _limit(entry)
+            value = decode_weight(codes, reader.take("scale", shape[0]))
+        elif entry.kind == "angle":
+            idle = entry.idle().cpu()
+            value = torch.zeros(shape, dtype=torch.float32)
+            value[~idle] = decode_angle(reader.take("angle", int((~idle).sum())), entry.bits, entry.period)
+        elif entry.kind == "half":
+            largest, below = reader.take("exponent", 1).int(), reader.take("exponent", count).int()
+            mantissa = reader.take("mantissa", count).int()
+            half = (mantissa >> 7 << 15) | ((largest - below & 0xFF) << 7) | (mantissa & 0x7F)
+            value = (half - (half >> 15 << 16)).short().view(torch.bfloat16).view(shape)
+        else:
+            value = reader.take("integer", count).view(shape)
+        entry.tensor.copy_(value)
+    reader.finish()
+
+
+class _Reader:
+    """Takes the codes of each stream in order."""
+
+    def __init__(self, streams: Mapping[str, Tensor]) -> None:
+        self.streams = dict(streams)
+        self.taken: dict[str, int] = {}
+
+    def all(self, name: str) -> Tensor:
+        if name not in self.streams:
+            raise ValueError(f"its stream {name!r} is missing")
+        return self.streams[name]
+
+    def take(self, name: str, count: int) -> Tensor:
+        start = self.taken.get(name, 0)
+        codes = self.all(name)[start : start + count]
+        if len(codes) != count:
+            raise ValueError(f"its stream {name!r} has {len(self.all(name))} codes, too few for the model")
+        self.taken[name] = start + count
+        return codes
+
+    def finish(self) -> None:
+        for name in ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer"):
+            if self.taken.get(name, 0) != len(self.streams[name]):
+                raise ValueError(f"its stream {name!r} has {len(self.streams[name])} codes, too many for the model")
+
+
+def _limit(entry: Entry) -> int:
+    return int(2 ** (entry.bits - 1) - 1)
+
+
+def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0, dtype=dtype)
+
+
+def _below_largest(exponent: Tensor) -> Tensor:
+    largest = exponent.amax(0, keepdim=True) if len(exponent) else exponent.new_zeros(1)
+    return torch.cat([largest, largest - exponent])
+
+
+def _planes(values: Tensor) -> Tensor:
+    """Little-endian numbers as bytes, all of the lowest first: the high ones are alike and pack well."""
+    count = values.element_size()
+    return torch.cat([(values >> (8 * byte)).bitwise_and(0xFF).to(torch.uint8) for byte in range(count)])
+
+
+def _from_planes(data: Tensor, dtype: torch.dtype) -> Tensor:
+    count = torch.empty(0, dtype=dtype).element_size()
+    if len(data) % count:
+        raise ValueError(f"a stream of {len(data)} bytes where {count} a number were expected")
+    if len(data) == 0:
+        return torch.empty(0, dtype=dtype)
+    numbers = torch.empty(len(data) // count, count, dtype=torch.uint8)  # with the strides that `view` asks for
+    return numbers.copy_(data.view(count, -1).T).view(dtype).flatten()

@@ -1,0 +1,188 @@
+"""Round the numbers of a model to few bits; the result is an ordinary model of the same class."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rotateconv.convert.recalibrate import recalibrate
+from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn.conv import RotateConv2d
+from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_half, turn
+
+Kind = Literal["weight", "dense", "half", "integer", "angle"]
+
+
+def quantize(
+    model: nn.Module,
+    weight_bits: int = 4,
+    angle_bits: int = 5,
+    *,
+    dense_bits: int = 8,
+    calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
+) -> nn.Module:
+    """A copy of a model whose numbers are the nearest ones that few bits can hold.
+
+    ::
+
+        convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8), |c| < 2^(bits-1)   see rounding.encode_weight
+        angles               θ̂ = q · period / 2^bits                               see rounding.encode_angle
+        everything else      bfloat16: profiles, biases, norms and their statistics; integers stay
+
+    `weight_bits` are for what has a spatial kernel: every RotateConv2d and MaskedConv2d, and a dense convolution
+    beyond 1x1 that is neither the model's first nor grouped. `dense_bits` are for the first convolution, 1x1 and
+    grouped ones and linear layers: few numbers in a net for small images, and they suffer most from rounding.
+    The period of an angle is a full turn, and half of one with taps="shared". A slice whose taps all become 0
+    (the centre one aside, which does not move) has no direction: its angle becomes 0, which saves its bits in a
+    packed file and changes no kernel.
+
+    Args:
+        model: Not changed.
+        weight_bits: 2 to 8.
+        angle_bits: 3 to 8.
+        dense_bits: 2 to 8.
+        calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
+            statistics again behind the rounded weights. None keeps those of the training, which with 3 bits and
+            fewer no longer fit.
+
+    Returns:
+        The copy, with dtypes, devices and training flags as they were. Quantising it again changes nothing.
+
+    Raises:
+        ValueError: If bits are out of their range, a number is not finite, or the calibration has no image.
+
+    Example:
+        >>> layer = quantize(RotateConv2d(16, 16, 3), weight_bits=3, angle_bits=4)
+        >>> len((layer.weight[0] / layer.weight[0].abs().max()).unique()) <= 7, len(layer.angle.unique()) <= 16
+        (True, True)
+
+    Reference:
+        Han, Mao, Dally, "Deep Compression", ICLR 2016.
+    """
+    quantised = copy.deepcopy(model)
+    tensors = entries(quantised, weight_bits, angle_bits, dense_bits)
+    round_in_place(tensors)
+    if calibration is not None:
+        recalibrate(quantised, calibration)
+        round_in_place([entry for entry in tensors if entry.kind == "half"])
+    return quantised
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A tensor of a model and how it is rounded.
+
+    Attributes:
+        name: In the model's state dict; the first, if it is registered under several.
+        tensor: The parameter or buffer itself.
+        kind: "weight", "dense" (codes with a scale a slice), "angle", "half" (bfloat16) or "integer" (as it is).
+        bits: Of a code; 16 for "half", 64 for "integer".
+        lines: The layers that an angle belongs to, else empty; nearly always one.
+    """
+
+    name: str
+    tensor: Tensor
+    kind: Kind
+    bits: int
+    lines: tuple[RotateConv2d, ...] = ()
+
+    @property
+    def period(self) -> float:
+        """Of an angle, in radians; where layers of several kinds share one, the longest."""
+        return max(turn(line.taps) for line in self.lines)
+
+    def idle(self) -> Tensor:
+        """Where an angle turns nothing: no tap that moves has a weight. A bool of its shape."""
+        return torch.stack([_idle(line) for line in self.lines]).all(0)
+
+
+def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int) -> list[Entry]:
+    """Every tensor of a model's state dict once, in its order, but the angles at the end.
+
+    Raises:
+        ValueError: If bits are out of their range, or a tensor is complex.
+    """
+    for name, bits, least in (
+        ("weight_bits", weight_bits, 2),
+        ("angle_bits", angle_bits, 3),
+        ("dense_bits", dense_bits, 2),
+    ):
+        if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
+            raise ValueError(f"{name} must be a whole number from {least} to 8, got {bits!r}")
+    bits_of: dict[Kind, int] = {
+        "weight": weight_bits,
+        "dense": dense_bits,
+        "half": 16,
+        "integer": 64,
+        "angle": angle_bits,
+    }
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    lines: dict[int, list[RotateConv2d]] = {}
+    for module in model.modules():
+        if isinstance(module, RotateConv2d):
+            lines.setdefault(id(module.angle), []).append(module)
+
+    found: dict[int, Entry] = {}
+    for name, module, key, tensor in _tensors(model):
+        if tensor.is_complex():
+            raise ValueError(f"cannot quantise {name}: expected real numbers, got {tensor.dtype}")
+        kind = _kind(module, key, tensor, module is first)
+        if id(tensor) not in found:
+            owners = tuple(lines[id(tensor)]) if kind == "angle" else ()
+            found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners)
+    return sorted(found.values(), key=lambda entry: entry.kind == "angle")
+
+
+@torch.no_grad()
+def round_in_place(tensors: list[Entry]) -> None:
+    """Write the rounded numbers into the tensors of a model; the angles come after the weights."""
+    for entry in tensors:
+        if entry.kind != "integer":
+            try:
+                entry.tensor.copy_(_rounded(entry))
+            except ValueError as error:
+                raise ValueError(f"cannot quantise {entry.name}: {error}") from None
+
+
+def _rounded(entry: Entry) -> Tensor:
+    if entry.kind == "angle":
+        angle = decode_angle(encode_angle(entry.tensor, entry.bits, entry.period), entry.bits, entry.period)
+        return angle.masked_fill_(entry.idle(), 0)  # the weights, earlier in the order, are rounded already
+    if entry.kind == "half":
+        return to_half(entry.tensor)
+    return decode_weight(*encode_weight(entry.tensor, entry.bits))
+
+
+def _idle(line: RotateConv2d) -> Tensor:
+    weight = line.weight.detach()
+    if line.taps == "free":
+        weight = weight.index_fill(-1, torch.tensor(line.kernel_size[0] // 2, device=weight.device), 0)
+    still = (weight == 0).all(-1)  # [out, in]
+    return still if line.angle_groups is None else still.unflatten(0, (line.angle_groups, -1)).all(1)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Name, owner, name in it, tensor: parameters, then the buffers that a state dict has, module by module."""
+    for prefix, module in model.named_modules():
+        kept = {k: b for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for key, tensor in (*module._parameters.items(), *kept.items()):
+            if tensor is not None:
+                yield f"{prefix}.{key}" if prefix else key, module, key, tensor
+
+
+def _kind(module: nn.Module, key: str, tensor: Tensor, first: bool) -> Kind:
+    if not tensor.is_floating_point():
+        return "integer"
+    if isinstance(module, RotateConv2d) and key == "angle":
+        return "angle"
+    if key == "weight":
+        if isinstance(module, RotateConv2d | MaskedConv2d):
+            return "weight"
+        if isinstance(module, nn.Conv2d) and not first and module.groups == 1 and max(module.kernel_size) > 1:
+            return "weight"
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            return "dense"
+    return "half"

@@ -1,0 +1,113 @@
+"""Statistics of norms measured again: the values, what stays as it was, and bad input."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from rotateconv import build_model, quantize, recalibrate
+from rotateconv.quantization.primitives import to_half
+
+
+def batches(*sizes: int, channels: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(size, channels, 8, 8, generator=generator) * 3 + 1 for size in sizes]
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+
+
+def test_batches_count_by_their_images() -> None:
+    norm = nn.BatchNorm2d(3).double()
+    norm.running_mean.fill_(torch.nan)  # whatever they were
+    images = [batch.double() for batch in batches(2, 5, 1)]
+    recalibrate(norm, images)
+    channels = [batch.transpose(0, 1).flatten(1) for batch in images]
+    total = sum(len(batch) for batch in images)
+    mean = sum(len(batch) * rows.mean(1) for batch, rows in zip(images, channels, strict=True)) / total
+    var = sum(len(batch) * rows.var(1) for batch, rows in zip(images, channels, strict=True)) / total
+    torch.testing.assert_close(norm.running_mean, mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(norm.running_var, var, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["resnet20", "densenet40"])
+def test_equal_batches_give_what_torch_gives_for_averaged_weights(model: str) -> None:
+    net = (
+        build_model(model, "rotate4", width=0.5).double()
+        if model == "resnet20"
+        else build_model(model, growth=2).double()
+    )
+    images = [batch.double() for batch in batches(4, 4, 4)]
+    recalibrate(net, images)
+    found = statistics(net)
+    update_bn(images, net)
+    for name, expected in statistics(net).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_dropout_drops_nothing() -> None:
+    wet, dry = (build_model("densenet40", growth=2, dropout=rate) for rate in (0.5, 0.0))
+    dry.load_state_dict(wet.state_dict())
+    for net in (wet, dry):
+        recalibrate(net, batches(4, 2))
+    assert all(torch.equal(value, statistics(dry)[name]) for name, value in statistics(wet).items())
+
+
+def test_all_but_the_statistics_stays() -> None:
+    net = build_model("resnet20", "rotate2p", width=0.5).train()
+    net.stages[0].eval()
+    net.stem_norm = nn.BatchNorm2d(3, track_running_stats=False)  # keeps none
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms[1].momentum, norms[2].momentum = None, 0.3
+    modes, momenta = [module.training for module in net.modules()], [norm.momentum for norm in norms]
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    recalibrate(net, batches(4))
+    assert [module.training for module in net.modules()] == modes
+    assert [norm.momentum for norm in norms] == momenta
+    for name, tensor in net.state_dict().items():
+        kept = "running" not in name and "num_batches" not in name
+        assert torch.equal(tensor, before[name]) == kept, name
+
+
+def test_a_failing_batch_leaves_flags_and_momentum() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)).eval()
+    with pytest.raises(RuntimeError):
+        recalibrate(net, [torch.zeros(2, 4, 8, 8)])
+    assert net[0].momentum == 0.1
+    assert not net[0].training
+
+
+def test_pairs_with_labels_are_batches_too() -> None:
+    one, two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    recalibrate(one, batches(4, 2))
+    recalibrate(two, [(images, torch.zeros(len(images))) for images in batches(4, 2, 0)])
+    assert all(torch.equal(value, statistics(two)[name]) for name, value in statistics(one).items())
+
+
+def test_no_image_is_refused_and_changes_nothing() -> None:
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.fill_(7)
+    with pytest.raises(ValueError, match="expected at least one image to measure the statistics on, not 0"):
+        recalibrate(norm, [])
+    assert (norm.running_mean == 7).all()
+
+
+@pytest.mark.parametrize("conv", ["conv3x3", "rotate4", "mask4"])
+def test_quantising_with_images_is_rounding_measuring_and_rounding(conv: str) -> None:
+    net = build_model("resnet20", conv, width=0.5)
+    recalibrate(net, batches(4))  # not the ones of the start, which are exact in 16 bits
+    original = statistics(net)
+    found = quantize(net, 3, 4, calibration=batches(6, 6))
+    expected = quantize(net, 3, 4)
+    recalibrate(expected, batches(6, 6))
+    measured = statistics(expected)
+    for name, tensor in found.state_dict().items():
+        if "running" in name:
+            assert torch.equal(tensor, to_half(measured[name]).float()), name
+            assert not torch.equal(tensor, to_half(original[name]).float()), name
+        else:
+            assert torch.equal(tensor, expected.state_dict()[name]), name
+    assert all(torch.equal(value, statistics(net)[name]) for name, value in original.items())
+    again = quantize(found, 3, 4).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in found.state_dict().items())

@@ -1,0 +1,82 @@
+"""The Triton kernels: their numbers in Triton's interpreter and on a GPU, and that they compile for one."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rotateconv.kernels import fused as ops
+from triton_tests import run_triton_tests
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.mark.slow
+def test_numbers_in_the_interpreter() -> None:
+    run_triton_tests("triton_numbers.py", interpret=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_numbers_on_a_gpu() -> None:
+    run_triton_tests("triton_numbers.py", interpret=False)
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(
+    ("name", "size", "shared", "square"), [("_forward", 3, False, False), ("_backward", 5, True, True)]
+)
+def test_compiles_for_a_gpu(
+    name: str, size: int, shared: bool, square: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from rotateconv.kernels import fused_triton as triton_ops
+
+    if "nvidia" not in backends:
+        pytest.skip("this Triton is built without NVIDIA's compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function = getattr(triton_ops, name)
+    options = triton_ops.compile_options(size, shared, square, torch.float32)
+    pointers = {
+        "kernels": "*bf16",
+        "grad": "*bf16",
+        **dict.fromkeys(("weight", "angle", "to_weight", "to_angle"), "*fp32"),
+    }
+    types: dict[str, Any] = {**dict.fromkeys(function.arg_names, "i32"), **pointers, "scale": "fp32"}
+    types |= dict.fromkeys(options, "constexpr")
+    source = ASTSource(function, {name: types[name] for name in function.arg_names}, options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
+    assert "sin.approx" not in compiled.asm["ptx"]  # good to 2e-6 of a whole turn only, and no better far from 0
+
+
+def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_on_gpu", lambda angle: True)
+    weight, angle = torch.randn(4, 3, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    expected = ops.line_kernel(weight, angle)
+    for error in (ImportError, RuntimeError):
+
+        class Missing:
+            def find_spec(self, name: str, *_: Any, error: type[Exception] = error) -> None:
+                if name == "rotateconv.kernels.fused_triton":
+                    raise error("no driver")
+
+        ops._import_triton_ops.cache_clear()
+        monkeypatch.delitem(sys.modules, "rotateconv.kernels.fused_triton", raising=False)
+        monkeypatch.delattr("rotateconv.kernels.fused_triton", raising=False)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+            found = ops.fused_line_kernel(weight, angle)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+            for mine, other in zip(
+                torch.autograd.grad(found.sum(), (weight, angle)),
+                torch.autograd.grad(expected.sum(), (weight, angle), retain_graph=True),
+                strict=True,
+            ):
+                torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+            assert ops._import_triton_ops() is None
+    ops._import_triton_ops.cache_clear()

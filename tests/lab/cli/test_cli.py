@@ -1,0 +1,409 @@
+"""Laws of the command line: help that works, options that arrive, runs that go on, sums that agree."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+import rotateconv
+from rotateconv.lab.cli import app, compare, convert, evaluate, info, train
+from rotateconv.lab.cli.console import duration
+from rotateconv.lab.cli.options import recipe_for, run_name
+from rotateconv.lab.cli.progress import TrainingProgress
+from rotateconv.lab.config import PRESETS, RunConfig, make_config
+from rotateconv.lab.data import images
+from rotateconv.lab.study.convert_run import nets_of
+from rotateconv.lab.train import loop as training
+from rotateconv.lab.train.loop import RunInterrupted, fit
+from rotateconv.lab.train.run_folder import read_config, read_json, read_records, write_json
+from rotateconv.models import MODELS
+from small import Tiny, small_digits
+
+COMMANDS = {"train": train, "compare": compare, "convert": convert, "evaluate": evaluate, "info": info}
+SMALL = ["--set", "model=tiny", "--set", "augment=none", "--epochs", "2", "--batch-size", "32", "--lr", "0.05"]
+PYTHON = [sys.executable, "-m", "rotateconv"]
+# Four channels: small enough for a test, and a name that other processes know too.
+NARROW = ["--width", "0.25", "--epochs", "1", "--set", "warmup=0"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = small_digits()
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    monkeypatch.setattr(images, "load_data", lambda name, *args, **kwargs: data)
+    monkeypatch.chdir(tmp_path)
+    for name in ("COLUMNS", "RANK", "WORLD_SIZE", "ROTATECONV_DATA", "ROTATECONV_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*args: str, code: int = 0) -> str:
+    """Return what a command prints; it must end with `code`, and print nothing else where that is 0."""
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == code, result.output
+    assert code or not result.stderr, result.stderr
+    return result.stdout
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    values = {"model": "tiny", "epochs": 2, "batch_size": 32, "lr": 0.05, **changes}
+    return make_config("digits", changes=values)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_commands_that_parse(name: str) -> None:
+    command = typer.main.get_command(app).commands[name]
+    lines = [line.strip() for line in run(name, "--help").splitlines()]
+    commands = re.findall(r"\[bold\](.*)\[/bold\]", COMMANDS[name].EXAMPLES)
+    assert commands
+    for text in commands:
+        assert text in lines
+        words = shlex.split(text)
+        rest = words[words.index(name) + 1 :]
+        command.make_context(name, rest)  # raises where an option is unknown or its value has another type
+
+
+def test_convert_says_what_it_cost_and_goes_on() -> None:
+    run("train", *SMALL, "--conv", "conv3x3", "--out", "dense")
+    words = ["convert", "dense", "--taps", "profile", "--epochs", "2", "--out", "lines"]
+    told = run(*words)
+    found = read_json(Path("lines/conversion.json"))
+    assert found["lines"] == "profile"
+    assert read_config(Path("lines")).source == read_config(Path("lines")).teacher == "dense"
+    for key, name in nets_of(found).items():
+        numbers = [f"{found[split][key]:.2f}" for split in ("validation_accuracy", "test_accuracy")]
+        assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
+    for text in (
+        "skipped: the stem",
+        "fitted to lines",
+        "epoch 1/2",
+        "lines/conversion.md",
+        "converted to profile taps",
+    ):
+        assert text in told
+    again = run(*words)
+    assert "epoch 1/2" not in again
+    assert "profile taps" in run("info", "lines")
+    assert f"test accuracy {found['test_accuracy']['fine_tuned']:.2f} %" in run("evaluate", "lines")
+    run("pack", "lines", "--out", "lines.rotateconv")
+    assert "resume it unchanged" in CliRunner().invoke(app, [*words, "--lr", "0.01"]).stderr
+    told = run(*words, "--lr", "0.01", "--stages", "1", "--overwrite", "--qat", "--weight-bits", "3")
+    assert "fine-tuned for 2 epochs, rounded" in told
+    assert read_config(Path("lines")).weight_bits == 3
+
+
+def test_train_goes_on_from_a_run_with_rounded_numbers() -> None:
+    run("train", *SMALL, "--conv", "rotate2p", "--out", "first")
+    told = run("train", "--source", "first", "--qat", "--weight-bits", "3", "--angle-bits", "4")
+    assert "rounded to 3 bits" in told
+    config = read_config(Path("runs/first-qat"))
+    assert (config.conv, config.epochs, config.source, config.teacher) == ("rotate2p", 1, "first", "first")
+    assert (config.qat, config.weight_bits, config.angle_bits) == (True, 3, 4)
+
+
+def test_compare_measures_sizes_too() -> None:
+    words = ["compare", "--convs", "conv3x3,rotate2p", "--seeds", "1", *NARROW, "--out", "both"]
+    run(*words)
+    run("train", "--source", "both/runs/resnet20-rotate2p-w0.25-seed0", "--qat", "--out", "rounded")
+    told = run(*words, "--sizes", "--bits", "32,4", "--with", "rounded")
+    rows = json.loads(Path("both/sizes.json").read_text())
+    assert [(row["dense"], row["bits"], row["qat"]) for row in rows] == [
+        (True, 32, False),
+        (True, 4, False),
+        (False, 32, False),
+        *[(False, 4, row["qat"]) for row in rows[3:]],  # the smaller one last, whichever that is
+    ]
+    assert sorted(row["qat"] for row in rows[3:]) == [False, True]
+    for row in rows:
+        assert f"{row['bytes']:,.0f}" in told
+    for end in ("md", "json", "png"):
+        assert Path(f"both/sizes.{end}").is_file()
+        assert f"both/sizes.{end}" in told
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text(name: str) -> None:
+    parameters = typer.main.get_command(app).commands[name].params
+    assert parameters
+    assert all(len(parameter.help or "") > 5 for parameter in parameters)
+
+
+def test_without_a_command_there_is_help() -> None:
+    assert all(name in run() for name in COMMANDS)
+
+
+def test_the_version() -> None:
+    assert run("--version").strip() == rotateconv.__version__
+
+
+def test_train_says_what_it_does_and_keeps_it() -> None:
+    lines = run("train", *SMALL, "--out", "run").splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["run", "device", "model", "data", "recipe"]
+    config, summary = read_config(Path("run")), read_json(Path("run", "summary.json"))
+    assert config == tiny_config(seed=0)
+    assert lines[2].endswith(f"tiny with rotate4: {summary['parameters']:,} parameters")
+    assert "digits: 101 training, 40 validation, 37 test images, 1 x 8 x 8, 10 classes" in lines[3]
+    records = read_records(Path("run"))
+    for record, line in zip(records, lines[5:7], strict=True):
+        assert line.startswith(f"epoch {record['epoch']}/2  loss {record['train_loss']:.4f}  validation accuracy ")
+        assert f"{record['validation_accuracy']:.2f} %" in line
+    assert lines[7].startswith(f"test accuracy {summary['test_accuracy']:.2f} %")
+    assert lines[-1] == "look closer with: rotateconv evaluate run"
+
+
+OPTIONS: list[tuple[list[str], dict[str, object]]] = [
+    ([], {"recipe": "digits", "data": "digits"}),
+    (["--data", "mnist"], {"recipe": "mnist", "data": "mnist"}),
+    (["--data", "cifar10"], {"recipe": "quick", "data": "cifar10"}),
+    (["--data", "cifar100", "--recipe", "resnet-cifar"], {"recipe": "resnet-cifar", "data": "cifar100"}),
+    (["--recipe", "resnet-cifar"], {"data": "cifar10", "schedule": "steps"}),
+    (["--recipe", "quick"], {"data": "digits", "schedule": "one-cycle"}),
+    (["--data-dir", "somewhere"], {"data_dir": "somewhere"}),
+    (["--data", "folder", "--image-size", "20"], {"image_size": 20}),
+    (["--data", "folder", "--skip-bad-images"], {"skip_bad_images": True}),
+    (["--data", "svhn", "--svhn-extra"], {"svhn_extra": True}),
+    (["--model", "densenet40"], {"model": "densenet40"}),
+    (["--conv", "rotate2p"], {"conv": "rotate2p"}),
+    (["--width", "0.5"], {"width": 0.5}),
+    (["--epochs", "7"], {"epochs": 7}),
+    (["--batch-size", "16"], {"batch_size": 16}),
+    (["--lr", "0.3"], {"lr": 0.3}),
+    (["--seed", "5"], {"seed": 5}),
+    (["--teacher", "big"], {"teacher": "big"}),
+    (["--precision", "bf16"], {"precision": "bf16"}),
+    (["--compile"], {"compile": True}),
+    (["--set", "clip_grad_norm=1", "--set", "ema_decay=0.9"], {"clip_grad_norm": 1.0, "ema_decay": 0.9}),
+    (["--lr", "0.3", "--set", "lr=0.4"], {"lr": 0.4}),
+    (["--config", "file.toml"], {"recipe": "modern", "lr": 0.25, "epochs": 4}),
+    (["--config", "file.toml", "--epochs", "5"], {"recipe": "modern", "lr": 0.25, "epochs": 5}),
+]
+
+
+@pytest.mark.parametrize(("args", "expected"), OPTIONS, ids=lambda value: " ".join(value) or "bare")
+def test_options_reach_the_configuration(
+    args: list[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file.toml").write_text('recipe = "modern"\nlr = 0.25\nepochs = 4\n')
+    seen: list[RunConfig] = []
+
+    def record(config: RunConfig, *args: Any, **kwargs: Any) -> None:
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", record)
+    run("train", *args, code=130)
+    (config,) = seen
+    assert {key: getattr(config, key) for key in expected} == expected
+    untouched = {key: value for key, value in vars(PRESETS[config.recipe]).items() if key not in (*expected, "data")}
+    assert {key: getattr(config, key) for key in untouched} == untouched
+
+
+def test_every_data_set_has_a_recipe() -> None:
+    from rotateconv.lab.data import DATASETS
+
+    assert all(recipe_for(data) in PRESETS for data in DATASETS)
+
+
+def test_names_of_runs_differ_where_runs_do() -> None:
+    configs = [tiny_config(**c) for c in ({}, {"seed": 1}, {"conv": "line"}, {"model": "resnet20"}, {"width": 2.0})]
+    assert len({run_name(config) for config in configs}) == len(configs)
+    assert run_name(make_config("quick", changes={"data": "folder", "data_dir": "/x/photos"})).startswith("photos-")
+
+
+def test_resume_goes_on_and_a_finished_run_says_so() -> None:
+    def stop(name: str, values: dict[str, Any]) -> None:
+        if name == "step" and values["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RunInterrupted, match="after step 2"):
+        fit(tiny_config(), "run", data=small_digits(), on_event=stop)
+    assert "resumed  after step 2 of 8" in run("train", "--resume", "run")
+    assert len(read_records(Path("run"))) == 2
+    again = run("train", "--resume", "run", "--lr", "0.05")
+    assert again.splitlines()[0] == "run is finished already"
+    assert f"test accuracy {read_json(Path('run', 'summary.json'))['test_accuracy']:.2f} %" in again
+
+
+def test_overwrite_starts_again() -> None:
+    run("train", *SMALL, "--out", "run")
+    run("train", *SMALL, "--seed", "3", "--out", "run", "--overwrite")
+    assert read_config(Path("run")).seed == 3
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_one_bar_that_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rotateconv.lab.cli.progress._EVERY", 0.0)
+    output = StringIO()
+    console = Console(file=output, force_terminal=True, width=width, color_system=None, highlight=False)
+    data = small_digits()
+    with TrainingProgress(console, tiny_config(), data) as progress:
+        fit(tiny_config(), "run", data=data, on_event=progress)
+    text = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", output.getvalue())
+    last = re.split(r"[\r\n]+", text.strip())[-1]
+    assert re.search(r"epoch 2/2 .* loss \d\.\d{3}  acc \d+\.\d %  [\d,]+ img/s 0:00:00$", last)
+    assert len(last) <= width
+
+
+def test_tensorboard_holds_the_records() -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run("train", *SMALL, "--out", "run", "--tensorboard")
+    events = EventAccumulator(str(Path("run", "tensorboard")))
+    events.Reload()
+    for key in ("train_loss", "validation_accuracy", "angle_movement_mean"):
+        found = [(scalar.step, scalar.value) for scalar in events.Scalars(key)]
+        expected = [(record["epoch"], pytest.approx(record[key])) for record in read_records(Path("run"))]
+        assert found == expected
+    assert "learning_rate/angles" in events.Tags()["scalars"]
+
+
+def test_evaluate_agrees_with_the_run() -> None:
+    run("train", *SMALL, "--out", "run")
+    summary = read_json(Path("run", "summary.json"))
+    text = run("evaluate", "run")
+    assert f"test accuracy {summary['test_accuracy']:.2f} %, loss {summary['test_loss']:.4f}" in text
+    for number, (name, accuracy) in enumerate(summary["test_class_accuracy"].items()):
+        row = summary["test_confusion"][number]
+        counts = "".join(rf" +{count if count or place == number else '·'}" for place, count in enumerate(row))
+        total = sum(row)
+        told = "-" if accuracy is None else f"{accuracy:.1f}"
+        assert re.search(rf"^ *{number} +{name} +{total} +{told}{counts} *$", text, re.MULTILINE)
+    assert f"validation accuracy {summary['last']['validation_accuracy']:.2f} %" in run(
+        "evaluate", "run", "--split", "validation", "--batch-size", "7"
+    )
+
+
+def test_evaluate_tells_of_a_validation_split_that_was_trained_on() -> None:
+    run("train", *SMALL, "--out", "run", "--set", "validation=false")
+    assert "trained on its validation images too" in run("evaluate", "run", "--split", "validation")
+    assert "trained on" not in run("evaluate", "run").replace("trained on digits", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "numbers"),
+    [
+        (["resnet20", "--conv", "rotate4"], ["121,242", "269,722", "40,551,040"]),
+        (["resnet20", "--conv", "rotate2p"], ["63,866", "269,722"]),
+        (["densenet40", "--conv", "rotate2", "--no-layers"], ["336,298"]),
+        (["resnet20", "--conv", "conv3x3", "--classes", "100", "--input", "1x8x8"], ["275,284"]),
+        (["resnet20", "--conv", "conv3x3", "--width", "0.6875"], ["128,017"]),
+    ],
+)
+def test_info_tells_the_size_of_a_net(args: list[str], numbers: list[str]) -> None:
+    text = run("info", *args)
+    assert all(number in text for number in numbers)
+    assert ("stages.2.2.conv2" in text) == ("resnet20" in args)
+
+
+def test_info_sums_up_a_run() -> None:
+    run("train", *SMALL, "--out", "run")
+    summary = read_json(Path("run", "summary.json"))
+    text = run("info", "run")
+    assert f"accuracy {summary['test_accuracy']:.2f} %" in text
+    assert "finished, 2 of 2 epochs" in text
+    assert f"{summary['parameters']:,} (" in text
+    (Path("run") / "summary.json").unlink()
+    where = read_json(Path("run", "environment.json"))
+    write_json(Path("run", "environment.json"), {**where, "resumed": [{"step": 1, "gpu": "another machine"}]})
+    text = run("info", "run", "--no-layers")
+    assert "not finished, 2 of 2 epochs" in text
+    assert ", then another machine; torch" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3675, "1:01:15")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    options = ["--width", "0.25", "--epochs", "400", "--out", str(folder)]
+    process = subprocess.Popen(
+        [*PYTHON, "train", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    wait_for(folder / "metrics.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    found = re.fullmatch(r"stopped and saved after step (\d+) of 8400: go on with (rotateconv train .*)\n", error)
+    assert found, error
+    assert "Traceback" not in out
+    process = subprocess.Popen(
+        [*PYTHON, *shlex.split(found[2])[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    for line in process.stdout:
+        if line.startswith("resumed"):
+            break
+    assert f"resumed  after step {int(found[1]):,} of 8,400" in line
+    # Twice: it leaves at once, and what was saved before is still there.
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "go on" in error
+    assert "--resume" in error
+
+
+@pytest.mark.slow
+def test_two_processes_print_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = ["rotateconv", "train", *NARROW, "--out", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment(),
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("test accuracy") == 1
+    assert result.stdout.count("epoch 1/1") == 1
+    assert "2 processes" in result.stdout
+    assert "Warning" not in result.stderr
+    assert read_json(tmp_path / "run" / "summary.json")["epochs"] == 1
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = " ".join(map(shlex.quote, [*PYTHON, "info", "resnet110"]))
+    result = subprocess.run(["bash", "-c", f"{command} | head -n 1"], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+
+
+def test_the_caller_keeps_its_random_numbers() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    run("train", *SMALL, "--out", "run")
+    assert torch.equal(torch.rand(1), expected)

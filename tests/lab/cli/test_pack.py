@@ -1,0 +1,128 @@
+"""The commands pack, unpack and export: what they write, what they say, and mistakes."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rotateconv import build_model, fuse, load_packed, quantize
+from rotateconv import pack as write_pack
+from rotateconv.lab.cli import app, export, pack, unpack
+from rotateconv.lab.config import make_config
+from rotateconv.lab.data.loader import Batches
+from rotateconv.lab.data.sets import load_data
+from rotateconv.lab.train.evaluate import evaluate
+from rotateconv.lab.train.load import DataDescription, load_run
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.run_folder import write_json
+from small import small_digits
+
+COMMANDS = {"pack": pack, "unpack": unpack, "export": export}
+
+
+def run(*args: object, code: int = 0) -> str:
+    """Return what a command prints; it must end with `code`."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    changes = {"model": "resnet20", "conv": "rotate2p", "width": 0.25, "epochs": 1, "batch_size": 32, "warmup": 0}
+    fit(make_config("digits", changes=changes), out, data=small_digits())
+    return out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_commands_that_parse(name: str) -> None:
+    assert f"rotateconv {name}" in run(name, "--help")
+    command = typer.main.get_command(app).commands[name]
+    examples = re.findall(r"\[bold\](.*)\[/bold\]", COMMANDS[name].EXAMPLES)
+    assert examples
+    for example in examples:
+        program, subcommand, *arguments = shlex.split(example)
+        assert (program, subcommand) == ("rotateconv", name)
+        command.make_context(name, arguments)
+
+
+def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "net.rotateconv", tmp_path / "net.safetensors"
+    told = run("pack", trained, "--out", file, "--weight-bits", 3, "--angle-bits", 4, "--dense-bits", 6)
+    assert f"{file.stat().st_size:,} bytes" in told
+    net = quantize(load_run(trained).model, 3, 4, dense_bits=6)
+    loaded = load_packed(file).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
+
+    told = run("unpack", file, "--out", out)
+    for text in ("resnet20 with rotate2p", "3 a weight, 4 an angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
+        assert text in told
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in load_file(out).items())
+    run("unpack", file, "--out", out, "--fused")
+    assert load_file(out).keys() == fuse(net).state_dict().keys()
+    assert "written" not in run("unpack", file)
+
+
+def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(trained: Path, tmp_path: Path) -> None:
+    whole = load_data("digits")  # what the command loads for this run: its data.json is of fewer images
+    run_on_all = tmp_path / "run"
+    shutil.copytree(trained, run_on_all)
+    write_json(run_on_all / "data.json", DataDescription.of(whole).to_record())
+    plain, file = tmp_path / "plain", tmp_path / "calibrated"
+    assert "statistics  of the training\n" in run("pack", run_on_all, "--out", plain, "--weight-bits", 3)
+    told = run("pack", run_on_all, "--out", file, "--weight-bits", 3, "--calibrate")
+    assert f"measured again on {len(whole.train):,} training images" in told
+    assert abs(file.stat().st_size - plain.stat().st_size) < 0.02 * plain.stat().st_size
+
+    before, after = load_packed(plain), load_packed(file)
+    for (name, tensor), (_, other) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(tensor, other), name
+    images = Batches(whole.train, len(whole.train), mean=whole.mean, std=whole.std)
+    expected = quantize(load_run(trained).model, 3, calibration=images).state_dict()
+    for name, tensor in after.state_dict().items():
+        if tensor.is_floating_point():  # the mean of three batches is not quite that of one
+            torch.testing.assert_close(tensor, expected[name], rtol=0.1, atol=0.02, msg=name)
+    assert evaluate(after, images, whole.classes).loss < evaluate(before, images, whole.classes).loss
+
+
+@pytest.mark.parametrize(("to", "package"), [("onnx", "onnxscript"), ("torch-export", "torch")])
+def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    told = run("export", trained, "--to", to, "--out", tmp_path / "run.pt2")
+    assert re.search(r"differs from PyTorch by \d\.\de-0\d at most \(0\.0001 is allowed\)", told)
+    assert "batch x 1 x 8 x 8, any batch" in told
+    assert ("opset 18, IR version" in told) == (to == "onnx")
+    run("pack", trained, "--out", tmp_path / "net")
+    run("export", tmp_path / "net", "--to", to, "--out", tmp_path / "packed.pt2")
+    assert {path.name for path in tmp_path.iterdir()} == {"net", "run.pt2", "packed.pt2"}
+
+
+def test_mistakes(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net"
+    assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
+        "error: weight_bits must be a whole number from 2 to 8, got 9\n"
+    )
+    assert "--data-dir has no meaning with no --calibrate" in run(
+        "pack", trained, "--out", file, "--data-dir", ".", code=2
+    )
+    assert "was trained on other images of digits" in run("pack", trained, "--out", file, "--calibrate", code=2)
+    assert "is no run folder" in run("pack", tmp_path / "no", "--out", file, code=2)
+    assert "No such file or directory" in run("pack", trained, "--out", tmp_path / "no" / "net", code=2)
+    assert "--to must be onnx or torch-export, not 'coreml'" in run(
+        "export", trained, "--to", "coreml", "--out", file, code=2
+    )
+    assert not list(tmp_path.iterdir())
+    assert "cannot read" in run("unpack", file, code=2)
+    write_pack(build_model("resnet20", width=0.25), file)
+    assert "does not say what images its net takes" in run("export", file, "--to", "onnx", "--out", "x", code=2)
+    assert "--fused has no meaning with no --out" in run("unpack", file, "--fused", code=2)
+    file.write_bytes(file.read_bytes()[:-1])
+    for command in (("unpack", file), ("export", file, "--to", "onnx", "--out", tmp_path / "x")):
+        assert "is no packed model, or it was cut off" in run(*command, code=2)

@@ -1,0 +1,251 @@
+"""Laws of the report: its pages show the runs' numbers, and say what is not measured."""
+
+import json
+import math
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from rotateconv.lab.cli import app
+from rotateconv.lab.cli.report import EXAMPLES
+from rotateconv.lab.config import make_config
+from rotateconv.lab.report.page import blocks, fill_page, to_markdown
+from rotateconv.lab.report.sizes_report import write_sizes
+from rotateconv.lab.report.statistics import Row, make_rows
+from rotateconv.lab.report.tables import accuracy_table, angle_table
+from rotateconv.lab.study import records
+from rotateconv.lab.study.records import find_conversions, find_sizes, find_studies, read_comparison, read_run
+from rotateconv.lab.study.sizes import SizeRow
+from rotateconv.lab.train.run_folder import RunError
+from study_runs import analysis_of, write_comparison, write_run
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """A comparison's folder, with a run that diverged."""
+    return write_comparison(tmp_path / "digits")
+
+
+def row_of(comparison: Path, conv: str, width: float = 1.0) -> Row:
+    (found,) = [row for row in make_rows(read_comparison(comparison)) if (row.conv, row.width) == (conv, width)]
+    return found
+
+
+def test_the_table_holds_the_numbers(comparison: Path) -> None:
+    table = accuracy_table(make_rows(read_comparison(comparison)))
+    error = math.sqrt(1 / 3 + 0.25 / 3)
+    assert f"| resnet20 | rotate4 | 121,242 | 91.00 ± 0.50 | +0.00 ± {error:.2f} | 3 |" in table
+    assert "| resnet20 | conv3x3 | 269,722 | 91.00 ± 1.00 | - | 3 |" in table
+    assert "-19.00 ± 1.29" in table
+    machine = "a processor AVX2, 1 thread(s) a run"
+    assert f"**digits**, recipe digits, 20 epochs. {machine}; torch 2; commit 0123456789ab." in table
+
+
+def test_a_run_that_moved_is_told(comparison: Path) -> None:
+    found = read_comparison(comparison)
+    assert "another machine" not in accuracy_table(make_rows(found))
+    run = next(run for run in found if run["run"] == "resnet20-rotate4-seed1")
+    run["environment"] = {**run["environment"], "gpu": "H200", "versions": {"torch": "3"}}
+    run["environment"]["resumed"] = [{"step": 5, "commit": "fedcba9876543210"}, {"step": 1500, "gpu": None}]
+    table = accuracy_table(make_rows(found))
+    assert "- resnet20, rotate4, seed 1: from step 1,500 of 2,000 on a processor AVX2, 1 thread" in table
+    assert table.count("from step") == 1
+    assert "a processor AVX2, 1 thread(s) a run and H200; torch 2 and torch 3" in table
+
+
+def test_without_a_validation_split_the_table_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", make_config("digits", changes={"validation": False}), 90.0)
+    (row,) = make_rows([read_run(tmp_path / "run")])
+    assert row.validation is None
+    assert "trained on too" in accuracy_table([row])
+
+
+PAGE = (
+    "one\n<!-- report: table digits -->\nold\n<!-- end -->\ntwo\n<!-- report: pictures gpu -->\n<!-- end -->\nthree\n"
+)
+
+
+def test_a_page_is_filled_and_then_stays(comparison: Path) -> None:
+    studies = {"digits": read_comparison(comparison), "gpu/svhn": []}
+    assert blocks(PAGE) == [("table", "digits"), ("pictures", "gpu")]
+    filled = fill_page(PAGE, studies)
+    assert fill_page(filled, studies) == filled
+    assert [part for part in ("one", "two", "three", "old") if part in filled] == ["one", "two", "three"]
+    assert accuracy_table(make_rows(studies["digits"])) in filled
+    told = "Not measured yet: `rotateconv compare --config experiments/gpu/svhn/study.toml --out runs/gpu/svhn`"
+    assert told in filled
+    measured = fill_page(PAGE, {"digits": [], "gpu/svhn": studies["digits"]})
+    assert "![gpu-curves](results/gpu-curves.png)" in measured
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("table digit", "there is no study 'digit': did you mean digits?"),
+        ("tables digits", "a page asks for 'tables': did you mean table?"),
+    ],
+)
+def test_a_page_that_asks_for_what_is_not_there_is_refused(block: str, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        fill_page(f"<!-- report: {block} -->\n<!-- end -->", {"digits": []})
+
+
+def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
+    run = comparison / "runs" / "resnet20-rotate4-seed0"
+    before = accuracy_table(make_rows(read_comparison(comparison)))
+    (run / "analysis.json").write_text(json.dumps(analysis_of(rejected=True)))
+    rows = make_rows(read_comparison(comparison))
+    table = angle_table(rows)
+    assert "| resnet20 | rotate4 | 0.200 | 1.40 | 3 |" in table
+    worst = "| resnet20 | rotate4 | stages.0 | 90.00 | 12.50 | 80.00 | 89.50 |"
+    assert f"{worst} 0.0200 | **0.3100** | +0.0010 | +0.2000 | 0.1000 | 1 |" in table
+    assert "rotate4-fixed" not in table
+    (run / "analysis.json").write_text(json.dumps(analysis_of(rejected=False)))
+    assert "**0.0200**" not in angle_table(make_rows(read_comparison(comparison)))
+    assert "packed bytes" not in before
+    assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in accuracy_table(rows)
+    assert "| resnet20 | rotate2 | 61,850 | - |" in accuracy_table(rows)
+    assert angle_table([row_of(comparison, "conv3x3")]) == "No net here has angles."
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_shuffles_judged_on_images_that_were_trained_on_are_said_to_be(comparison: Path, seen: bool) -> None:
+    analysis = {**analysis_of(rejected=True), "validation_seen": seen}
+    (comparison / "runs" / "resnet20-rotate4-seed0" / "analysis.json").write_text(json.dumps(analysis))
+    table = angle_table(make_rows(read_comparison(comparison)))
+    assert ("The validation images were trained on too." in table) == seen
+
+
+def write_sizes_of(folder: Path) -> str:
+    """What `compare --sizes` leaves in a comparison's folder; return its table."""
+    rows = [
+        SizeRow("conv3x3", True, 4, False, 150_000.0, (91.0, 92.0), runs=("dense-0", "dense-1")),
+        SizeRow("rotate4", False, 4, True, 60e3, (90.0,), runs=("lines",)),
+    ]
+    write_sizes(rows, folder, "digits")
+    return (folder / "sizes.md").read_text().rstrip()
+
+
+def test_accuracy_against_bytes_is_kept_and_shown(comparison: Path, tmp_path: Path) -> None:
+    page, experiments = "<!-- report: sizes digits -->\n<!-- end -->", tmp_path / "experiments"
+    file = experiments / "digits" / records.RECORDS
+    report(comparison, "--records", file)
+    studies = find_studies([experiments])
+    assert find_sizes([experiments]) == {}
+    assert "Not measured yet: `rotateconv compare --sizes`" in fill_page(page, studies, {})
+    table = write_sizes_of(comparison)
+    report(comparison, "--records", file)
+    sizes = find_sizes([experiments])
+    assert sizes == find_sizes([comparison])
+    shown = f"{table}\n\n![digits-sizes](results/digits-sizes.png)"
+    assert fill_page(page, studies, sizes) == f"<!-- report: sizes digits -->\n{shown}\n<!-- end -->"
+    (tmp_path / "page.md").write_text(page)
+    report(experiments, "--page", tmp_path / "page.md")
+    assert table in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "results" / "digits-sizes.png").stat().st_size > 1000
+    (file.parent / "sizes.json").write_text("[")
+    with pytest.raises(RunError, match=r"sizes\.json is no JSON: write it again with rotateconv compare --sizes"):
+        find_sizes([experiments])
+
+
+def report(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -> None:
+    experiments, page, out = tmp_path / "experiments", tmp_path / "docs" / "page.md", tmp_path / "out"
+    assert report(comparison) == to_markdown(find_studies([comparison]))
+    file = experiments / "digits" / records.RECORDS
+    assert report(comparison, "--records", file).split() == ["records", str(file)]
+    report(experiments, "--out", out)
+    assert {path.name for path in out.iterdir()} == {"report.md", "digits-curves.png", "digits-parameters.png"}
+    assert "![digits-curves](digits-curves.png)" in (out / "report.md").read_text()
+    page.parent.mkdir()
+    page.write_text("<!-- report: pictures digits -->\n<!-- end -->\n")
+    report(experiments, "--page", page)
+    assert page.read_text() == fill_page(page.read_text(), find_studies([experiments]))
+    assert {path.name for path in (page.parent / "results").iterdir()} == {"digits-curves.png", "digits-parameters.png"}
+
+
+def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> None:
+    file = tmp_path / "experiments" / "digits" / records.RECORDS
+    first, *others = sorted(path.parent for path in (comparison / "runs").glob("*/summary.json"))
+    report(first, "--records", file)
+    assert not file.with_name(records.SIZES).exists()
+    write_sizes_of(comparison)
+    report(comparison, "--records", file, "--add")
+    runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
+    assert find_studies([file.parent]) == {"digits": runs}  # equal_to came with the comparison
+    assert find_sizes([file.parent])["digits"] == find_sizes([comparison])[comparison.name]
+    write_sizes([SizeRow("rotate4", False, 4, True, 62e3, (92.0,), runs=("more",))], comparison, "digits")
+    conversions = file.with_name(records.CONVERSIONS)
+    conversions.write_text("[]")
+    report(comparison, "--records", file, "--add")
+    dense, lines = find_sizes([file.parent])["digits"]
+    assert (dense["n"], lines["n"], lines["bytes"], lines["runs"]) == (2, 2, 61e3, ["lines", "more"])
+    assert conversions.read_text() == "[]"
+    report(*others, "--records", file)
+    assert [run["run"] for run in find_studies([file.parent])["digits"]] == [run.name for run in others]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no run, no comparison and has no study in it"),
+        (["{}", "--page", "no.md"], "cannot read no.md: No such file"),
+        (["{}", "--data-dir", "x"], "--data-dir has no meaning without --analysis"),
+        (["{}", "--add"], "--add has no meaning without --records"),
+        (["{}", "--analysis", "--draws", "0"], "--draws must be 1 or more, not 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], message: str, comparison: Path) -> None:
+    told = report(*(argument.format(comparison) for argument in arguments), code=2)
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+def test_the_examples_of_the_help_parse() -> None:
+    group = typer.main.get_command(app)
+    examples = re.findall(r"\[bold\](.*)\[/bold\]", EXAMPLES)
+    assert len(examples) >= 4
+    for example in examples:
+        program, command, *rest = shlex.split(example)
+        assert (program, command) == ("rotateconv", "report")
+        group.commands[command].make_context(command, rest)  # raises where an option is unknown
+
+
+def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> None:
+    run = tmp_path / "lines"
+    shutil.copytree(next((comparison / "runs").glob("*rotate4*")), run)
+    record = {
+        "source": "/somewhere/runs/dense",
+        "net": "resnet20",
+        "dataset": "digits",
+        "lines": "free",
+        "quantised": None,
+        "epochs": 3,
+        "parameters_before": 269_434,
+        "parameters_after": 120_954,
+        "test_accuracy": {"source": 99.0, "fitted": 10.0, "calibrated": 80.0, "fine_tuned": 98.5},
+    }
+    (run / "conversion.json").write_text(json.dumps(record))
+    told = CliRunner().invoke(
+        app, ["report", str(run), "--records", str(tmp_path / "kept" / "digits" / "records.jsonl")]
+    )
+    assert told.exit_code == 0, told.output
+    found = find_conversions([tmp_path / "kept"])
+    assert found == {"digits": [{**record, "source": "dense"}]}
+    page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", {}, None, found)
+    row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 80.00 | 98.50 | **-0.50** | 3 |"
+    assert row in page
+    assert "Not measured yet: `rotateconv convert`" in fill_page(page, {}, None, {})
+    (tmp_path / "kept" / "digits" / "conversions.json").write_text("[")
+    with pytest.raises(RunError, match=r"conversions\.json is no JSON"):
+        find_conversions([tmp_path / "kept"])

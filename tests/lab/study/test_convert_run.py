@@ -1,0 +1,370 @@
+"""A trained net becomes a net of lines: laws of the library's side of `rotateconv convert`."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rotateconv import RotateConv2d, convert, quantize, recalibrate
+from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.lab.data.loader import Batches
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
+from rotateconv.lab.train.checkpoint import weights_bytes
+from rotateconv.lab.train.evaluate import evaluate
+from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
+from rotateconv.lab.train.load import DataDescription, evaluate_split, load_run
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.monitor import RunInterrupted
+from rotateconv.lab.train.pretrained import load_source
+from rotateconv.lab.train.run_folder import RunError, read_config, read_json, read_records
+from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
+
+FACTORY = f"{__name__}:two_layers"
+
+
+def two_layers() -> nn.Module:
+    """A user's own net: built without arguments, from nothing of this library."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+
+
+def no_net() -> str:
+    return "no net"
+
+
+def needs_an_argument(width: int) -> nn.Module:
+    return nn.Linear(width, width)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rotateconv.models import MODELS
+
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_digits()
+
+
+@pytest.fixture
+def dense(tmp_path: Path, data: ImageData) -> Path:
+    """A run of dense convolutions, and the source of the tests."""
+    fit(tiny_config(conv="conv3x3", epochs=4), tmp_path / "dense", data=data)
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(weights_bytes(two_layers()))
+    return path
+
+
+def settings(source: Path, **changes: Any) -> RunConfig:
+    config = fine_tuning(read_config(source), str(source))
+    return dataclasses.replace(config, **{"lines": "free", **changes})
+
+
+def own_settings(source: Path, **changes: Any) -> RunConfig:
+    config = tiny_config(factory=FACTORY, conv="conv3x3", **changes)
+    return dataclasses.replace(fine_tuning(config, str(source)), lines=changes.get("lines", "free"))
+
+
+def test_fine_tuning_keeps_the_recipe_and_learns_from_the_source(dense: Path) -> None:
+    before, after = read_config(dense), fine_tuning(read_config(dense), str(dense))
+    assert (after.epochs, after.lr) == (before.epochs // 2, before.lr / 2)
+    assert after.source == after.teacher == str(dense)
+    assert fine_tuning(dataclasses.replace(before, epochs=1), "x").epochs == 1
+    kept = ("model", "conv", "data", "augment", "batch_size", "optimizer", "weight_decay", "seed")
+    assert all(getattr(before, key) == getattr(after, key) for key in kept)
+
+
+@pytest.mark.parametrize("taps", ["free", "shared", "profile"])
+def test_the_run_starts_from_the_fit_and_keeps_the_source(
+    taps: Any, dense: Path, tmp_path: Path, data: ImageData
+) -> None:
+    before = {path.name: path.read_bytes() for path in dense.iterdir() if path.is_file()}
+    events = StopAt()
+    result = convert_run(settings(dense, lines=taps), tmp_path / "run", data=data, on_event=events)
+    assert {path.name: path.read_bytes() for path in dense.iterdir() if path.is_file()} == before
+
+    expected = load_run(dense).model
+    report = convert(expected, taps)
+    calibrated = copy.deepcopy(expected)
+    recalibrate(calibrated, Batches(data.train, len(data.train), mean=data.mean, std=data.std))
+    description = DataDescription.of(data)
+    accuracies = {
+        key: evaluate_split(net, settings(dense), description, split).accuracy
+        for key, net, split in [
+            ("source validation", load_run(dense).model, data.validation),
+            ("fitted validation", expected, data.validation),
+            ("source test", load_run(dense).model, data.test),
+            ("fitted test", expected, data.test),
+            ("calibrated validation", calibrated, data.validation),
+            ("calibrated test", calibrated, data.test),
+        ]
+    }
+    for key, accuracy in accuracies.items():
+        net, split = key.split()
+        assert result[f"{split}_accuracy"][net] == pytest.approx(accuracy)
+    assert [entry["residual"] for entry in result["layers"]] == [entry.residual for entry in report.entries]
+    assert result["parameters_before"] > result["parameters_after"] == report.parameters_after
+    assert read_json(tmp_path / "run" / "conversion.json") == result
+    assert f"{result['test_accuracy']['fine_tuned']:.2f}" in (tmp_path / "run" / "conversion.md").read_text()
+    assert events.named("fitted")[0]["fitted"] == pytest.approx(accuracies["fitted validation"])
+
+    final = load_run(tmp_path / "run").model
+    assert isinstance(final.conv, RotateConv2d)
+    assert final.conv.taps == taps
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert summary["parameters"] == report.parameters_after
+    assert result["test_accuracy"]["fine_tuned"] == summary["test_accuracy"]
+
+
+def test_training_begins_at_the_fitted_net(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    expected = load_run(dense).model
+    convert(expected, "free")
+    fit(settings(dense, lr=1e-9, epochs=1), tmp_path / "run", data=data)
+    found = load_run(tmp_path / "run").model
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, rtol=0, atol=1e-6, msg=name)
+    assert read_records(tmp_path / "run")[0]["angle_movement_max"] < 1e-5  # from the fit, not from the first draw
+
+
+def test_a_conversion_goes_on_where_it_was_stopped(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    config = settings(dense, epochs=3)
+    whole = convert_run(config, tmp_path / "whole", data=data)
+    with pytest.raises(RunInterrupted):
+        convert_run(config, tmp_path / "again", data=data, on_event=StopAt(5))
+    assert convert_run(config, tmp_path / "again", data=data) == whole
+    assert_same_run(tmp_path / "again", tmp_path / "whole")
+    assert convert_run(config, tmp_path / "again", data=data) == whole  # finished: nothing is trained again
+    with pytest.raises(RunError, match=r"has lines 'free', not 'shared': resume it unchanged"):
+        convert_run(dataclasses.replace(config, lines="shared"), tmp_path / "again", data=data)
+    other = convert_run(dataclasses.replace(config, lines="shared"), tmp_path / "again", data=data, overwrite=True)
+    assert other["lines"] == "shared"
+
+
+def test_another_run_in_the_folder_leaves_nothing_of_the_conversion(
+    dense: Path, tmp_path: Path, data: ImageData
+) -> None:
+    run = tmp_path / "run"
+    convert_run(settings(dense), run, data=data)
+    for name in ("analysis.json", "analysis.png"):
+        (run / name).write_text("{}")
+    fit(tiny_config(epochs=1), run, data=data, overwrite=True)
+    assert not {"conversion.json", "conversion.md", "analysis.json", "analysis.png"} & {
+        path.name for path in run.iterdir()
+    }
+
+
+def test_stages_convert_the_nearest_fits_first(weights: Path, tmp_path: Path, data: ImageData) -> None:
+    config = own_settings(weights, epochs=10)
+    net = two_layers()
+    load_weights(net, read_weights_file(weights), weights)
+    report = convert(net, "free")
+    nearest = min(report.converted, key=lambda entry: entry.residual or 0).name
+    plan = stages_of(config, tmp_path / "run", report, 2)
+    assert [(run, settings.only, settings.epochs) for run, settings in plan] == [
+        (tmp_path / "run-stage1", nearest, 2),
+        (tmp_path / "run", None, 3),
+    ]
+    assert plan[1][1].source == str(tmp_path / "run-stage1")
+    assert plan[1][1].teacher == str(weights)
+
+    result = convert_run(config, tmp_path / "run", data=data, stages=2)
+    assert (result["stages"], result["epochs"]) == (2, 5)
+    half = load_run(tmp_path / "run-stage1").model
+    whole = load_run(tmp_path / "run").model
+    names = [name for name, module in half.named_modules() if isinstance(module, RotateConv2d)]
+    assert names == [nearest]
+    assert sum(isinstance(module, RotateConv2d) for module in whole.modules()) == len(report.converted) == 2
+
+
+@pytest.mark.parametrize("stages", [0, 3])
+def test_stages_need_a_layer_and_an_epoch_each(stages: int, weights: Path, tmp_path: Path, data: ImageData) -> None:
+    with pytest.raises(ValueError, match=f"stages must be from 1 to 2, not {stages}"):
+        convert_run(own_settings(weights, epochs=4), tmp_path / "run", data=data, stages=stages)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_users_own_net(weights: Path, tmp_path: Path, data: ImageData) -> None:
+    config = own_settings(weights, epochs=2)
+    result = convert_run(dataclasses.replace(config, only="2"), tmp_path / "run", data=data)
+    assert [entry["name"] for entry in result["layers"] if entry["reason"] is None] == ["2"]
+    loaded = load_run(tmp_path / "run").model
+    assert isinstance(loaded[2], RotateConv2d)
+    assert result["net"] == FACTORY
+
+
+def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    result = convert_run(settings(dense, qat=True, weight_bits=3, angle_bits=4), tmp_path / "run", data=data)
+    net = load_run(tmp_path / "run").model
+    again = quantize(net, 3, 4)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    assert result["quantised"] == [3, 4, 8]
+    accuracy = evaluate_split(net, settings(dense), DataDescription.of(data), data.test).accuracy
+    assert accuracy == read_json(tmp_path / "run" / "summary.json")["test_accuracy"]
+
+
+def test_rounded_training_resumes_bit_for_bit(tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config(conv="rotate2p", qat=True, weight_bits=2, epochs=2)
+    fit(config, tmp_path / "whole", data=data)
+    with pytest.raises(RunInterrupted):
+        fit(config, tmp_path / "again", data=data, on_event=StopAt(3))
+    fit(config, tmp_path / "again", data=data, resume=True)
+    assert_same_run(tmp_path / "again", tmp_path / "whole")
+
+
+def test_a_source_of_the_same_net_is_taken_as_it_is(tmp_path: Path, data: ImageData) -> None:
+    fit(tiny_config(conv="rotate4"), tmp_path / "first", data=data)
+    fit(tiny_config(conv="rotate4", source=str(tmp_path / "first"), lr=1e-9), tmp_path / "second", data=data)
+    first, second = (load_run(tmp_path / name).model for name in ("first", "second"))
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(second.get_parameter(name), parameter, rtol=0, atol=1e-6)
+
+
+def test_a_converted_net_is_trained_on_with_rounded_numbers(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    convert_run(settings(dense, lines="profile"), tmp_path / "lines", data=data)
+    config = fine_tuning(read_config(tmp_path / "lines"), str(tmp_path / "lines"))
+    fit(dataclasses.replace(config, qat=True, lr=1e-9), tmp_path / "rounded", data=data)
+    exact, rounded = (load_run(tmp_path / name).model for name in ("lines", "rounded"))
+    for name, parameter in quantize(exact).named_parameters():
+        torch.testing.assert_close(rounded.get_parameter(name), parameter, rtol=0, atol=1e-5)
+
+
+def test_a_source_of_another_net_is_refused(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config(conv="conv3x3", width=2.0, source=str(dense))
+    with pytest.raises(ConfigError, match=r"do not fit the net: stem.weight is 8x1x3x3, expected 16x1x3x3; .*more"):
+        fit(config, tmp_path / "run", data=data)
+    assert not (tmp_path / "run").exists()
+    other = dataclasses.replace(data, classes=tuple("abcdefghij"))
+    with pytest.raises(ConfigError, match=r"was trained with classes .*: give both the same data"):
+        convert_run(settings(dense), tmp_path / "run", data=other)
+
+
+def test_a_net_without_dense_convolutions_is_refused(tmp_path: Path, data: ImageData) -> None:
+    fit(tiny_config(conv="rotate4", epochs=1), tmp_path / "lines", data=data)
+    with pytest.raises(ValueError, match="nothing to convert among the model's convolutions: the stem"):
+        convert_run(settings(tmp_path / "lines"), tmp_path / "run", data=data)
+    with pytest.raises(ConfigError, match=r"only: the net has no convolution 'layer9': did|only: .*; known are"):
+        convert_run(settings(tmp_path / "lines", only="layer9"), tmp_path / "run", data=data)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("nothing", "expected package.module:function, not 'nothing'"),
+        ("no.such.module:net", "cannot build a net with no.such.module:net: ModuleNotFoundError"),
+        (f"{__name__}:nothing", "cannot build a net with .*: AttributeError"),
+        (f"{__name__}:needs_an_argument", "cannot build a net with .*: TypeError: .*missing 1 required"),
+        (f"{__name__}:no_net", "must return an nn.Module, not str"),
+    ],
+)
+def test_functions_that_build_no_net(factory: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_from(factory)
+
+
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model": w, "epoch": 3}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_as_training_scripts_save_them(wrap: Any, prefix: str, tmp_path: Path) -> None:
+    net = two_layers()
+    torch.save(wrap({prefix + name: tensor for name, tensor in net.state_dict().items()}), tmp_path / "net.pt")
+    found = read_weights_file(tmp_path / "net.pt")
+    assert found.keys() == net.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
+
+
+class Malicious:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(Malicious(), "code.pt")
+    torch.save({"weight": [1.0]}, "list.pt")
+    torch.save({}, "empty.pt")
+    Path("text.pt").write_text("no weights")
+    Path("toml.pt").write_text("epochs = = 3")  # an IndexError of the unpickler
+    Path("text.safetensors").write_text("no weights")
+    for name, message in [
+        ("code.pt", "cannot read code.pt: expected a safetensors file, or a state dict that torch.load reads with"),
+        ("text.pt", "cannot read text.pt: expected a safetensors file"),
+        ("text.safetensors", "cannot read text.safetensors: expected a safetensors file"),
+        ("toml.pt", "cannot read toml.pt: expected a safetensors file"),
+        ("missing.pt", "cannot read missing.pt: No such file or directory"),
+        ("list.pt", "list.pt holds no state dict"),
+        ("empty.pt", "empty.pt holds no state dict"),
+    ]:
+        with pytest.raises(ConfigError, match=message) as caught:
+            read_weights_file(name)
+        assert "\n" not in str(caught.value)
+    assert not Path("ran").exists()
+
+
+def test_the_first_five_mismatches_are_named() -> None:
+    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)])
+    weights = net.state_dict()
+    del weights["0.weight"]
+    weights |= {"extra": torch.zeros(()), "1.weight": torch.zeros(3, 2)}
+    for name in ("2.weight", "2.bias", "3.weight", "3.bias"):
+        weights[name] = torch.zeros(5)
+    with pytest.raises(ConfigError) as caught:
+        load_weights(net, weights, "old.pt")
+    assert str(caught.value) == (
+        "the weights in old.pt do not fit the net: 0.weight is missing, expected 2x2; extra is one number, and the net "
+        "has none; 1.weight is 3x2, expected 2x2; 2.weight is 5, expected 2x2; 2.bias is 5, expected 2; and 2 more"
+    )
+
+
+def test_a_net_that_takes_other_images_is_refused(tmp_path: Path, data: ImageData) -> None:
+    (tmp_path / "net.safetensors").write_bytes(weights_bytes(two_layers()))
+    description = DataDescription.of(data)
+    config = own_settings(tmp_path / "net.safetensors")
+    wide = dataclasses.replace(description, input_shape=(3, 8, 8))
+    with pytest.raises(ConfigError, match="does not take images of 3x8x8: "):
+        load_source(str(tmp_path / "net.safetensors"), config, wide)
+    few = dataclasses.replace(description, classes=("a", "b"))
+    with pytest.raises(ConfigError, match=r"must give 2 numbers an image, one a class, not \(10,\)"):
+        load_source(str(tmp_path / "net.safetensors"), config, few)
+    with pytest.raises(ConfigError, match=r"is a file of weights: say which function builds its net"):
+        load_source(str(tmp_path / "net.safetensors"), dataclasses.replace(config, factory=None), description)
+
+
+def test_the_teachers_part_of_the_loss_is_there(weights: Path, tmp_path: Path, data: ImageData) -> None:
+    config = own_settings(weights, epochs=2)
+    fit(config, tmp_path / "taught", data=data)
+    fit(dataclasses.replace(config, teacher=None), tmp_path / "alone", data=data)
+    losses = [read_records(tmp_path / name)[0]["train_loss"] for name in ("taught", "alone")]
+    assert losses[0] != losses[1]
+
+
+def test_evaluate_split_is_evaluate(dense: Path, data: ImageData) -> None:
+    run = load_run(dense)
+    images = (data.test.images.float() / 255 - torch.tensor(data.mean).view(1, -1, 1, 1)) / torch.tensor(data.std).view(
+        1, -1, 1, 1
+    )
+    expected = evaluate(run.model, [(images, data.test.labels)], data.classes)
+    found = evaluate_split(run.model, run.config, run.data, data.test, batch_size=7)
+    assert found.accuracy == expected.accuracy
+    assert found.loss == pytest.approx(expected.loss)

@@ -1,0 +1,114 @@
+"""Laws of a study's record: it is found, loses no number, and names no machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rotateconv.lab.report.statistics import make_rows
+from rotateconv.lab.report.tables import accuracy_table
+from rotateconv.lab.study import records
+from rotateconv.lab.study.records import add_runs, find_studies, read_comparison, read_run, read_study, write_study
+from rotateconv.lab.train.run_folder import RunError
+from study_runs import analysis_of, write_comparison
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """A comparison's folder, with a run that diverged."""
+    return write_comparison(tmp_path / "digits")
+
+
+def test_a_record_gives_back_every_run(comparison: Path, tmp_path: Path) -> None:
+    runs = read_comparison(comparison)
+    file = tmp_path / "experiments" / "digits" / records.RECORDS
+    write_study(runs, file)
+    assert read_study(file.parent) == runs
+    text = file.read_text()
+    assert len(text.splitlines()) == 1 + len(runs) == 17
+    assert "somebody" not in text  # neither where data lie nor how the command was called
+    assert "confusion" not in text
+    assert read_study(tmp_path) == []
+
+
+def test_a_run_is_what_its_folder_says(comparison: Path) -> None:
+    run = read_run(comparison / "runs" / "resnet20-rotate4-seed2")
+    assert run["config"]["conv"] == "rotate4"
+    assert run["summary"] == {"steps": 2000, "parameters": 121_242, "test_accuracy": 91.5}
+    assert run["metrics"]["train_loss"] == [1.23457, 0.617284]
+    assert run["metrics"]["angle_movement_max"] == [0.7, 1.4]
+    assert (run["failed"], run["analysis"], run["data"]["name"]) == (None, None, "digits")
+
+
+def test_movement_by_layer_is_kept_of_analysed_runs(comparison: Path) -> None:
+    folder = comparison / "runs" / "resnet20-rotate4-seed2"
+    assert read_run(folder)["metrics"].keys() == set(records.METRICS)
+    (folder / "analysis.json").write_text(json.dumps(analysis_of(rejected=True)))
+    assert read_run(folder)["metrics"].keys() == {*records.METRICS, "angle_movement_layers"}
+
+
+def test_a_run_that_diverged_is_kept_with_its_reason(comparison: Path) -> None:
+    (failed,) = [run for run in read_comparison(comparison) if run["failed"] is not None]
+    assert (failed["run"], failed["failed"], failed["summary"]) == (
+        "resnet20-rotate2p-seed0",
+        "the loss became NaN",
+        None,
+    )
+    table = accuracy_table(make_rows(read_comparison(comparison)))
+    assert "| resnet20 | rotate2p | - | - | - | 0 of 1 |" in table
+    assert "- resnet20, rotate2p, seed 0: the loss became NaN" in table
+
+
+def test_studies_are_found(comparison: Path, tmp_path: Path) -> None:
+    experiments = tmp_path / "experiments"
+    for name in ("mnist", "gpu/svhn"):
+        (experiments / name).mkdir(parents=True)
+        (experiments / name / "study.toml").write_text("seeds = 3\n")
+    write_study(read_comparison(comparison), experiments / "digits" / records.RECORDS)
+    studies = find_studies([experiments])
+    assert {name: len(runs) for name, runs in studies.items()} == {"digits": 16, "gpu/svhn": 0, "mnist": 0}
+    assert find_studies([experiments / "digits"]) == {"digits": studies["digits"]}
+    assert find_studies([comparison]) == {"digits": read_comparison(comparison)}
+    runs = sorted((comparison / "runs").glob("*rotate4-seed*"))
+    assert [run["run"] for run in find_studies(runs)["runs"]] == [run.name for run in runs]
+
+
+def test_runs_are_added_to_a_record(comparison: Path, tmp_path: Path) -> None:
+    file = tmp_path / "experiments" / records.RECORDS
+    runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
+    late = {**runs[3], "summary": {**runs[3]["summary"], "test_accuracy": 1.5}}
+    assert add_runs(runs[::-1], file) == runs  # no record yet
+    write_study(runs[:6], file)
+    assert add_runs([], file) == runs[:6]
+    assert add_runs([late, *runs[6:]], file) == [*runs[:3], late, *runs[4:]]
+    with pytest.raises(RunError, match=f"two of the runs are called {late['run']}: a record has each once"):
+        add_runs([late, runs[3]], file)
+
+
+def test_what_is_no_study_is_refused(comparison: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="empty is no run, no comparison and has no study in it"):
+        find_studies([tmp_path / "empty"])
+    with pytest.raises(RunError, match="two studies are called digits"):
+        find_studies([comparison, comparison])
+    with pytest.raises(RunError, match="resnet20-rotate2p-seed0 is not finished: resume it"):
+        find_studies([comparison / "runs" / "resnet20-rotate2p-seed0"])
+    with pytest.raises(RunError, match="expected a finished run to write into"):
+        write_study([], tmp_path / records.RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}\n{}\n", "is no record of runs: write it again"),
+        ('{"config":{}', "is no record of runs: write it again"),
+        (
+            '{"config":{},"environment":{},"data":{}}\n{"config":{},"environment":{},"data":{}}\n',
+            "has a run with config",
+        ),
+    ],
+)
+def test_a_damaged_record_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / records.RECORDS).write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_study(tmp_path)

@@ -1,0 +1,251 @@
+"""Laws of configurations: every preset is whole, round trips are exact, mistakes are named."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from rotateconv.lab.config import PRESETS, ConfigError, RunConfig, differences, from_json, make_config, to_json
+from rotateconv.lab.train.schedule import build_optimizer
+from rotateconv.models import CONVS, MODELS, build_model
+
+FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+
+# A value of each field that differs from every preset's.
+OTHER = {
+    "recipe": "quick",
+    "model": "resnet56",
+    "conv": "rotate2p",
+    "width": 0.3,
+    "growth": 7,
+    "dropout": 0.123,
+    "factory": "package.module:function",
+    "lines": "shared",
+    "line_path": "square",
+    "line_groups": 4,
+    "only": "layer3.*",
+    "source": "runs/dense",
+    "data": "folder",
+    "data_dir": "/a b/ü",
+    "image_size": 48,
+    "svhn_extra": True,
+    "skip_bad_images": True,
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
+    "augment": "fast",
+    "validation": False,
+    "optimizer": "adamw",
+    "lr": 1 / 3,
+    "momentum": 0.8,
+    "nesterov": True,
+    "weight_decay": 1e-7,
+    "angle_lr_scale": 3.0,
+    "angle_grad_scale": 1.0,
+    "angle_weight_decay": 1e-6,
+    "angle_init": "axes",
+    "profile_init": "bank",
+    "epochs": 17,
+    "batch_size": 33,
+    "schedule": "cosine",
+    "milestones": (0.1, 0.2, 0.7),
+    "gamma": 0.2,
+    "warmup": 0.07,
+    "label_smoothing": 0.05,
+    "clip_grad_norm": 2.0,
+    "ema_decay": 0.99,
+    "teacher": "runs/teacher",
+    "teacher_weight": 0.25,
+    "teacher_temperature": 3.0,
+    "qat": True,
+    "weight_bits": 3,
+    "angle_bits": 6,
+    "dense_bits": 7,
+    "precision": "bf16",
+    "channels_last": True,
+    "compile": True,
+    "seed": 2**62,
+    "checkpoint_seconds": 5.0,
+    "checkpoint_steps": 9,
+}
+# What has to change with a field for the combination to have a meaning.
+COMPANIONS = {
+    "svhn_extra": {"data": "svhn"},
+    "skip_bad_images": {"data": "folder"},
+    "mean": {"std": (1.0, 1.0, 1.0)},
+    "std": {"mean": (0.0, 0.0, 0.0)},
+    "line_path": {"lines": "free"},
+    "line_groups": {"lines": "free"},
+    "only": {"lines": "free"},
+}
+
+
+def as_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(repr, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def test_the_registry_holds_the_published_recipes() -> None:
+    assert set(PRESETS) == {
+        *("resnet-cifar", "densenet-cifar", "densenet-svhn"),
+        *("mnist", "modern", "quick", "digits"),
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_whole(name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.recipe == name
+    assert preset.model in MODELS
+    assert preset.conv in CONVS
+    assert make_config(name) == preset
+    assert from_json(to_json(preset)) == preset
+    net = build_model(preset.model, preset.conv, width=0.25, growth=preset.growth, dropout=preset.dropout)
+    optimizer = build_optimizer(net, preset)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, net.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet-cifar", {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "lr": 0.1}),
+        ("resnet-cifar", {"batch_size": 128, "milestones": (0.5, 0.75), "gamma": 0.1, "augment": "paper"}),
+        ("densenet-cifar", {"nesterov": True, "batch_size": 64, "epochs": 300, "lr": 0.1, "weight_decay": 1e-4}),
+        ("densenet-cifar", {"milestones": (0.5, 0.75), "schedule": "steps", "dropout": 0.0}),
+        ("densenet-svhn", {"epochs": 40, "dropout": 0.2, "augment": "none", "batch_size": 64, "data": "svhn"}),
+        ("modern", {"nesterov": True, "weight_decay": 5e-4, "schedule": "cosine", "epochs": 200}),
+        ("modern", {"label_smoothing": 0.0}),
+        ("quick", {"schedule": "one-cycle", "augment": "fast"}),
+        ("mnist", {"data": "mnist"}),
+        ("digits", {"data": "digits"}),
+    ],
+)
+def test_presets_have_the_numbers_of_their_sources(name: str, expected: dict[str, object]) -> None:
+    assert {key: getattr(PRESETS[name], key) for key in expected} == expected
+
+
+def test_64k_steps_of_128_images_are_the_epochs_of_resnet_cifar() -> None:
+    steps_an_epoch = -(-45_000 // PRESETS["resnet-cifar"].batch_size)
+    assert PRESETS["resnet-cifar"].epochs == round(64_000 / steps_an_epoch)
+
+
+def test_the_table_of_other_values_covers_every_field() -> None:
+    assert set(OTHER) == set(FIELDS)
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_field_is_reached_by_override_program_toml_and_json(key: str, tmp_path: Path) -> None:
+    values = {**COMPANIONS.get(key, {}), key: OTHER[key]}
+    recipe = values.pop("recipe", "resnet-cifar")
+    if key == "optimizer":
+        values["momentum"] = 0.9
+    by_program = make_config(recipe, changes=values)
+    assert getattr(by_program, key) == OTHER[key]
+    assert make_config(recipe, overrides=[f"{k}={as_text(v)}" for k, v in values.items()]) == by_program
+    lines = [f"{k} = {list(v) if isinstance(v, tuple) else as_toml(v)}" for k, v in values.items()]
+    (tmp_path / "run.toml").write_text("\n".join([f'recipe = "{recipe}"', *lines]))
+    assert make_config(file=tmp_path / "run.toml") == by_program
+    assert from_json(to_json(by_program)) == by_program
+    changed = {k for k in by_program.__dataclass_fields__ if differences(PRESETS["resnet-cifar"], by_program).get(k)}
+    assert key in changed
+
+
+def as_toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else as_text(value)
+
+
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if "None" in str(field.type)])
+def test_none_empties_every_optional_field(key: str) -> None:
+    given = {key: OTHER[key]}
+    overrides = [f"{other}=none" for other in ("mean", "std") if key in ("mean", "std")] or [f"{key}=none"]
+    assert getattr(make_config("digits", changes=given, overrides=overrides), key) is None
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "modern"\nlr = 0.2\nepochs = 3\nseed = 1\n')
+    config = make_config(file=file, changes={"epochs": 4, "seed": 2}, overrides=["seed=3"])
+    assert (config.recipe, config.lr, config.epochs, config.seed) == ("modern", 0.2, 4, 3)
+    assert make_config("quick", file=file).recipe == "quick"
+
+
+def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
+    assert type(RunConfig(lr=1).lr) is float
+    assert RunConfig(lr=1, milestones=[0.5]) == RunConfig(lr=1.0, milestones=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lrr=1"], "unknown key 'lrr': did you mean lr"),
+        (["batchsize=1"], "did you mean batch_size"),
+        (["zzzz=1"], "known are recipe, model, "),
+        (["lr"], "expected key=value, not 'lr'"),
+        (["lr=fast"], "lr must be a number, not 'fast'"),
+        (["lr=nan"], "lr must be above 0, not nan"),
+        (["lr=0"], "lr must be above 0, not 0"),
+        (["epochs=1.5"], "epochs must be a whole number, not '1.5'"),
+        (["epochs=0"], "epochs must be 1 or more, not 0"),
+        (["nesterov=yes"], "nesterov must be true or false, not 'yes'"),
+        (["weight_decay=-1"], "weight_decay must be 0 or more, not -1"),
+        (["weight_decay=inf"], "weight_decay must be 0 or more, not inf"),
+        (["momentum=1"], "momentum must be from 0 to below 1, not 1"),
+        (["teacher_weight=2"], "teacher_weight must be from 0 to 1, not 2"),
+        (["ema_decay=1"], "ema_decay must be between 0 and 1, not 1"),
+        (["augment=papr"], "augment must be one of none, paper, fast, not 'papr'"),
+        (["growth=many"], "growth must be a whole number or none, not 'many'"),
+        (["milestones=0.7,0.5"], r"milestones must be rising fractions between 0 and 1, not \(0.7, 0.5\)"),
+        (["milestones=0.5,1"], "milestones must be rising"),
+        (["milestones=half"], "milestones must be numbers with commas between, not 'half'"),
+        (["optimizer=adamw"], "nesterov needs optimizer=sgd with momentum above 0, not optimizer=adamw"),
+        (["momentum=0"], "nesterov needs .* with momentum=0: set nesterov=false"),
+        (["svhn_extra=true"], "svhn_extra belongs to data=svhn, not data=digits"),
+        (["mean=0.5"], "mean and std belong together: give both, or none"),
+        (["only=layer3.*"], "only says which lines convolutions become: set lines too"),
+        (["line_path=square"], "line_path says which lines"),
+        (["lines=three"], "lines must be one of free, shared, profile or none, not 'three'"),
+        (["weight_bits=9"], "weight_bits must be from 2 to 8, not 9"),
+        (["angle_bits=2"], "angle_bits must be from 3 to 8, not 2"),
+        (["skip_bad_images=true"], "skip_bad_images belongs to data=folder, not data=digits"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_config("digits", overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=re.escape("unknown recipe 'resnet': did you mean resnet-cifar")):
+        make_config("resnet")
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(ConfigError, match=r"cannot read the configuration file .*missing.toml: No such file"):
+        make_config(file=missing)
+    broken = tmp_path / "broken.toml"
+    broken.write_text("lr = = 3")
+    with pytest.raises(ConfigError, match=r"broken.toml is no TOML: .*line 1"):
+        make_config(file=broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "the configuration is no JSON"),
+        ("[1]", "expected a JSON object with the configuration's keys, not list"),
+        ('{"lr": "fast"}', "lr must be a number, not 'fast'"),
+        ('{"learning_rate": 1}', "unknown key 'learning_rate'"),
+    ],
+)
+def test_foreign_json_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_json(text)
+
+
+def test_a_configuration_cannot_change() -> None:
+    config = RunConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError, match="lr"):
+        config.lr = 1.0  # type: ignore[misc]

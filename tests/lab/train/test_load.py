@@ -1,0 +1,83 @@
+"""Laws of loading what a run trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotateconv import RotateConv2d
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.checkpoint import load_checkpoint
+from rotateconv.lab.train.load import DataDescription, build_net, load_run
+from rotateconv.lab.train.loop import RunInterrupted, fit
+from rotateconv.lab.train.run_folder import RunError
+from rotateconv.models import MODELS
+from small import StopAt, Tiny, small_digits, tiny_config
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_digits()
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+
+
+def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:
+    described = DataDescription.of(data)
+    for scale in (1.0, 7.5):
+        net = build_net(tiny_config(conv="rotate4", angle_grad_scale=scale), described)
+        assert [m.angle_grad_scale for m in net.modules() if isinstance(m, RotateConv2d)] == [scale]
+    natural = build_net(tiny_config(conv="rotate4"), described).conv.angle_grad_scale
+    assert natural == Tiny("rotate4", 10, 1, 1.0).conv.angle_grad_scale != 1.0
+
+
+def test_angles_may_start_along_the_axes_of_the_grid(data: ImageData) -> None:
+    described = DataDescription.of(data)
+    layer = build_net(tiny_config(conv="rotate4", angle_init="axes"), described).conv
+    quarters = layer.angle.detach() / (torch.pi / 2)
+    assert layer.learn_angle
+    assert set(quarters.round().flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+    torch.testing.assert_close(quarters, quarters.round())
+    fixed = build_net(tiny_config(conv="rotate4-fixed", angle_init="axes"), described).conv
+    assert not torch.equal(fixed.angle / (torch.pi / 2), (fixed.angle / (torch.pi / 2)).round())
+
+
+def test_profiles_may_start_from_the_bank(data: ImageData) -> None:
+    described = DataDescription.of(data)
+    learned = build_net(tiny_config(conv="rotate2p", profile_init="bank"), described).conv
+    assert torch.equal(learned.profile, Tiny("rotate2b", 10, 1, 1.0).conv.profile)
+    assert "profile" in dict(learned.named_parameters())
+
+
+def test_load_run_of_an_unfinished_run_takes_its_checkpoint(tmp_path: Path, data: ImageData) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RunInterrupted, match="after step 5"):
+        fit(tiny_config(ema_decay=0.5), run, data=data, on_event=StopAt(5))
+    trained = load_run(run)
+    weights = load_checkpoint(run / "checkpoints").weights["average"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.model.state_dict().items())
+    assert not trained.model.training
+    assert trained.data == DataDescription.of(data)
+    for path in (run / "checkpoints").iterdir():
+        path.rename(run / path.name)
+    with pytest.raises(RunError, match="has no weights yet: resume it"):
+        load_run(run)
+
+
+def test_load_run_names_what_does_not_fit(tmp_path: Path, data: ImageData) -> None:
+    run = tmp_path / "run"
+    fit(tiny_config(epochs=1), run, data=data)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "width": 2.0}))
+    with pytest.raises(RunError, match="do not fit its configuration"):
+        load_run(run)
+    (run / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(RunError, match=r"cannot read the weights .*: expected a safetensors file"):
+        load_run(run)
+    (run / "data.json").write_text('{"name": "digits"}')
+    with pytest.raises(RunError, match=r"data.json must have name, classes, .* not name"):
+        load_run(run)

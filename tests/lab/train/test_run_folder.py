@@ -1,0 +1,192 @@
+"""Laws of the run folder: whole files or none, nothing mixed by mistake, one sentence for a full disk."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rotateconv._files import replacing
+from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.train import run_folder as runs
+from rotateconv.lab.train.environment import environment
+from rotateconv.lab.train.run_folder import (
+    RunError,
+    append_record,
+    check_run,
+    create_run,
+    keep_records,
+    note_resumption,
+    read_config,
+    read_json,
+    read_records,
+    write_bytes,
+    write_json,
+)
+
+CONFIG = make_config("digits", overrides=["lr=0.125", "milestones=0.1,0.7"])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "first"
+    create_run(folder, CONFIG, {"classes": ["a", "b"]})
+    return folder
+
+
+def test_a_new_run_holds_its_configuration_data_and_environment(run: Path) -> None:
+    assert read_config(run) == CONFIG
+    assert read_json(run / "data.json") == {"classes": ["a", "b"]}
+    assert read_json(run / "environment.json")["versions"]["torch"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "data.json", "environment.json"]
+
+
+def test_only_another_environment_is_noted_on_resuming(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, gpu = environment(), {"gpu": "H200", "gpu_count": 1}
+
+    def resume(step: int, **changes: Any) -> Any:
+        monkeypatch.setattr(runs, "environment", lambda: {**began, "command": f"other {step}", **changes})
+        note_resumption(run, step)
+        return read_json(run / "environment.json").get("resumed")
+
+    assert resume(1) is None
+    assert resume(2, **gpu) == [{"step": 2, **gpu}]
+    assert resume(3, **gpu) == [{"step": 2, **gpu}]
+    assert resume(4) == [{"step": 2, **gpu}, {"step": 4}]
+    assert {**read_json(run / "environment.json"), "resumed": None} == {**began, "resumed": None}
+
+
+def test_records_come_back_as_they_went(run: Path) -> None:
+    records = [{"epoch": e, "loss": 1 / (3 + e), "name": "ü"} for e in range(4)]
+    for record in records:
+        append_record(run, record)
+    assert read_records(run) == records
+
+
+@pytest.mark.parametrize("cut", range(1, 14))
+def test_a_torn_last_line_is_dropped_and_the_rest_goes_on(run: Path, cut: int) -> None:
+    append_record(run, {"epoch": 1})
+    append_record(run, {"epoch": 2})
+    path = run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_records(run) == [{"epoch": 1}]
+    keep_records(run, 1)
+    append_record(run, {"epoch": 2, "again": True})
+    assert read_records(run) == [{"epoch": 1}, {"epoch": 2, "again": True}]
+
+
+def test_a_damaged_line_before_the_last_is_refused(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep\n{"epoch": 3}\n')
+    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl is no JSON"):
+        read_records(run)
+
+
+def test_records_are_cut_back_but_never_invented(run: Path) -> None:
+    for epoch in (1, 2, 3):
+        append_record(run, {"epoch": epoch})
+    keep_records(run, 2)
+    assert read_records(run) == [{"epoch": 1}, {"epoch": 2}]
+    with pytest.raises(RunError, match=r"metrics.jsonl has 2 of 3 epochs: overwrite the run"):
+        keep_records(run, 3)
+
+
+def test_nan_never_becomes_json(run: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        append_record(run, {"loss": float("nan")})
+    assert read_records(run) == []
+
+
+def test_a_run_is_not_overwritten_by_mistake(run: Path) -> None:
+    with pytest.raises(RunError, match="first holds a run already: resume it, overwrite it or choose another"):
+        check_run(run, CONFIG, resume=False, overwrite=False)
+    check_run(run, CONFIG, resume=False, overwrite=True)
+    check_run(run, CONFIG, resume=True, overwrite=False)
+    with pytest.raises(RunError, match="expected one of resume and overwrite, not both"):
+        check_run(run, CONFIG, resume=True, overwrite=True)
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("five years")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="exists and is no run folder"):
+            check_run(tmp_path, CONFIG, resume=False, overwrite=overwrite)
+    with pytest.raises(RunError, match=r"thesis.tex exists and is no run folder"):
+        check_run(tmp_path / "thesis.tex", CONFIG, resume=False, overwrite=False)
+
+
+def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
+    append_record(run, {"epoch": 1})
+    write_json(run / "summary.json", {})
+    (run / "checkpoints" / "000001").mkdir(parents=True)
+    (run / "notes.txt").write_text("keep me")
+    create_run(run, RunConfig(), {})
+    names = {"config.json", "data.json", "environment.json", "notes.txt"}
+    assert {path.name for path in run.iterdir()} == names
+    assert read_config(run) == RunConfig()
+
+
+def test_a_creation_cut_off_can_be_done_again(run: Path) -> None:
+    with replacing(run / "config.json") as temporary:
+        temporary.write_bytes(b"{")
+    (run / "config.json").rename(temporary)  # what a process that is killed there leaves
+    check_run(run, CONFIG, resume=False, overwrite=False)
+
+
+def test_resume_names_every_key_that_differs(run: Path) -> None:
+    other = make_config("digits", overrides=["lr=0.5", "milestones=0.1,0.7", "seed=3"])
+    with pytest.raises(RunError, match=r"has lr 0\.125, not 0\.5, seed 0, not 3: resume it unchanged"):
+        check_run(run, other, resume=True, overwrite=False)
+
+
+def test_resume_may_move_the_data_and_save_more_often(run: Path) -> None:
+    moved = ["data_dir=/elsewhere", "checkpoint_seconds=1", "checkpoint_steps=5"]
+    other = make_config("digits", overrides=["lr=0.125", "milestones=0.1,0.7", *moved])
+    check_run(run, other, resume=True, overwrite=False)
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"there is no run to resume in .*nothing: no config.json"):
+        check_run(tmp_path / "nothing", CONFIG, resume=True, overwrite=False)
+    with pytest.raises(RunError, match=r"nothing is no run folder: it has no readable config.json"):
+        read_config(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), ("{", "is no JSON"), ("[]", "must hold a JSON object, not list")],
+)
+def test_damaged_json_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "summary.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RunError, match=f"summary.json.*{message}"):
+        read_json(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_one_sentence(run: Path) -> None:
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"the disk is full: .* could not be written; free some space, then resume"):
+        append_record(run, {"epoch": 1})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run / "summary.json"
+    write_bytes(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    before = sorted(run.iterdir())
+    with pytest.raises(RunError, match="the disk is full"):
+        write_bytes(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert sorted(run.iterdir()) == before
+
+
+def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write in .*file: "):
+        write_bytes(tmp_path / "file" / "summary.json", b"")

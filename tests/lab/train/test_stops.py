@@ -1,0 +1,224 @@
+"""Laws of stopping and going on: resuming is exact, and a stop of any kind loses nothing."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train import loop as training
+from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint
+from rotateconv.lab.train.interrupts import Interrupts
+from rotateconv.lab.train.load import load_run
+from rotateconv.lab.train.loop import DivergedError, RunInterrupted, fit
+from rotateconv.lab.train.run_folder import RunError, read_records
+from rotateconv.models import MODELS
+from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_digits()
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+
+
+EVERYTHING = {
+    "dropout": 0.3,
+    "ema_decay": 0.9,
+    "clip_grad_norm": 0.5,
+    "label_smoothing": 0.1,
+    "channels_last": True,
+    "precision": "bf16",
+    "augment": "fast",
+    "conv": "rotate2p",
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dropout": 0.3}, {"optimizer": "adamw", "nesterov": False, "ema_decay": 0.9}, EVERYTHING],
+    ids=["plain", "dropout", "adamw", "everything"],
+)
+def test_resuming_after_any_step_is_exact(tmp_path: Path, data: ImageData, changes: dict[str, Any]) -> None:
+    config = tiny_config(**changes)
+    fit(config, tmp_path / "whole", data=data)
+    for step in range(1, 3 * BATCHES_AN_EPOCH + 1):
+        run = tmp_path / f"stopped-{step}"
+        with pytest.raises(RunInterrupted, match=rf"saved after step {step} of 12: go on with .* --resume {run}"):
+            fit(config, run, data=data, on_event=StopAt(step))
+        torch.rand(3)  # whatever the process does in between
+        listener = StopAt()
+        fit(config, run, data=data, resume=True, on_event=listener)
+        assert [values["step"] for values in listener.named("step")] == list(range(step + 1, 13))
+        assert_same_run(run, tmp_path / "whole")
+
+
+def test_resuming_twice_in_one_epoch_is_exact(tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config()
+    fit(config, tmp_path / "whole", data=data)
+    for step in (5, 6, 7):
+        with pytest.raises(RunInterrupted, match=f"after step {step} of 12"):
+            fit(config, tmp_path / "run", data=data, resume=step > 5, on_event=StopAt(step))
+    fit(config, tmp_path / "run", data=data, resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+class CrashError(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("crash_step", [1, 3, 5, 9, 12])
+@pytest.mark.parametrize("every", [0, 2])
+def test_resuming_after_a_crash_is_exact(tmp_path: Path, data: ImageData, crash_step: int, every: int) -> None:
+    def crash(name: str, values: dict[str, Any]) -> None:
+        if name == "step" and values["step"] == crash_step:
+            raise CrashError
+
+    config = tiny_config(checkpoint_steps=every)
+    fit(config, tmp_path / "whole", data=data)
+    with pytest.raises(CrashError):
+        fit(config, tmp_path / "run", data=data, on_event=crash)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 9, "cut o')
+    listener = StopAt()
+    fit(config, tmp_path / "run", data=data, resume=True, on_event=listener)
+    before = crash_step - 1
+    saved = before - before % BATCHES_AN_EPOCH if every == 0 else before - before % 2
+    assert listener.named("start")[0]["step"] == saved
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_a_warning(tmp_path: Path, data: ImageData) -> None:
+    config, run = tiny_config(), tmp_path / "run"
+    fit(config, tmp_path / "whole", data=data)
+    with pytest.raises(RunInterrupted, match="after step 10"):
+        fit(config, run, data=data, on_event=StopAt(10))
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    (newest / "state.pt").write_bytes(b"cut off")
+    listener = StopAt()
+    fit(config, run, data=data, resume=True, on_event=listener)
+    assert listener.named("warning") == [
+        {"message": f"the checkpoint {newest} is damaged: going on from {newest.with_name('000002')}"}
+    ]
+    assert listener.named("start")[0]["step"] == 8
+    assert_same_run(run, tmp_path / "whole")
+
+
+def test_one_ctrl_c_saves_and_a_second_leaves_at_once(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    previous = signal.getsignal(signal.SIGINT)
+
+    def press(name: str, values: dict[str, Any], times: int) -> None:
+        if name == "step" and values["step"] == 2:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(RunInterrupted, match="after step 2 of 12"):
+        fit(tiny_config(), tmp_path / "once", data=data, on_event=lambda n, v: press(n, v, 1))
+    assert load_checkpoint(tmp_path / "once" / "checkpoints").state["step"] == 2
+    assert signal.getsignal(signal.SIGINT) is previous
+
+    def press_inside_a_step(*arguments: Any) -> float:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    monkeypatch.setattr(training, "factor", press_inside_a_step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_config(), tmp_path / "twice", data=data)
+    assert list_checkpoints(tmp_path / "twice" / "checkpoints") == []
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+@pytest.mark.parametrize(("processes", "asked"), [(1, True), (2, False), (2, True)])
+def test_a_process_that_the_others_left_on_ctrl_c_is_interrupted(
+    processes: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    expected = KeyboardInterrupt if asked and processes > 1 else RuntimeError
+
+    def left_alone() -> None:
+        with Interrupts():
+            if asked:
+                signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(expected) as raised:
+        left_alone()
+    assert "closed by peer" in str(raised.value.__cause__ if expected is KeyboardInterrupt else raised.value)
+
+
+def test_an_exploding_rate_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "factor", lambda step, total, config: 1.0 if step < 6 else 1e38)
+    with pytest.raises(DivergedError, match=r"the loss became infinite or NaN at step (8|9) of 12 \(epoch [23]\)") as e:
+        fit(tiny_config(), tmp_path / "run", data=data)
+    assert "the last good checkpoint is" in str(e.value)
+    assert "try a lower lr than 0.05 or clip_grad_norm=1" in str(e.value)
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints")
+    assert str(checkpoint.path) in str(e.value)
+    assert checkpoint.state["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in checkpoint.weights["model"].values())
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("validation", "scale", "name"),
+    [(True, 1e27, "validation loss"), (True, 1e300, "net's weights"), (False, 1e300, "net's weights")],
+)
+def test_weights_that_explode_in_the_last_step_are_not_kept(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, validation: bool, scale: float, name: str
+) -> None:
+    last = 4 * BATCHES_AN_EPOCH if validation else 2 * 5
+    config = tiny_config(epochs=4 if validation else 2, validation=validation, clip_grad_norm=1.0)
+    monkeypatch.setattr(training, "factor", lambda step, total, config: scale if step == last - 1 else 1.0)
+    with pytest.raises(DivergedError, match=f"the {name} became infinite or NaN at step {last} of {last}") as e:
+        fit(config, tmp_path / "run", data=data)
+    assert str(e.value).endswith("try a lower lr than 0.05")
+    assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] < last
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_never_holds_exploded_weights(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "factor", lambda step, total, config: 1e300 if step == 5 else 1.0)
+    with pytest.raises(DivergedError, match=r"the net's weights became infinite or NaN at step 6 of 12 \(epoch 2\)"):
+        fit(tiny_config(checkpoint_steps=3), tmp_path / "run", data=data)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] == 4
+
+
+def test_a_finished_run_resumes_to_its_summary(tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config(epochs=1)
+    summary = fit(config, tmp_path / "run", data=data)
+    listener = StopAt()
+    assert fit(config, tmp_path / "run", data=data, resume=True, on_event=listener) == summary
+    assert listener.events == []
+
+
+def test_runs_are_never_mixed(tmp_path: Path, data: ImageData) -> None:
+    config, run = tiny_config(epochs=1), tmp_path / "run"
+    fit(config, run, data=data)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="holds a run already"):
+        fit(config, run, data=data)
+    with pytest.raises(RunError, match=r"has lr 0.05, not 0.01: resume it unchanged"):
+        fit(tiny_config(epochs=1, lr=0.01), run, data=data, resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    fit(tiny_config(epochs=1, lr=0.01), run, data=data, overwrite=True)
+    assert len(read_records(run)) == 1
+    assert load_run(run).config.lr == 0.01
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path, data: ImageData) -> None:
+    with pytest.raises(RunInterrupted, match="after step 2"):
+        fit(tiny_config(), tmp_path / "run", data=data, on_event=StopAt(2))
+    with pytest.raises(RunError, match="was trained on data with another train: give it the same data"):
+        fit(tiny_config(), tmp_path / "run", data=small_digits(train=90), resume=True)

@@ -1,0 +1,315 @@
+"""Packing: the round trip, the sizes, architectures of one's own, and what cannot be packed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from rotateconv import CONVS, RotateConv2d, build_model, convert, fuse, load_packed, pack, quantize
+from rotateconv.quantization.pack import describe_packed
+from rotateconv.quantization.pack_file import read_packed
+
+
+def assert_same(found: nn.Module, expected: nn.Module) -> None:
+    """The same names, shapes, dtypes and bits."""
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype, name
+        assert torch.equal(ours[name], tensor), name
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """The model with other norms and statistics than those of a fresh one."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 1 and tensor.is_floating_point():
+                tensor.mul_(torch.rand_like(tensor) * 3).add_(torch.rand_like(tensor))
+            elif tensor.dim() == 0:
+                tensor.fill_(12345678901)
+    return model
+
+
+def net(name: str, conv: str) -> nn.Module:
+    growth = 4 if name == "densenet40" else None
+    return shaken(build_model(name, conv, width=0.5 if growth is None else 1.0, growth=growth))
+
+
+@pytest.mark.parametrize("conv", CONVS)
+@pytest.mark.parametrize("name", ["resnet20", "densenet40"])
+def test_loading_gives_what_quantize_gives(name: str, conv: str, tmp_path: Path) -> None:
+    model = net(name, conv)
+    pack(model, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net")
+    assert_same(loaded, quantize(model))
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded(images), quantize(model).eval()(images))
+
+
+def test_a_stream_of_one_number(tmp_path: Path) -> None:
+    # A single norm counts its batches in the only integer of the net, a single slice has the only scale.
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+    pack(model, tmp_path / "net.rotateconv")
+    loaded = load_packed(tmp_path / "net.rotateconv", model=model)
+    expected = quantize(model).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("bits", [(2, 3, 2), (3, 4, 5), (5, 6, 7), (8, 8, 8)])
+def test_any_bits(bits: tuple[int, int, int], tmp_path: Path) -> None:
+    weight, angle, dense = bits
+    model = build_model("resnet20", "rotate2p-g4", width=0.5)
+    pack(model, tmp_path / "net", weight_bits=weight, angle_bits=angle, dense_bits=dense)
+    assert_same(load_packed(tmp_path / "net"), quantize(model, weight, angle, dense_bits=dense))
+    assert describe_packed(tmp_path / "net").bits == [weight, angle, dense]
+
+
+def test_what_is_quantised_already_is_packed_without_loss(tmp_path: Path) -> None:
+    model = quantize(build_model("resnet20", width=0.5), 3, 4)
+    pack(model, tmp_path / "net", weight_bits=3, angle_bits=4)
+    assert_same(load_packed(tmp_path / "net"), model)
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = build_model("resnet20", width=0.25)
+    pack(model, tmp_path / "one")
+    pack(model, tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_neither_model_nor_random_numbers_are_touched(tmp_path: Path) -> None:
+    model = build_model("resnet20", width=0.25)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    pack(model, tmp_path / "net")
+    load_packed(tmp_path / "net")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_loading_does_not_look_at_the_default_dtype(tmp_path: Path) -> None:
+    model = build_model("resnet20", width=0.25)
+    pack(model, tmp_path / "net")
+    torch.set_default_dtype(torch.float64)
+    assert_same(load_packed(tmp_path / "net"), quantize(model))
+
+
+@pytest.mark.parametrize(
+    ("conv", "most"), [("rotate4", 65_000), ("rotate2p", 40_500), ("rotate2", 36_000), ("conv3x3", 132_000)]
+)
+def test_sizes_of_resnet20(conv: str, most: int, tmp_path: Path) -> None:
+    pack(build_model("resnet20", conv), tmp_path / "net")
+    assert (tmp_path / "net").stat().st_size < most
+
+
+def test_every_stream_is_as_small_as_its_bits(tmp_path: Path) -> None:
+    model = build_model("resnet20", "rotate4")
+    pack(model, tmp_path / "net", weight_bits=4, angle_bits=5)
+    with safetensors.safe_open(tmp_path / "net", "pt") as file:
+        sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, RotateConv2d))
+    angles = sum(m.angle.numel() for m in model.modules() if isinstance(m, RotateConv2d))
+    assert sizes["weight"] < 0.94 * weights * 4 / 8  # what Huffman's code gains
+    assert sizes["angle"] <= angles * 5 / 8 + 1
+    _, streams = read_packed(tmp_path / "net")
+    counts = torch.bincount(streams["weight"].long()).double()
+    entropy = -(counts / counts.sum() * (counts / counts.sum()).clamp(min=1e-9).log2()).sum().item()
+    assert sizes["weight"] < 1.02 * weights * entropy / 8
+
+
+def test_a_net_knows_the_arguments_that_build_it() -> None:
+    model = build_model("densenet40", "rotate2", 7, 1, 2, growth=2, dropout=0.1)
+    arguments = json.loads(json.dumps(model.build_arguments))
+    again = build_model(**arguments)
+    assert again.build_arguments == model.build_arguments
+    assert {name: t.shape for name, t in again.state_dict().items()} == {
+        name: t.shape for name, t in model.state_dict().items()
+    }
+    assert arguments["dropout"] == 0.1
+    assert not hasattr(build_model("resnet20", nn.Conv2d, width=0.25), "build_arguments")
+
+
+def test_fused(tmp_path: Path) -> None:
+    model = shaken(build_model("resnet20", "rotate2p", width=0.5))
+    pack(model, tmp_path / "net")
+    fused = load_packed(tmp_path / "net", fused=True)
+    assert not any(isinstance(module, RotateConv2d) for module in fused.modules())
+    assert_same(fused, fuse(quantize(model)))
+    assert not fused.training
+
+
+def test_what_the_file_says(tmp_path: Path) -> None:
+    pack(
+        build_model("resnet20", num_classes=2, width=0.25),
+        tmp_path / "net",
+        classes=("café", "dog"),
+        mean=(0.1, 0.2, 0.3),
+        std=(1, 2, 3),
+        input_size=(3, 32, 32),
+    )
+    found = describe_packed(tmp_path / "net")
+    assert (found.classes, found.mean, found.std) == (["café", "dog"], [0.1, 0.2, 0.3], [1, 2, 3])
+    assert found.input_size == [3, 32, 32]
+    assert found.architecture == "ResNet"
+    assert found.build["name"] == "resnet20"
+    pack(build_model("resnet20", width=0.25), tmp_path / "net")
+    assert describe_packed(tmp_path / "net").classes is None
+
+
+# ------------------------------------------------------------------------------------ other architectures
+
+
+class Own(nn.Module):
+    """An architecture that build_model knows nothing of."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3)
+        self.body = nn.Sequential(nn.Conv2d(channels, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 5))
+        self.scale = nn.Parameter(torch.rand(()))
+        self.register_buffer("offsets", torch.arange(5))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("grid", torch.rand(3), persistent=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * self.head(self.body(torch.relu(self.stem(images))).mean((2, 3))) + self.grid
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_converted_model_needs_its_structure(converted: bool, tmp_path: Path) -> None:
+    model, template = Own(), Own()
+    template.grid.copy_(model.grid)
+    convert(model, taps="profile", path="square", angle_groups=4)
+    if converted:
+        convert(template, taps="profile", path="square", angle_groups=4)
+    before = {name: tensor.clone() for name, tensor in template.state_dict().items()}
+    pack(model, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net", model=template)
+    assert_same(loaded, quantize(model))
+    assert torch.equal(loaded(torch.ones(1, 3, 16, 16)), quantize(model)(torch.ones(1, 3, 16, 16)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in template.state_dict().items())
+    assert template.training
+
+
+def test_a_converted_net_of_ours_needs_none(tmp_path: Path) -> None:
+    model = build_model("resnet20", "conv3x3", width=0.25)
+    convert(model, taps="shared", where=lambda name, conv: "stages.1" in name)
+    pack(model, tmp_path / "net")
+    assert_same(load_packed(tmp_path / "net"), quantize(model))
+    assert len(describe_packed(tmp_path / "net").lines) == 6
+
+
+def test_profiles_that_are_not_learned_stay_so(tmp_path: Path) -> None:
+    model = build_model("resnet20", "conv3x3", width=0.25)
+    old = model.stages[0][0].conv1
+    model.stages[0][0].conv1 = RotateConv2d.from_conv(old, taps="profile", learn_profile=False)
+    pack(model, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net")
+    assert_same(loaded, quantize(model))
+    assert not loaded.stages[0][0].conv1.learn_profile
+    convert(model, taps="profile")
+    pack(model, tmp_path / "converted")
+    lines = describe_packed(tmp_path / "converted").lines
+    assert [line.get("learn_profile", True) for line in lines.values()].count(False) == 1
+
+
+def test_a_net_of_ours_with_another_layer_needs_its_structure(tmp_path: Path) -> None:
+    model, template = build_model("resnet20", width=0.25), build_model("resnet20", width=0.25)
+    for one in (model, template):
+        one.classifier = nn.Linear(16, 3)
+    pack(model, tmp_path / "net")
+    with pytest.raises(ValueError, match="holds a ResNet, which build_model does not build: give one as the argument"):
+        load_packed(tmp_path / "net")
+    assert_same(load_packed(tmp_path / "net", model=template), quantize(model))
+
+
+def test_tied_layers(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        layer = RotateConv2d(4, 4, 3)
+        return nn.Sequential(layer, nn.ReLU(), layer)
+
+    model = tied()
+    pack(model, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net", model=tied())
+    assert_same(loaded, quantize(model))
+    assert loaded[0] is loaded[2]
+
+
+@pytest.mark.parametrize(
+    ("template", "match"),
+    [
+        (None, "holds a Own, which build_model does not build: give one as the argument model"),
+        (Own(channels=4), "holds the numbers of a Own with other tensors than the model given has"),
+        (nn.Linear(3, 3), "Linear has no attribute `body`"),
+        (nn.Sequential(), "Sequential has no attribute `body`"),
+    ],
+)
+def test_another_structure(template: nn.Module | None, match: str, tmp_path: Path) -> None:
+    model = Own()
+    convert(model)
+    pack(model, tmp_path / "net")
+    with pytest.raises(ValueError, match=match):
+        load_packed(tmp_path / "net", model=template)
+
+
+def test_a_structure_whose_convolution_is_something_else(tmp_path: Path) -> None:
+    model, template = Own(), Own()
+    convert(model)
+    template.body[0] = nn.Linear(3, 3)
+    pack(model, tmp_path / "net")
+    with pytest.raises(ValueError, match=r"body.0 should be a convolution to be replaced by lines, and is a Linear"):
+        load_packed(tmp_path / "net", model=template)
+
+
+def test_a_structure_that_is_not_needed(tmp_path: Path) -> None:
+    pack(build_model("resnet20", width=0.25), tmp_path / "net")
+    with pytest.raises(ValueError, match="it says itself how its model is built: leave the argument model out"):
+        load_packed(tmp_path / "net", model=build_model("resnet20", width=0.25))
+
+
+# -------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"pack needs float32 numbers, and weight is {dtype}: call model.float\(\)"):
+        pack(nn.Linear(2, 2).to(dtype), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bits_out_of_range_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weight_bits must be a whole number from 2 to 8, got 9"):
+        pack(nn.Linear(2, 2), tmp_path / "net", weight_bits=9)
+    model = nn.Linear(2, 2)
+    model.bias.data[0] = float("inf")
+    with pytest.raises(ValueError, match="cannot quantise bias: only finite numbers"):
+        pack(model, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it is a folder; give the name of a file"):
+        pack(nn.Linear(2, 2), tmp_path)
+    with pytest.raises(ValueError, match=r"cannot write .*nowhere/net: No such file or directory"):
+        pack(nn.Linear(2, 2), tmp_path / "nowhere" / "net")
+
+
+def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net").write_bytes(b"before")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match=r"cannot write .*net: No space left on device"):
+        pack(nn.Linear(2, 2), tmp_path / "net")
+    assert (tmp_path / "net").read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,268 @@
+"""Quantisation: the grids, the nearest values on them, idempotence, and bad input."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rotateconv import CONVS, RotateConv2d, build_model, quantize
+from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.quantization.primitives import (
+    EXPONENT_RANGE,
+    decode_angle,
+    decode_weight,
+    encode_angle,
+    encode_weight,
+    scale,
+    to_half,
+    turn,
+)
+from rotateconv.quantization.qat import QuantizedTraining
+
+FULL = 2 * math.pi
+
+
+def slow_encode(row: list[float], bits: int) -> tuple[list[int], int]:
+    """Codes and exponent of one slice, by trying every scale there is, in plain Python."""
+    limit = 2 ** (bits - 1) - 1
+    best: tuple[float, int, list[int]] | None = None
+    largest = max(map(abs, row))
+    for exponent in range(-200, 200):
+        size = torch.tensor(2 ** (exponent / 8), dtype=torch.float32).item()
+        if size > 1.5 * largest / limit * 1.0001:
+            break
+        codes = [max(-limit, min(limit, round(w / size))) for w in row]
+        error = sum((w - c * size) ** 2 for w, c in zip(row, codes, strict=True))
+        if best is None or error <= best[0]:
+            best = error, exponent, codes
+    assert best is not None
+    return best[2], best[1]
+
+
+def test_the_scale_is_two_to_an_eighth_of_the_exponent() -> None:
+    exponents = torch.arange(EXPONENT_RANGE[0], EXPONENT_RANGE[1] + 1)
+    roots = torch.tensor([2.0 ** (i / 8) for i in range(8)])  # rounded to float32
+    expected = torch.ldexp(roots[exponents % 8], exponents.div(8, rounding_mode="floor"))
+    assert torch.equal(scale(exponents), expected)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_scale_has_the_least_squared_error_of_all(bits: int) -> None:
+    weight = torch.randn(6, 25) * torch.tensor([1, 0.01, 5, 1, 1, 1])[:, None]
+    weight[3] = weight[3] ** 3  # a few large ones, to be clipped
+    codes, exponents = encode_weight(weight, bits)
+    for row, found, exponent in zip(weight.tolist(), codes.tolist(), exponents.tolist(), strict=True):
+        assert (found, exponent) == slow_encode(row, bits)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_are_symmetric_and_within_their_bits(bits: int) -> None:
+    weight = torch.randn(8, 5, 7)
+    codes, exponents = encode_weight(weight, bits)
+    limit = 2 ** (bits - 1) - 1
+    assert limit / 1.5 - 0.5 <= codes.abs().amax() <= limit
+    assert torch.equal(encode_weight(-weight, bits)[0], -codes)
+    error = (decode_weight(codes, exponents) - weight).abs()
+    size = scale(exponents)[:, None, None]
+    clipped = codes.abs() == limit
+    assert (error <= size / 2 * 1.0001)[~clipped].all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("columns", [1, 2, 3, 40])
+def test_rounding_weights_twice_changes_nothing(bits: int, columns: int) -> None:
+    weight = torch.randn(500, columns) * torch.randn(500, 1).exp()
+    once = decode_weight(*encode_weight(weight, bits))
+    assert torch.equal(decode_weight(*encode_weight(once, bits)), once)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e30, 3e38])
+def test_weights_of_any_size_stay_finite(size: float) -> None:
+    weight = torch.linspace(-1, 1, 15)[None] * size
+    rounded = decode_weight(*encode_weight(weight, 4))
+    assert rounded.isfinite().all()
+    torch.testing.assert_close(rounded, weight, rtol=0, atol=max(0.1 * size, 1e-38))
+
+
+def test_zeros_and_nothing_stay() -> None:
+    codes, exponents = encode_weight(torch.zeros(2, 3), 4)
+    assert not codes.any()
+    assert not exponents.any()
+    assert encode_weight(torch.empty(0, 4), 4)[0].shape == (0, 4)
+    assert encode_weight(torch.empty(2, 0), 4)[0].shape == (2, 0)
+
+
+def test_more_rows_than_fit_at_once_give_the_same() -> None:
+    weight = torch.randn(40, 9000)
+    codes, exponents = encode_weight(weight, 4)
+    for row in (0, 17, 39):
+        one, exponent = encode_weight(weight[row : row + 1], 4)
+        assert torch.equal(one[0], codes[row])
+        assert exponent == exponents[row]
+
+
+@pytest.mark.parametrize("bits", range(3, 9))
+@pytest.mark.parametrize("period", [FULL, math.pi])
+def test_angles_go_to_the_nearest_step_of_the_period(bits: int, period: float) -> None:
+    angle = torch.linspace(-20, 20, 1001)
+    codes = encode_angle(angle, bits, period)
+    rounded = decode_angle(codes, bits, period)
+    step = period / 2**bits
+    away = (rounded.double() - angle.double() + period / 2).remainder(period) - period / 2
+    assert away.abs().max() <= step / 2 + 1e-5
+    assert len(codes.unique()) == 2**bits
+    assert (rounded >= -period / 2).all()
+    assert (rounded < period / 2).all()
+    assert torch.equal(encode_angle(rounded, bits, period), codes)
+
+
+def test_half_is_the_nearest_bfloat16_and_never_infinite() -> None:
+    values = torch.tensor([1.0, -2.5, 1e-40, 3.4028e38, -3.4028e38, 0.0])
+    assert torch.equal(to_half(values)[:3], values[:3].to(torch.bfloat16))
+    assert to_half(values).isfinite().all()
+    doubles = torch.tensor([1e300, -1e300], dtype=torch.float64)
+    assert to_half(doubles).isfinite().all()
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
+    model = build_model("resnet20", conv, width=0.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantised = quantize(model, weight_bits=3, angle_bits=4, dense_bits=6)
+    assert type(quantised) is type(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    seen = set()
+    for name, module in quantised.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
+            original = before[f"{name}.{key}"]
+            seen.add(key)
+            if key == "angle":
+                period = math.pi if module.taps == "shared" else FULL
+                step = period / 16
+                torch.testing.assert_close(tensor / step, (tensor / step).round(), rtol=0, atol=1e-5)
+                off = (tensor - original + step / 2).remainder(period)
+                assert ((off <= step + 1e-5) | (tensor == 0)).all()
+            elif not tensor.is_floating_point():
+                assert torch.equal(tensor, original)
+            elif key == "weight" and tensor.dim() > 1:
+                spatial = isinstance(module, RotateConv2d | MaskedConv2d) or (
+                    name != "stem"
+                    and isinstance(module, nn.Conv2d)
+                    and module.kernel_size[0] > 1
+                    and module.groups == 1
+                )
+                limit = 3 if spatial else 31
+                rows = tensor.detach().flatten(1)
+                units = rows / scale(encode_weight(rows, 3 if spatial else 6)[1])[:, None]
+                torch.testing.assert_close(units, units.round(), rtol=0, atol=1e-4)
+                assert limit / 2 <= units.abs().max() <= limit + 1e-4
+                assert not spatial or len(rows[0].unique()) <= 7
+                assert name != "stem" or len(rows[0].unique()) > 7
+            else:
+                assert torch.equal(tensor, original.to(torch.bfloat16).float())
+    assert {"weight", "running_var", "num_batches_tracked"} <= seen
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_quantising_twice_changes_nothing(conv: str) -> None:
+    once = quantize(build_model("resnet20", conv, width=0.25))
+    twice = quantize(once).state_dict()
+    assert all(torch.equal(tensor, twice[name]) for name, tensor in once.state_dict().items())
+
+
+@pytest.mark.parametrize("conv", ["rotate4", "rotate2", "rotate2p", "rotate4-g4", "rotate2p-g4"])
+def test_only_directions_without_weights_are_dropped(conv: str) -> None:
+    layer = CONVS[conv](8, 16, 3)
+    bits = {"weight_bits": 2, "angle_bits": 8}
+    quantised = quantize(layer, **bits)
+    kept = quantize(layer, weight_bits=2, angle_bits=8)
+    with torch.no_grad():
+        kept.angle.copy_(decode_angle(encode_angle(layer.angle, 8, turn(layer.taps)), 8, turn(layer.taps)))
+    changed = kept.angle != quantised.angle
+    assert changed.any() == (conv not in ("rotate4-g4",))  # no direction of that one is idle
+    assert (quantised.angle[changed] == 0).all()
+    assert torch.equal(kept.kernel(), quantised.kernel())
+
+
+@pytest.mark.parametrize("taps", ["free", "profile"])
+def test_three_bits_on_the_square_path_are_grid_lines(taps: str) -> None:
+    layer = quantize(RotateConv2d(32, 16, 5, taps=taps, path="square"), angle_bits=3)
+    kernel = layer.kernel().flatten(-2).detach()  # [out, in, cell]
+    lines = [[10, 11, 12, 13, 14], [2, 7, 12, 17, 22], [0, 6, 12, 18, 24], [4, 8, 12, 16, 20]]
+    off = torch.stack([kernel.index_fill(-1, torch.tensor(line), 0).abs().amax(-1) for line in lines])
+    assert (off.amin(0) < 1e-6).all()
+    circle = quantize(RotateConv2d(32, 16, 5, taps=taps), angle_bits=3).kernel().flatten(-2).detach()
+    off = torch.stack([circle.index_fill(-1, torch.tensor(line), 0).abs().amax(-1) for line in lines])
+    assert (off.amin(0) > 1e-3).any()
+
+
+def test_more_bits_are_nearer() -> None:
+    model = build_model("resnet20", "rotate4").eval()
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        exact = model(images)
+        errors = [
+            (quantize(model, weight, angle)(images) - exact).norm() / exact.norm()
+            for weight, angle in ((2, 3), (4, 5), (8, 8))
+        ]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2], errors
+    assert errors[2] < 0.1
+
+
+def test_tied_parameters_stay_tied() -> None:
+    layer = RotateConv2d(4, 4, 3)
+    model = quantize(nn.Sequential(layer, nn.ReLU(), layer))
+    assert model[0] is model[2]
+    first, second = RotateConv2d(4, 4, 3), RotateConv2d(4, 4, 3)
+    first.angle = second.angle
+    first.weight.data[:, :2] = 0
+    model = quantize(nn.Sequential(first, second), angle_bits=3)
+    assert model[0].angle is model[1].angle
+    turned = decode_angle(encode_angle(second.angle, 3, FULL), 3, FULL)
+    assert torch.equal(model[1].angle, turned)  # idle in the first layer, not in the second
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_dtypes_and_flags_are_kept(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), RotateConv2d(4, 4, 3), nn.BatchNorm2d(4)).to(dtype).eval()
+    model[0].weight.requires_grad_(False)
+    quantised = quantize(model)
+    assert all(tensor.dtype == dtype for tensor in quantised.parameters())
+    assert not quantised.training
+    assert not quantised[0].weight.requires_grad
+    assert quantised[1].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"weight_bits": 1}, "weight_bits must be a whole number from 2 to 8, got 1"),
+        ({"weight_bits": 9}, "weight_bits must be a whole number from 2 to 8, got 9"),
+        ({"angle_bits": 2}, "angle_bits must be a whole number from 3 to 8, got 2"),
+        ({"angle_bits": 5.0}, "angle_bits must be a whole number from 3 to 8, got 5.0"),
+        ({"dense_bits": True}, "dense_bits must be a whole number from 2 to 8, got True"),
+    ],
+)
+def test_bits_out_of_range(arguments: dict[str, int], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        quantize(nn.Linear(2, 2), **arguments)
+    with pytest.raises(ValueError, match=match):
+        QuantizedTraining(nn.Linear(2, 2), **arguments)
+
+
+@pytest.mark.parametrize("key", ["weight", "angle", "profile"])
+def test_numbers_that_are_not_finite(key: str) -> None:
+    model = nn.Sequential(RotateConv2d(2, 2, 3, taps="profile"))
+    getattr(model[0], key).data.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=f"cannot quantise 0.{key}: only finite numbers can be rounded .* of nan"):
+        quantize(model)
+
+
+def test_complex_numbers_are_refused() -> None:
+    model = nn.Module()
+    model.register_buffer("spectrum", torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"cannot quantise spectrum: expected real numbers, got torch.complex64"):
+        quantize(model)
