@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rotateconv.lab.data import DataError, ImageData, folder, load_data
+from rotateconv.errors import DataError
+from rotateconv.lab.data import ImageData, folder, load_data
 
 CLASSES = ("apple", "bird", "cat")
 

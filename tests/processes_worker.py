@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import RunConfig, make_config
-from rotateconv.lab.train.loop import RunInterrupted, fit
+from rotateconv.lab.train.loop import fit
 from rotateconv.models import MODELS
 from small import Tiny, small_digits
 

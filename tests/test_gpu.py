@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from layers import forward
 from rotateconv import CONVS, build_model, fuse
+from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.train.loop import RunInterrupted, fit
+from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
 from small import StopAt, Tiny, small_digits, tiny_config

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rotateconv.errors import InputError
+
 TEMPORARY = ".tmp"
 """Among the suffixes of a file that is not whole yet; a process that is killed leaves it behind."""
 
@@ -31,12 +33,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     if target.is_dir():
-        raise ValueError(f"cannot write {target}: it is a folder; give the name of a file")
+        raise InputError(f"cannot write {target}: it is a folder; give the name of a file")
     try:
         with replacing(target) as temporary:
             yield temporary
     except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror}") from error
+        raise InputError(f"cannot write {target}: {error.strerror}") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rotateconv.errors import InputError
 from rotateconv.nn import arguments
 from rotateconv.nn.baselines import MaskedConv2d
 from rotateconv.nn.conv import RotateConv2d
@@ -149,7 +150,7 @@ def cost(model: nn.Module, input_size: tuple[int, int, int]) -> ModelCost:
         (121242, 269722, 40551040)
     """
     if len(input_size) != 3:
-        raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
+        raise InputError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
     channels, height, width = (arguments.positive("every number of input_size", size) for size in input_size)
 
     twin = _meta_copy(model).eval()

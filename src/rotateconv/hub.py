@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from rotateconv.errors import InputError
 from rotateconv.models import build_model
 
 try:
@@ -81,14 +82,14 @@ class RotateConvNet(
         """
         arguments: dict[str, Any] | None = getattr(net, "build_arguments", None)
         if arguments is None:
-            raise ValueError(f"expected a net of build_model with a conv of CONVS, got a {type(net).__name__}")
+            raise InputError(f"expected a net of build_model with a conv of CONVS, got a {type(net).__name__}")
         with torch.random.fork_rng(devices=[]):
             model = cls(**arguments, classes=classes, mean=mean, std=std)
         try:
             model.net.load_state_dict(net.state_dict())
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
-            raise ValueError(f"the net is not what build_model built any more: {first}") from None
+            raise InputError(f"the net is not what build_model built any more: {first}") from None
         return model
 
     def forward(self, images: Tensor) -> Tensor:
@@ -132,9 +133,9 @@ class RotateConvNet(
             weights = load(file.read_bytes())
             model.load_state_dict(weights, strict=strict)
         except OSError:
-            raise ValueError(f"{model_id} holds no model.safetensors") from None
+            raise InputError(f"{model_id} holds no model.safetensors") from None
         except SafetensorError as error:
-            raise ValueError(f"{file} is no safetensors file, or it was cut off: {error}") from None
+            raise InputError(f"{file} is no safetensors file, or it was cut off: {error}") from None
         except RuntimeError as error:
-            raise ValueError(f"{file} does not fit its config.json: {str(error).splitlines()[1].strip()}") from None
+            raise InputError(f"{file} does not fit its config.json: {str(error).splitlines()[1].strip()}") from None
         return model.to(map_location).eval()

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from rotateconv.errors import InputError
 from rotateconv.nn.conv import RotateConv2d
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -60,7 +61,7 @@ def param_groups(
     }
     for what, number in numbers.items():
         if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{what} must be a finite number >= 0, got {number}")
+            raise InputError(f"{what} must be a finite number >= 0, got {number}")
 
     angles: set[nn.Parameter] = set()
     norms: set[nn.Parameter] = set()
@@ -87,5 +88,5 @@ def param_groups(
         else:
             weights.append(parameter)
     if not any(group["params"] for group in groups):
-        raise ValueError("the model has no trainable parameters: set requires_grad on those to be trained")
+        raise InputError("the model has no trainable parameters: set requires_grad on those to be trained")
     return [group for group in groups if group["params"]]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rotateconv.lab.config import PRESETS, ConfigError, RunConfig, differences, from_json, make_config, to_json
+from rotateconv.errors import ConfigError
+from rotateconv.lab.config import PRESETS, RunConfig, differences, from_json, make_config, to_json
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import CONVS, MODELS, build_model
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rotateconv.convert.module_swap import has_hooks, replace_modules
 from rotateconv.convert.report import ConversionEntry, ConversionReport
+from rotateconv.errors import InputError
 from rotateconv.kernels.line import Path, Taps, check_path, check_taps
 from rotateconv.nn import arguments
 from rotateconv.nn.conv import RotateConv2d
@@ -95,16 +96,16 @@ def _convert(
     if lines.angle_groups is not None:
         arguments.positive("angle_groups", lines.angle_groups)
     if isinstance(model, nn.Conv2d):
-        raise ValueError(
+        raise InputError(
             "convert replaces convolutions inside a model, and this model is itself one: use RotateConv2d.from_conv"
         )
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError("convert needs a model whose lazy modules have shapes: run a batch through it first")
+        raise InputError("convert needs a model whose lazy modules have shapes: run a batch through it first")
 
     make = RotateConv2d.from_conv if fitted else RotateConv2d.like
     reasons = _reasons(model, where, lines.angle_groups, needs_values=fitted)
     if None not in reasons.values():
-        raise ValueError(_nothing_matched(reasons))
+        raise InputError(_nothing_matched(reasons))
     parameters_before = _count(model)
     new: dict[nn.Module, RotateConv2d] = {}
     first: dict[Tensor, RotateConv2d] = {}
@@ -117,7 +118,7 @@ def _convert(
             try:
                 layer = make(conv, *lines)
             except ValueError as error:
-                raise ValueError(f"cannot convert {name}: {error}") from error
+                raise InputError(f"cannot convert {name}: {error}") from error
             layer.bias = conv.bias  # type: ignore[assignment]
             _share(first.setdefault(conv.weight, layer), layer)
             new[conv], after = layer, _count(layer)

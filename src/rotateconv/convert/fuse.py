@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rotateconv.convert.module_swap import has_hooks
+from rotateconv.errors import InputError
 from rotateconv.nn.conv import RotateConv2d
 
 
@@ -48,11 +49,11 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
     """
     for name, module in model.named_modules():
         if isinstance(module, RotateConv2d) and has_hooks(module):
-            raise ValueError(
+            raise InputError(
                 f"{name or 'the model'} has hooks that its fused convolution would lose: remove them first"
             )
         if fold_batchnorm and module.training:
-            raise ValueError(
+            raise InputError(
                 f"fold_batchnorm needs a model in eval mode, and {name or 'this one'} is in training mode: "
                 "call model.eval() first"
             )
@@ -88,7 +89,7 @@ def _conv_norm_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
     try:
         nodes = list(_Tracer().trace(model).nodes)
     except Exception as error:  # whatever forward() raises when it is given a proxy
-        raise ValueError(
+        raise InputError(
             f"fold_batchnorm needs a model that torch.fx can trace, and tracing {type(model).__name__} ended in "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}; "
             "leave fold_batchnorm out"

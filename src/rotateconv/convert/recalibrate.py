@@ -1,11 +1,13 @@
 """The statistics of batch norms measured again, for a net whose weights were changed after its training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rotateconv.lab.train.evaluate import evaluating
+from rotateconv.errors import InputError
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
@@ -62,4 +64,17 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     if seen == 0:
-        raise ValueError("expected at least one image to measure the statistics on, not 0")
+        raise InputError("expected at least one image to measure the statistics on, not 0")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and evaluation mode inside; afterwards the training flags of the model's modules as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

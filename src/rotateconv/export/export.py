@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rotateconv._files import written_whole
 from rotateconv.convert.fuse import fuse
+from rotateconv.errors import InputError
 from rotateconv.nn import arguments
 
 OPSET = 18
@@ -156,18 +157,18 @@ def _onnx() -> tuple[Any, Any]:
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx.export uses it, and says so in a traceback
     except (ImportError, RuntimeError) as error:
-        raise ValueError(f"export to ONNX needs more packages ({error}): pip install 'rotateconv[export]'") from None
+        raise InputError(f"export to ONNX needs more packages ({error}): pip install 'rotateconv[export]'") from None
     return onnx, onnxruntime
 
 
 def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     """The fused copy on the CPU, batches of images, and what the model itself makes of them."""
     if len(input_size) != 3:
-        raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
+        raise InputError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
     shape = [arguments.positive("every number of input_size", size) for size in input_size]
     other = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), None)
     if other is not None:
-        raise ValueError(f"export needs a model in float32, got {other}: call model.float()")
+        raise InputError(f"export needs a model in float32, got {other}: call model.float()")
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(count, *shape, generator=generator) for count in (1, 3)]
     flags = {module: module.training for module in model.modules()}
@@ -179,12 +180,12 @@ def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, li
         fused = fuse(model, fold_batchnorm=True).cpu().requires_grad_(False)
     except RuntimeError as error:
         size = " x ".join(map(str, shape))
-        raise ValueError(f"the model cannot take images of {size}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the model cannot take images of {size}: {str(error).splitlines()[0]}") from None
     finally:
         for module, training in flags.items():
             module.training = training
     if not all(isinstance(output, Tensor) for output in expected):
-        raise ValueError(f"export needs a model whose output is one tensor, got a {type(expected[0]).__name__}")
+        raise InputError(f"export needs a model whose output is one tensor, got a {type(expected[0]).__name__}")
     return fused, batches, [output.cpu() for output in expected]
 
 
@@ -213,11 +214,11 @@ def _compare(found: list[Tensor], expected: list[Tensor], runtime: str) -> float
     differences = []
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:
-            raise ValueError(f"{runtime} gives {tuple(one.shape)} where the model gives {tuple(other.shape)}")
+            raise InputError(f"{runtime} gives {tuple(one.shape)} where the model gives {tuple(other.shape)}")
         differences.append((one - other).abs().max().item())
     largest, size = max(differences), max(1.0, *(other.abs().max().item() for other in expected))
     if not largest <= TOLERANCE * size:
-        raise ValueError(
+        raise InputError(
             f"{runtime} differs from the model by {largest:.3g}, more than {TOLERANCE:g} of outputs up to {size:.3g}: "
             "nothing was written"
         )
@@ -231,7 +232,7 @@ def _told(model: nn.Module, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # each version of the exporters has classes of its own
         first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise ValueError(f"{type(model).__name__} cannot be exported to {what}: {first}") from error
+        raise InputError(f"{type(model).__name__} cannot be exported to {what}: {first}") from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rotateconv.errors import InputError
 from rotateconv.kernels.fit_profile import fit_profiles
 from rotateconv.kernels.fit_search import GRID, Segments, best_on_grid, grid_angles, in_chunks, refine, solve
 from rotateconv.kernels.line import Path, Taps, check_kernel_size, check_path, check_taps, line_kernel, unit_profile
@@ -136,19 +137,19 @@ def _check_kernel(kernel: Tensor, taps: Taps, angle_groups: int | None) -> None:
         found = kernel.dtype if isinstance(kernel, Tensor) else type(kernel).__name__
         raise TypeError(f"kernel must be a floating-point tensor, got {found}")
     if kernel.dim() < 2 or kernel.shape[-1] != kernel.shape[-2]:
-        raise ValueError(f"kernel must have the shape (..., k, k), got {tuple(kernel.shape)}")
+        raise InputError(f"kernel must have the shape (..., k, k), got {tuple(kernel.shape)}")
     check_kernel_size(kernel.shape[-1])
     if angle_groups is not None:
         if kernel.dim() != 4:
-            raise ValueError(f"angle_groups needs a kernel of shape (out, in, k, k), got {tuple(kernel.shape)}")
+            raise InputError(f"angle_groups needs a kernel of shape (out, in, k, k), got {tuple(kernel.shape)}")
         if angle_groups < 1 or kernel.shape[0] % angle_groups:
-            raise ValueError(
+            raise InputError(
                 f"out channels must be divisible by angle_groups, got {kernel.shape[0]} and {angle_groups}"
             )
     elif taps == "profile" and kernel.dim() < 3:
-        raise ValueError(
+        raise InputError(
             f"taps='profile' needs a kernel of shape (..., in, k, k), whose slices share a profile, "
             f"got {tuple(kernel.shape)}"
         )
     if not kernel.isfinite().all():
-        raise ValueError(f"kernel must be finite, got {int((~kernel.isfinite()).sum())} NaN or infinite values")
+        raise InputError(f"kernel must be finite, got {int((~kernel.isfinite()).sum())} NaN or infinite values")

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rotateconv.errors import InputError
+
 Path = Literal["circle", "square"]
 Taps = Literal["free", "shared", "profile"]
 
@@ -225,11 +227,11 @@ def check_inputs(weight: Tensor, angle: Tensor, kernel_size: int) -> None:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{name} must be a floating-point tensor, got {found}")
     if weight.dim() == 0 or weight.shape[-1] not in (1, kernel_size):
-        raise ValueError(
+        raise InputError(
             f"weight must end in {kernel_size} taps or in 1 shared weight, got shape {tuple(weight.shape)}"
         )
     if weight.shape[:-1] != angle.shape:
-        raise ValueError(
+        raise InputError(
             f"angle must have the shape of weight without its last dimension, {tuple(weight.shape[:-1])}, "
             f"got {tuple(angle.shape)}"
         )
@@ -240,19 +242,19 @@ def check_kernel_size(kernel_size: int) -> None:
     if not isinstance(kernel_size, int) or isinstance(kernel_size, bool):
         raise TypeError(f"kernel_size must be an odd integer >= 3, got {kernel_size!r}")
     if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be an odd integer >= 3, got {kernel_size}")
+        raise InputError(f"kernel_size must be an odd integer >= 3, got {kernel_size}")
 
 
 def check_path(path: str) -> None:
     """Raise unless `path` is one of the paths that a tap can move on."""
     if path not in get_args(Path):
-        raise ValueError(f"path must be one of {', '.join(map(repr, get_args(Path)))}, got {path!r}")
+        raise InputError(f"path must be one of {', '.join(map(repr, get_args(Path)))}, got {path!r}")
 
 
 def check_taps(taps: str) -> None:
     """Raise unless `taps` is one of the forms that the weights of the taps can take."""
     if taps not in get_args(Taps):
-        raise ValueError(f"taps must be one of {', '.join(map(repr, get_args(Taps)))}, got {taps!r}")
+        raise InputError(f"taps must be one of {', '.join(map(repr, get_args(Taps)))}, got {taps!r}")
 
 
 @lru_cache

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rotateconv.errors import InputError
 from rotateconv.kernels.fused import in_layout, needs_the_plain_form
 
 Form = Literal["auto", "dense", "separable"]
@@ -173,7 +174,7 @@ def prefers_separable(
 def check_form(form: str) -> None:
     """Raise ValueError unless `form` is the name of a form."""
     if form not in get_args(Form):
-        raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+        raise InputError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
 
 
 def compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:

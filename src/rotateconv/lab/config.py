@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rotateconv.lab.parsing import ConfigError, coerce, nearest, parse, read_toml
+from rotateconv.errors import ConfigError
+from rotateconv.lab.parsing import coerce, nearest, parse, read_toml
 
 __all__ = ["PRESETS", "ConfigError", "RunConfig", "differences", "from_json", "make_config", "net_name", "to_json"]
 

@@ -2,11 +2,9 @@
 
 import errno
 import sys
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 
-MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
+from rotateconv.errors import FAULT, INTERRUPTED, MISTAKE, DivergedError, RotateConvError
 
 # The machine's, where a disk refuses; with any other number a path was named that cannot be written to.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -29,7 +27,7 @@ class Failure:
     diverged: bool = False
 
 
-class CommandError(Exception):
+class CommandError(RotateConvError):
     """A failure that is explained already, such as that of another process."""
 
     def __init__(self, failure: Failure) -> None:
@@ -41,7 +39,7 @@ def explain(error: BaseException) -> Failure:
     """Return the exit code and the sentence of an exception.
 
     Example:
-        >>> explain(ValueError("lr must be above 0, not -1"))
+        >>> explain(RotateConvError("lr must be above 0, not -1"))
         Failure(code=2, sentence='lr must be above 0, not -1', unexpected=False, diverged=False)
     """
     sentence = " ".join(str(error).split())
@@ -49,19 +47,16 @@ def explain(error: BaseException) -> Failure:
         return error.failure
     if isinstance(error, KeyboardInterrupt):
         return Failure(INTERRUPTED, sentence or "interrupted")
-    if _is(error, "rotateconv.lab.train.monitor", "RunInterrupted"):
-        return Failure(INTERRUPTED, sentence)
-    if _is(error, "rotateconv.lab.train.monitor", "DivergedError"):
-        return Failure(FAULT, sentence, diverged=True)
     if isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError") or "can't allocate memory" in sentence:
         return Failure(FAULT, "the memory is full: try a smaller batch_size, a smaller model or fewer jobs")
     if isinstance(error, OSError):
         return Failure(
             _disk_code(error), f"{error.strerror or sentence}{f': {error.filename}' if error.filename else ''}"
         )
-    if isinstance(error, ValueError) and _is_ours(error):
+    if isinstance(error, RotateConvError):
         cause = error.__cause__
-        return Failure(_disk_code(cause) if isinstance(cause, OSError) else MISTAKE, sentence)
+        code = _disk_code(cause) if isinstance(cause, OSError) else error.exit_code
+        return Failure(code, sentence, diverged=isinstance(error, DivergedError))
     return Failure(
         FAULT, f"a fault of rotateconv, {type(error).__name__}: {sentence}; please report it", unexpected=True
     )
@@ -75,9 +70,3 @@ def _is(error: BaseException, module: str, name: str) -> bool:
     """Whether `error` is of a class whose module is imported by then; importing it here would take seconds."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(error, kind)
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error: ValueErrors of others are not sentences for a user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return not frames or Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])

@@ -8,9 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-
-class ConfigError(ValueError):
-    """The user's mistake in a configuration; the message is one sentence."""
+from rotateconv.errors import ConfigError
 
 
 def coerce(owner: type, key: str, value: object) -> object:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rotateconv.errors import InputError
 from rotateconv.models.convs import Convolution, dense, find_conv
 from rotateconv.models.lookup import scaled
 from rotateconv.nn import arguments
@@ -67,11 +68,11 @@ class DenseNet(nn.Module):
         step = 6 if bottleneck else 3  # convolutions that one more layer in each block adds
         layers, rest = divmod(depth - 4, step)
         if layers < 1 or rest:
-            raise ValueError(f"depth of this DenseNet must be {step}n + 4, such as 40 or 100, got {depth}")
+            raise InputError(f"depth of this DenseNet must be {step}n + 4, such as 40 or 100, got {depth}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+            raise InputError(f"dropout must be in [0, 1), got {dropout}")
         if not 0 < compression <= 1:
-            raise ValueError(f"compression must be in (0, 1], got {compression}")
+            raise InputError(f"compression must be in (0, 1], got {compression}")
         make_conv = find_conv(conv)
         growth = scaled(growth, width, "channels a layer")
 

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
+from rotateconv.errors import InputError
+
 Entry = TypeVar("Entry")
 
 
@@ -30,7 +32,7 @@ def find_name(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
         return entries[name]
     near = difflib.get_close_matches(str(name), entries, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(entries)}"
-    raise ValueError(f"unknown {kind} {name!r}: {hint}")
+    raise InputError(f"unknown {kind} {name!r}: {hint}")
 
 
 def scaled(count: int, width: float, what: str) -> int:
@@ -52,8 +54,8 @@ def scaled(count: int, width: float, what: str) -> int:
         8
     """
     if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width must be a positive finite number, got {width}")
+        raise InputError(f"width must be a positive finite number, got {width}")
     result = round(count * width)
     if result < 1:
-        raise ValueError(f"width {width} leaves no {what}: choose at least {1 / count:.4g}")
+        raise InputError(f"width {width} leaves no {what}: choose at least {1 / count:.4g}")
     return result

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from rotateconv.errors import InputError
 from rotateconv.models.convs import Convolution
 from rotateconv.models.densenet import GROWTH, DenseNet
 from rotateconv.models.lookup import find_name
@@ -67,7 +68,7 @@ def build_model(
         options["dropout"] = dropout
     for option, value in options.items():
         if option not in inspect.signature(build).parameters:
-            raise ValueError(f"{name} has no {option}, got {option}={value}: leave it out")
+            raise InputError(f"{name} has no {option}, got {option}={value}: leave it out")
     net = build(conv, num_classes, in_channels, width, **options)
     if isinstance(conv, str):
         # What JSON can hold: a packed file builds the net again from it.

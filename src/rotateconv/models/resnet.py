@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rotateconv.errors import InputError
 from rotateconv.models.convs import Convolution, dense, find_conv
 from rotateconv.models.lookup import scaled
 from rotateconv.nn import arguments
@@ -53,7 +54,7 @@ class ResNet(nn.Module):
         arguments.positive("in_channels", in_channels)
         arguments.positive("num_classes", num_classes)
         if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth of a ResNet must be 6n + 2 with n >= 1, such as 20 or 56, got {depth}")
+            raise InputError(f"depth of a ResNet must be 6n + 2 with n >= 1, such as 20 or 56, got {depth}")
         make_conv = find_conv(conv)
         channels = scaled(BASE_CHANNELS, width, "channels in the first stage")
         self.stem = dense(in_channels, channels, 3, padding=1, bias=False)

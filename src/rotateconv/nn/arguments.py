@@ -6,6 +6,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from rotateconv.errors import InputError
 from rotateconv.kernels.line import check_kernel_size
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -17,7 +18,7 @@ def square_kernel_size(kernel_size: Size) -> int:
     """The k of a k x k kernel given as k or (k, k); ValueError unless k is odd and at least 3."""
     height, width = _pair("kernel_size", kernel_size, least=1)
     if height != width:
-        raise ValueError(f"kernel_size must be one odd number >= 3 or an equal pair, got {kernel_size}")
+        raise InputError(f"kernel_size must be one odd number >= 3 or an equal pair, got {kernel_size}")
     check_kernel_size(height)
     return height
 
@@ -25,7 +26,7 @@ def square_kernel_size(kernel_size: Size) -> int:
 def positive(name: str, value: int) -> int:
     """`value`, if it is an integer of at least 1."""
     if not _is_integer(value) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        raise InputError(f"{name} must be a positive integer, got {value!r}")
     return value
 
 
@@ -53,11 +54,11 @@ def padding_pair(
     """
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
-            raise ValueError(f"padding must be a number, a pair, 'same' or 'valid', got {padding!r}")
+            raise InputError(f"padding must be a number, a pair, 'same' or 'valid', got {padding!r}")
         if padding == "valid":
             return 0, 0
         if stride != (1, 1):
-            raise ValueError(f"padding='same' needs stride 1, got stride {stride}: give the padding as a number")
+            raise InputError(f"padding='same' needs stride 1, got stride {stride}: give the padding as a number")
         half = kernel_size // 2
         return half * dilation[0], half * dilation[1]
     return _pair("padding", padding, least=0)
@@ -67,19 +68,19 @@ def divides(name: str, groups: int, **channels: int) -> None:
     """Raise ValueError unless the number of groups divides every one of the named channel counts."""
     for what, count in channels.items():
         if count % groups:
-            raise ValueError(f"{what} must be divisible by {name}, got {what}={count} and {name}={groups}")
+            raise InputError(f"{what} must be divisible by {name}, got {what}={count} and {name}={groups}")
 
 
 def check_padding_mode(padding_mode: str) -> None:
     """Raise ValueError unless nn.Conv2d knows the padding mode."""
     if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+        raise InputError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise ValueError unless parameters of this dtype can be learned."""
     if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        raise InputError(f"dtype must be a floating-point type, got {dtype}")
 
 
 def same_convolution(conv: nn.Module) -> None:
@@ -93,7 +94,7 @@ def same_convolution(conv: nn.Module) -> None:
 def _pair(name: str, value: Size, least: int) -> tuple[int, int]:
     values = value if isinstance(value, Sequence) else (value, value)
     if isinstance(value, str) or len(values) != 2 or not all(_is_integer(v) and v >= least for v in values):
-        raise ValueError(f"{name} must be an integer >= {least} or a pair of them, got {value!r}")
+        raise InputError(f"{name} must be an integer >= {least} or a pair of them, got {value!r}")
     return int(values[0]), int(values[1])
 
 
@@ -104,4 +105,4 @@ def _is_integer(value: object) -> bool:
 def profile_to_learn(taps: str, learn_profile: bool) -> None:
     """Raise ValueError where learn_profile says something of a profile that is not there."""
     if not learn_profile and taps != "profile":
-        raise ValueError(f'learn_profile=False needs taps="profile", got taps={taps!r}: leave it out')
+        raise InputError(f'learn_profile=False needs taps="profile", got taps={taps!r}: leave it out')

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rotateconv.errors import InputError
 from rotateconv.nn import arguments
 from rotateconv.nn.arguments import Size
 
@@ -62,7 +63,7 @@ class MaskedConv2d(nn.Module):
         super().__init__()
         size = arguments.square_kernel_size(kernel_size)
         if not 1 <= kept <= size**2:
-            raise ValueError(f"kept must be between 1 and the {size**2} positions of the kernel, got {kept}")
+            raise InputError(f"kept must be between 1 and the {size**2} positions of the kernel, got {kept}")
         self.in_channels = arguments.positive("in_channels", in_channels)
         self.out_channels = arguments.positive("out_channels", out_channels)
         self.groups = arguments.positive("groups", groups)

@@ -9,6 +9,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rotateconv.errors import InputError
 from rotateconv.kernels.fit import fit_line
 from rotateconv.kernels.fused import fused_line_kernel, in_layout
 from rotateconv.kernels.line import Path, Taps, check_path, check_taps, mean_gram, unit_profile
@@ -109,7 +110,7 @@ class RotateConv2d(LineLayer):
         check_form(form)
         arguments.profile_to_learn(taps, learn_profile)
         if form == "separable" and (angle_groups is None or taps == "free" or groups != 1):
-            raise ValueError(
+            raise InputError(
                 'form="separable" needs angle_groups, taps="shared" or taps="profile", and groups=1, '
                 f"got angle_groups={angle_groups}, taps={taps!r} and groups={groups}"
             )
@@ -212,7 +213,7 @@ class RotateConv2d(LineLayer):
         """
         arguments.same_convolution(conv)
         if conv.weight.is_meta:
-            raise ValueError("expected a convolution with values, got one on the meta device: materialise it first")
+            raise InputError("expected a convolution with values, got one on the meta device: materialise it first")
         layer = cls.like(conv, taps, path, angle_groups, learn_angle, form, learn_profile)
         with torch.no_grad():
             fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)

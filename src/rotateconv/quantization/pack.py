@@ -12,6 +12,7 @@ from torch import nn
 
 from rotateconv.convert.fuse import fuse
 from rotateconv.convert.module_swap import replace_modules
+from rotateconv.errors import InputError
 from rotateconv.models import build_model
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack_file import read_packed, write_packed
@@ -88,7 +89,7 @@ def pack(
     tensors = entries(quantised, *bits)
     for entry in tensors:
         if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
-            raise ValueError(
+            raise InputError(
                 f"pack needs float32 numbers, and {entry.name} is {entry.tensor.dtype}: call model.float()"
             )
     build, lines = _recipe(quantised)
@@ -127,7 +128,7 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
     Example:
         >>> load_packed("nothing.rotateconv")
         Traceback (most recent call last):
-        ValueError: cannot read nothing.rotateconv: No such file or directory
+        rotateconv.errors.InputError: cannot read nothing.rotateconv: No such file or directory
     """
     fields, streams = read_packed(path)
     try:
@@ -136,10 +137,10 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
         tensors = entries(skeleton, *description.bits)
         if _layout(tensors) != description.layout:
             other = "the model given has" if model is not None else "this version builds for its name"
-            raise ValueError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
+            raise InputError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
         decode(tensors, streams)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"cannot load {path}: {error}") from error
+        raise InputError(f"cannot load {path}: {error}") from error
     return (fuse(skeleton) if fused else skeleton).eval()
 
 
@@ -153,7 +154,7 @@ def describe_packed(path: str | Path) -> PackedDescription:
     try:
         return PackedDescription(**fields)
     except TypeError as error:
-        raise ValueError(f"cannot load {path}: {error}") from None
+        raise InputError(f"cannot load {path}: {error}") from None
 
 
 def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
@@ -176,10 +177,10 @@ def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Mod
     """The model of the description, with any values."""
     if description.build is not None:
         if model is not None:
-            raise ValueError("it says itself how its model is built: leave the argument model out")
+            raise InputError("it says itself how its model is built: leave the argument model out")
         skeleton = _build(description.build)
     elif model is None:
-        raise ValueError(
+        raise InputError(
             f"it holds a {description.architecture}, which build_model does not build: give one as the argument model"
         )
     else:
@@ -202,7 +203,7 @@ def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
         if isinstance(conv, RotateConv2d) and _line_arguments(conv) == line:
             continue
         if not isinstance(conv, nn.Conv2d):
-            raise ValueError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
+            raise InputError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
         gpus = [conv.weight.device] if conv.weight.is_cuda else []
         with torch.random.fork_rng(devices=gpus):
             new[conv] = RotateConv2d.like(conv, **line)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rotateconv._files import written_whole
+from rotateconv.errors import InputError
 
 FORMAT = "rotateconv-packed"
 VERSION = 1
@@ -61,30 +62,30 @@ def read_packed(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
     try:
         whole = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     try:
         stored = {name: tensor["data"] for name, tensor in safetensors.deserialize(whole)}  # type: ignore[no-untyped-call]
         length = 8 + int.from_bytes(whole[:8], "little")
         metadata = json.loads(whole[8:length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no packed model, or it was cut off: {error}") from None
+        raise InputError(f"{path} is no packed model, or it was cut off: {error}") from None
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file but no packed model: make one with rotateconv.pack")
+        raise InputError(f"{path} is a safetensors file but no packed model: make one with rotateconv.pack")
     if metadata.get("version") != str(VERSION):
-        raise ValueError(
+        raise InputError(
             f"{path} has version {metadata.get('version')} of the packed format, and this rotateconv reads "
             f"version {VERSION}: update rotateconv"
         )
     checksum = metadata.get("sha256", "").encode()
     blank = whole[:length].replace(checksum, _NO_CHECKSUM.encode(), 1) if len(checksum) == 64 else b""
     if hashlib.sha256(blank + whole[length:]).hexdigest().encode() != checksum:
-        raise ValueError(f"{path} was altered: its checksum is not that of its content; get the file again")
+        raise InputError(f"{path} was altered: its checksum is not that of its content; get the file again")
     try:
         description = json.loads(metadata["description"])
         places = description.pop("streams")
         return description, {name: _restore(stored[name], *place) for name, place in places.items()}
     except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is no packed model that can be read: {error}") from None
+        raise InputError(f"{path} is no packed model that can be read: {error}") from None
 
 
 def _store(codes: Tensor, width: int) -> tuple[bytes, int, bool]:
@@ -104,12 +105,12 @@ def _store(codes: Tensor, width: int) -> tuple[bytes, int, bool]:
 
 def _restore(data: bytes, count: int, width: int, deflated: bool) -> Tensor:
     if not (type(count) is int and count >= 0 and type(width) is int and 1 <= width <= 8):
-        raise ValueError(f"a stream of {count} codes of {width} bits")
+        raise InputError(f"a stream of {count} codes of {width} bits")
     size = (count * width + 7) // 8
     if deflated:
         data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # whatever more there may be
     if len(data) != size:
-        raise ValueError(f"a stream of {len(data)} bytes where {size} were announced")
+        raise InputError(f"a stream of {len(data)} bytes where {size} were announced")
     return _unpack_bits(_from_bytes(data), count, width)
 
 

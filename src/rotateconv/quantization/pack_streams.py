@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rotateconv.errors import InputError
 from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_half
 from rotateconv.quantization.quantize import Entry
 
@@ -92,21 +93,21 @@ class _Reader:
 
     def all(self, name: str) -> Tensor:
         if name not in self.streams:
-            raise ValueError(f"its stream {name!r} is missing")
+            raise InputError(f"its stream {name!r} is missing")
         return self.streams[name]
 
     def take(self, name: str, count: int) -> Tensor:
         start = self.taken.get(name, 0)
         codes = self.all(name)[start : start + count]
         if len(codes) != count:
-            raise ValueError(f"its stream {name!r} has {len(self.all(name))} codes, too few for the model")
+            raise InputError(f"its stream {name!r} has {len(self.all(name))} codes, too few for the model")
         self.taken[name] = start + count
         return codes
 
     def finish(self) -> None:
         for name in ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer"):
             if self.taken.get(name, 0) != len(self.streams[name]):
-                raise ValueError(f"its stream {name!r} has {len(self.streams[name])} codes, too many for the model")
+                raise InputError(f"its stream {name!r} has {len(self.streams[name])} codes, too many for the model")
 
 
 def _limit(entry: Entry) -> int:
@@ -131,7 +132,7 @@ def _planes(values: Tensor) -> Tensor:
 def _from_planes(data: Tensor, dtype: torch.dtype) -> Tensor:
     count = torch.empty(0, dtype=dtype).element_size()
     if len(data) % count:
-        raise ValueError(f"a stream of {len(data)} bytes where {count} a number were expected")
+        raise InputError(f"a stream of {len(data)} bytes where {count} a number were expected")
     if len(data) == 0:
         return torch.empty(0, dtype=dtype)
     numbers = torch.empty(len(data) // count, count, dtype=torch.uint8)  # with the strides that `view` asks for

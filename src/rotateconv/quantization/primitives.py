@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from rotateconv.errors import InputError
+
 EXPONENT_RANGE = (-8 * 126, 8 * 127)  # of scales, in eighths of an octave: the normal float32 numbers
 
 
@@ -145,7 +147,7 @@ def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def _check_finite(what: str, values: Tensor) -> None:
     if not values.isfinite().all():
         bad = values[~values.isfinite()].flatten()[0].item()
-        raise ValueError(f"only finite numbers can be rounded to a few bits, got a {what} of {bad}")
+        raise InputError(f"only finite numbers can be rounded to a few bits, got a {what} of {bad}")
 
 
 def turn(taps: str) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv.convert.recalibrate import recalibrate
+from rotateconv.errors import InputError
 from rotateconv.nn.baselines import MaskedConv2d
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_half, turn
@@ -111,7 +112,7 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
         ("dense_bits", dense_bits, 2),
     ):
         if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
-            raise ValueError(f"{name} must be a whole number from {least} to 8, got {bits!r}")
+            raise InputError(f"{name} must be a whole number from {least} to 8, got {bits!r}")
     bits_of: dict[Kind, int] = {
         "weight": weight_bits,
         "dense": dense_bits,
@@ -128,7 +129,7 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
     found: dict[int, Entry] = {}
     for name, module, key, tensor in _tensors(model):
         if tensor.is_complex():
-            raise ValueError(f"cannot quantise {name}: expected real numbers, got {tensor.dtype}")
+            raise InputError(f"cannot quantise {name}: expected real numbers, got {tensor.dtype}")
         kind = _kind(module, key, tensor, module is first)
         if id(tensor) not in found:
             owners = tuple(lines[id(tensor)]) if kind == "angle" else ()
@@ -144,7 +145,7 @@ def round_in_place(tensors: list[Entry]) -> None:
             try:
                 entry.tensor.copy_(_rounded(entry))
             except ValueError as error:
-                raise ValueError(f"cannot quantise {entry.name}: {error}") from None
+                raise InputError(f"cannot quantise {entry.name}: {error}") from None
 
 
 def _rounded(entry: Entry) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from rotateconv import RotateConv2d
+from rotateconv.errors import BenchError
 from rotateconv.lab.bench import cases, forms, report, run, targets, timing
 from rotateconv.lab.bench.cases import LAYER_FORMS, NET_FORMS, Case
-from rotateconv.lab.bench.forms import BenchError, build_forms
+from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.targets import Target
 from rotateconv.lab.bench.timing import Spread
 from rotateconv.lab.cli import app

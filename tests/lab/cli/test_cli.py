@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import rotateconv
+from rotateconv.errors import RunInterrupted
 from rotateconv.lab.cli import app, compare, convert, evaluate, info, train
 from rotateconv.lab.cli.console import duration
 from rotateconv.lab.cli.options import recipe_for, run_name
@@ -27,7 +28,7 @@ from rotateconv.lab.config import PRESETS, RunConfig, make_config
 from rotateconv.lab.data import images
 from rotateconv.lab.study.convert_run import nets_of
 from rotateconv.lab.train import loop as training
-from rotateconv.lab.train.loop import RunInterrupted, fit
+from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, write_json
 from rotateconv.models import MODELS
 from small import Tiny, small_digits

@@ -16,13 +16,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from official_formats import write_official
+from rotateconv.errors import DivergedError, RotateConvError, RunError, RunInterrupted
 from rotateconv.lab.cli import app
 from rotateconv.lab.data import images
 from rotateconv.lab.exit_codes import CommandError, Failure, explain
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train import run_folder as runs
-from rotateconv.lab.train.loop import DivergedError, RunInterrupted
-from rotateconv.lab.train.run_folder import RunError, read_records
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import MODELS
 from small import Tiny, small_digits
 
@@ -351,7 +351,7 @@ def raised(error: Exception, cause: Exception | None = None) -> Exception:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ValueError("a sentence"), 2),
+        (RotateConvError("a sentence"), 2),
         (RunError("a sentence"), 2),
         (raised(RunError("a sentence"), OSError(errno.ENOSPC, "full")), 1),
         (raised(RunError("a sentence"), OSError(errno.EDQUOT, "quota")), 1),
@@ -369,4 +369,4 @@ def test_exit_codes(error: BaseException, code: int) -> None:
 
 
 def test_sentences_are_put_on_one_line() -> None:
-    assert explain(ValueError("one\n  two")).sentence == "one two"
+    assert explain(RotateConvError("one\n  two")).sentence == "one two"

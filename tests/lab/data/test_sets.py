@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import datasets as sklearn_datasets
 
-from rotateconv.lab.data import DATASETS, DataError, Split, load_data
+from rotateconv.errors import DataError
+from rotateconv.lab.data import DATASETS, Split, load_data
 from rotateconv.lab.data.image_data import build_data, channel_statistics, hold_out
 
 

@@ -12,7 +12,8 @@ import torch
 from torchvision import datasets
 
 from official_formats import EXTRA_COUNT, TEST_COUNT, TRAIN_COUNT, Official, point_at, serve, write_official
-from rotateconv.lab.data import DATASETS, DataError, ImageData, load_data, torchvision_sets
+from rotateconv.errors import DataError
+from rotateconv.lab.data import DATASETS, ImageData, load_data, torchvision_sets
 
 NAMES = [name for name in DATASETS if name not in ("digits", "folder")]
 REAL = os.environ.get("ROTATECONV_DATA")

@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from rotateconv.errors import RunError
 from rotateconv.lab.cli import app
 from rotateconv.lab.cli.report import EXAMPLES
 from rotateconv.lab.config import make_config
@@ -21,7 +22,6 @@ from rotateconv.lab.report.tables import accuracy_table, angle_table
 from rotateconv.lab.study import records
 from rotateconv.lab.study.records import find_conversions, find_sizes, find_studies, read_comparison, read_run
 from rotateconv.lab.study.sizes import SizeRow
-from rotateconv.lab.train.run_folder import RunError
 from study_runs import analysis_of, write_comparison, write_run
 
 

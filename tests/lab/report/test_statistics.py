@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rotateconv.errors import RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.report.statistics import Spread, contrasts, dense_of, make_rows
 from rotateconv.lab.report.tables import accuracy_table, contrast_table, validation_table
 from rotateconv.lab.study.records import read_comparison, read_run
-from rotateconv.lab.train.run_folder import RunError
 from study_runs import ACCURACIES, write_comparison, write_run
 
 

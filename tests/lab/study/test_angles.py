@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from rotateconv.errors import RunError
 from rotateconv.lab.cli import app
 from rotateconv.lab.data import images
 from rotateconv.lab.study.angles import (
@@ -27,7 +28,7 @@ from rotateconv.lab.study.angles import (
 from rotateconv.lab.study.records import read_run
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.run_folder import Record, RunError, read_json, write_json
+from rotateconv.lab.train.run_folder import Record, read_json, write_json
 from rotateconv.models import MODELS
 from rotateconv.nn.conv import RotateConv2d
 from small import Tiny, small_digits, tiny_config

@@ -17,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rotateconv.cost import cost
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import app
-from rotateconv.lab.config import ConfigError, make_config, to_json
+from rotateconv.lab.config import make_config, to_json
 from rotateconv.lab.exit_codes import CommandError
 from rotateconv.lab.study import comparison
 from rotateconv.lab.study import pool as workers
@@ -28,7 +29,7 @@ from rotateconv.lab.study.pool import Task, available_cores, run_tasks
 from rotateconv.lab.study.run import Study, compare, plan
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.load import DataDescription
-from rotateconv.lab.train.run_folder import Record, RunError, read_json, read_records
+from rotateconv.lab.train.run_folder import Record, read_json, read_records
 from rotateconv.models import build_model
 from small import small_digits
 

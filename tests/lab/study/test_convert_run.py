@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rotateconv import RotateConv2d, convert, quantize, recalibrate
-from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.errors import ConfigError, RunError, RunInterrupted
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
@@ -19,9 +20,8 @@ from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
 from rotateconv.lab.train.load import DataDescription, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.monitor import RunInterrupted
 from rotateconv.lab.train.pretrained import load_source
-from rotateconv.lab.train.run_folder import RunError, read_config, read_json, read_records
+from rotateconv.lab.train.run_folder import read_config, read_json, read_records
 from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
 FACTORY = f"{__name__}:two_layers"

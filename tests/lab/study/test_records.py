@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rotateconv.errors import RunError
 from rotateconv.lab.report.statistics import make_rows
 from rotateconv.lab.report.tables import accuracy_table
 from rotateconv.lab.study import records
 from rotateconv.lab.study.records import add_runs, find_studies, read_comparison, read_run, read_study, write_study
-from rotateconv.lab.train.run_folder import RunError
 from study_runs import analysis_of, write_comparison
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from rotateconv import quantize
+from rotateconv.errors import RunError
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.report.sizes_report import cells, from_records, markdown, merge_records, to_record, write_sizes
 from rotateconv.lab.study.sizes import SizeRow, measure_sizes, merge_sizes, pareto, with_differences
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.run_folder import RunError, read_json
+from rotateconv.lab.train.run_folder import read_json
 from small import Tiny, small_digits, tiny_config
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rotateconv import RotateConv2d
+from rotateconv.errors import RunError
 from rotateconv.lab.train import checkpoint
 from rotateconv.lab.train import run_folder as runs
 from rotateconv.lab.train.checkpoint import (
@@ -24,7 +25,6 @@ from rotateconv.lab.train.checkpoint import (
     save_checkpoint,
     weights_bytes,
 )
-from rotateconv.lab.train.run_folder import RunError
 
 
 class Tied(nn.Module):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from rotateconv import RotateConv2d
+from rotateconv.errors import RunError, RunInterrupted
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.load import DataDescription, build_net, load_run
-from rotateconv.lab.train.loop import RunInterrupted, fit
-from rotateconv.lab.train.run_folder import RunError
+from rotateconv.lab.train.loop import fit
 from rotateconv.models import MODELS
 from small import StopAt, Tiny, small_digits, tiny_config
 

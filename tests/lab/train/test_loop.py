@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rotateconv.lab.config import PRESETS, ConfigError, RunConfig, make_config
+from rotateconv.errors import ConfigError, RunError
+from rotateconv.lab.config import PRESETS, RunConfig, make_config
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
@@ -19,7 +20,7 @@ from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.load import DataDescription, build_net, load_run
 from rotateconv.lab.train.loop import fit, training_loss
-from rotateconv.lab.train.run_folder import RunError, read_json, read_records
+from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
 

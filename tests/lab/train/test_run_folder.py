@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from rotateconv._files import replacing
+from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.train import run_folder as runs
 from rotateconv.lab.train.environment import environment
 from rotateconv.lab.train.run_folder import (
-    RunError,
     append_record,
     check_run,
     create_run,

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from rotateconv.errors import DivergedError, RunError, RunInterrupted
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.loop import DivergedError, RunInterrupted, fit
-from rotateconv.lab.train.run_folder import RunError, read_records
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
 

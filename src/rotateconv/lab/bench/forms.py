@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rotateconv.convert.fuse import fuse
+from rotateconv.errors import BenchError
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 from rotateconv.lab.bench.cases import UNBATCHED, Case
@@ -24,10 +25,6 @@ Work = Callable[[], object]
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2}
 """Of an output or gradient from the plain form, as a share of its largest number."""
-
-
-class BenchError(RuntimeError):
-    """A form that does not compute what it should: it is not timed."""
 
 
 def build_forms(case: Case, device: str = "cpu") -> dict[str, Work]:

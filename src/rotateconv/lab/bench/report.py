@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv._files import written_whole
+from rotateconv.errors import InputError
 from rotateconv.lab.bench.targets import Row
 
 Record = dict[str, Any]
@@ -51,7 +52,7 @@ def fill_page(text: str, record: Record) -> str:
     def fill(block: re.Match[str]) -> str:
         sections, name = _sections(record), block["name"]
         if name not in sections:
-            raise ValueError(f"the record has no table {name!r}, only {', '.join(sections)}: run the bench with it")
+            raise InputError(f"the record has no table {name!r}, only {', '.join(sections)}: run the bench with it")
         return f"<!-- bench: {name} -->\n{sections[name]}\n<!-- end -->"
 
     return _BLOCK.sub(fill, text)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rotateconv.errors import RunError
 from rotateconv.lab.cli.console import say
 from rotateconv.lab.cli.loading import load_shown
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.report.figures_runs import draw_angles
 from rotateconv.lab.study.angles import analyse
-from rotateconv.lab.train.run_folder import ANALYSIS, RunError, read_config, write_json
+from rotateconv.lab.train.run_folder import ANALYSIS, read_config, write_json
 
 
 def analyse_all(folders: Iterable[Path], data_dir: Path | None, draws: int, console: Console) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError
 
 EXAMPLES = options.examples(
     ("Decide for this machine, some minutes:", "rotateconv bench"),
@@ -57,7 +57,7 @@ def _fill(page: Path, record: Path) -> None:
     """Write the tables of a record into a page."""
     from rotateconv.lab.bench.report import fill_page
     from rotateconv.lab.bench.run import SCHEMA
-    from rotateconv.lab.train.run_folder import RunError, read_json, write_bytes
+    from rotateconv.lab.train.run_folder import read_json, write_bytes
 
     found = read_json(record)
     if found.get("schema") != SCHEMA or "matrix_rate" not in found:

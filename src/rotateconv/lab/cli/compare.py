@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError
 from rotateconv.lab.parsing import read_toml
 
 EXAMPLES = options.examples(
@@ -196,13 +196,13 @@ def _compare(
     others: list[Path],
 ) -> None:
     """Train and compare, and show how it goes."""
+    from rotateconv.errors import FAULT
     from rotateconv.lab.cli.comparison import ComparisonProgress, show_table
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.exit_codes import FAULT, CommandError, Failure
+    from rotateconv.lab.exit_codes import CommandError, Failure
     from rotateconv.lab.study import run as library
     from rotateconv.lab.train.load import DataDescription
-    from rotateconv.lab.train.monitor import RunInterrupted
 
     study = library.Study(base, **chosen)
     for model in study.models:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.lab.config import RunConfig
 
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
@@ -133,7 +134,6 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import TrainingProgress
     from rotateconv.lab.study.convert_run import convert_run
-    from rotateconv.lab.train.monitor import RunInterrupted
 
     console = make_console()
     options.check_names(settings)

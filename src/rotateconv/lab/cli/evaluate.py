@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError, net_name
+from rotateconv.lab.config import net_name
 
 EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),

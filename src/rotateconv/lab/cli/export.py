@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError
 
 EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),

@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
+from rotateconv.errors import INTERRUPTED, MISTAKE
 from rotateconv.lab.cli.console import is_main_process
-from rotateconv.lab.exit_codes import INTERRUPTED, MISTAKE, CommandError, Failure, explain
+from rotateconv.lab.exit_codes import CommandError, Failure, explain
 
 
 class Group(typer.core.TyperGroup):

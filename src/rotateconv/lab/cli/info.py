@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError, net_name
+from rotateconv.lab.config import net_name
 from rotateconv.lab.parsing import nearest
 
 EXAMPLES = options.examples(

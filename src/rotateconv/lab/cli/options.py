@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from rotateconv.lab.config import ConfigError, RunConfig, make_config
+from rotateconv.errors import ConfigError
+from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.parsing import parse, read_toml
 
 _DATA, _NET, _TRAINING = "Data", "Net", "Training"

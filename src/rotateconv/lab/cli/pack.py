@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rotateconv.errors import RunError
 from rotateconv.lab.cli import options
 from rotateconv.lab.config import net_name
-from rotateconv.lab.train.run_folder import RunError
 
 EXAMPLES = options.examples(
     ("4-bit weights and 5-bit angles:", "rotateconv pack runs/digits-resnet20-rotate4-seed0 --out digits.rotateconv"),

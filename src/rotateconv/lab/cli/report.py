@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import ConfigError
 
 if TYPE_CHECKING:
     from rotateconv.lab.report.page import Studies
@@ -113,7 +113,7 @@ def _write_records(
     With `add` runs and sizes join those there; conversions stay as they are.
     """
     from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, find_sizes, write_study
-    from rotateconv.lab.train.run_folder import RunError, write_bytes
+    from rotateconv.lab.train.run_folder import write_bytes
 
     runs = [run for found in studies.values() for run in found]
     if len(sizes) > 1:
@@ -154,7 +154,7 @@ def _fill(page: Path, studies: "Studies", sizes: "Studies", conversions: "Studie
     """Make the blocks of a page anew, and draw the pictures that it shows into the folder beside it."""
     from rotateconv.lab.report.figures_runs import draw_study
     from rotateconv.lab.report.page import PICTURES, blocks, draw_page_sizes, fill_page, rows_of
-    from rotateconv.lab.train.run_folder import RunError, disk_errors, write_bytes
+    from rotateconv.lab.train.run_folder import disk_errors, write_bytes
 
     try:
         text = page.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rotateconv.lab.config import ConfigError
+from rotateconv.errors import ConfigError
 
 _KEYS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rotateconv.lab.data.image_data import DataError
+from rotateconv.errors import DataError
 
 Progress = Callable[[int, int], None]  # images done, images in total
 CHUNK = 64  # images a task: small enough for a smooth progress bar, large enough that tasks cost nothing

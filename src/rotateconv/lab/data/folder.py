@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rotateconv.errors import DataError
 from rotateconv.lab.data.decode import Decoded, Progress, decode_images
 from rotateconv.lab.data.image_cache import read_cache, write_cache
-from rotateconv.lab.data.image_data import DataError, ImageData, Split, build_data
+from rotateconv.lab.data.image_data import ImageData, Split, build_data
 
 SPLITS = ("train", "test")
 NAMED = 3  # bad images that a message names; the rest are counted

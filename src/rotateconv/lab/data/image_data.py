@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rotateconv.errors import DataError
+
 # Which images are held out must never depend on the seed of a run, or runs could not be compared.
 SPLIT_SEED = 20_240_229
-
-
-class DataError(ValueError):
-    """The user's mistake in naming, placing or preparing data; the message is one sentence."""
 
 
 @dataclass(frozen=True)

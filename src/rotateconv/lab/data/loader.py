@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rotateconv.errors import InputError
 from rotateconv.lab.data.image_data import Split
 
 AUGMENTS = ("none", "paper", "fast")
@@ -84,20 +85,20 @@ class Batches:
     ) -> None:
         channels, height, width = split.images.shape[1:]
         if augment not in AUGMENTS:
-            raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
+            raise InputError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in 0..world_size - 1, got rank {rank} of {world_size}")
+            raise InputError(f"rank must lie in 0..world_size - 1, got rank {rank} of {world_size}")
         if len(mean) != channels or len(std) != channels:
-            raise ValueError(
+            raise InputError(
                 f"images of {channels} channels need {channels} means and standard deviations, "
                 f"got {len(mean)} and {len(std)}"
             )
         if min(std) <= 0:
-            raise ValueError(f"standard deviations must be positive, got {tuple(std)}")
+            raise InputError(f"standard deviations must be positive, got {tuple(std)}")
         if drop_last and len(split) < batch_size * world_size:
-            raise ValueError(
+            raise InputError(
                 f"batch_size {batch_size} on {world_size} processes with drop_last leaves no batch of "
                 f"{len(split)} images: give a smaller batch_size"
             )
@@ -130,7 +131,7 @@ class Batches:
         """
         epoch, batch = state["epoch"], state["batch"]
         if not 0 <= batch <= len(self):
-            raise ValueError(f"the saved position is batch {batch} of an epoch of {len(self)} batches")
+            raise InputError(f"the saved position is batch {batch} of an epoch of {len(self)} batches")
         self._epoch, self._batch, self._first = epoch, batch, batch
 
     def __len__(self) -> int:

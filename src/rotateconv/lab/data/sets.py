@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from rotateconv.errors import DataError
 from rotateconv.lab.data.decode import Progress
 from rotateconv.lab.data.folder import load_folder
-from rotateconv.lab.data.image_data import DataError, ImageData, Split, build_data, check_constants, hold_out
+from rotateconv.lab.data.image_data import ImageData, Split, build_data, check_constants, hold_out
 from rotateconv.lab.data.torchvision_sets import load_cifar10, load_cifar100, load_mnist, load_svhn
 
 __all__ = ["DATASETS", "DataError", "ImageData", "Split", "load_data"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from rotateconv.lab.data.image_data import DataError, ImageData, Split, build_data
+from rotateconv.errors import DataError
+from rotateconv.lab.data.image_data import ImageData, Split, build_data
 
 # torchvision checks only the archives of MNIST, never the four files it reads; these are the official ones.
 MNIST_FILES = {

@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rotateconv.errors import RunError
 from rotateconv.lab.parsing import nearest
 from rotateconv.lab.report.figures_runs import picture_names
 from rotateconv.lab.report.figures_sizes import draw_sizes
 from rotateconv.lab.report.sizes_report import from_records, markdown
 from rotateconv.lab.report.statistics import Row, make_rows
 from rotateconv.lab.report.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
-from rotateconv.lab.train.run_folder import Record, RunError
+from rotateconv.lab.train.run_folder import Record
 
 Studies = Mapping[str, Sequence[Record]]
 

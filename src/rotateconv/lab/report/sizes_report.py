@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from rotateconv.errors import RunError
 from rotateconv.lab.report.figures_sizes import draw_sizes
 from rotateconv.lab.study.sizes import FLOAT, SizeRow, merge_sizes
-from rotateconv.lab.train.run_folder import Record, RunError, write_bytes
+from rotateconv.lab.train.run_folder import Record, write_bytes
 
 CAPTION = (
     "Bytes are of the packed file (32: of the float32 numbers), accuracy of the net with those numbers on the test "

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rotateconv.errors import RunError
 from rotateconv.lab.config import PRESETS, RunConfig, to_json
 from rotateconv.lab.study.comparison import BASELINE
-from rotateconv.lab.train.run_folder import Record, RunError
+from rotateconv.lab.train.run_folder import Record
 from rotateconv.models import CONVS
 
 _NET = ("model", "conv", "width", "growth")

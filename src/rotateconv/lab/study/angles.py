@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.load import DataDescription, build_net, evaluate_split, load_run
 from rotateconv.lab.train.pretrained import start_from_source
-from rotateconv.lab.train.run_folder import Record, RunError, read_json
+from rotateconv.lab.train.run_folder import Record, read_json
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack import load_packed, pack
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.convert.report import ConversionReport
+from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run
@@ -153,7 +154,7 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
     names = [entry.name for entry in sorted(layers.converted, key=lambda entry: entry.residual or 0.0)]
     most = min(len(names), config.epochs)
     if not 1 <= stages <= most:
-        raise ValueError(
+        raise InputError(
             f"stages must be from 1 to {most}, not {stages}: each converts one of {len(names)} layers or more, and "
             f"takes one of {config.epochs} epochs or more"
         )

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from rotateconv.errors import FAULT, RunInterrupted
 from rotateconv.lab.config import RunConfig, to_json
-from rotateconv.lab.exit_codes import FAULT, CommandError, Failure
+from rotateconv.lab.exit_codes import CommandError, Failure
 from rotateconv.lab.train.interrupts import Interrupts
-from rotateconv.lab.train.monitor import RunInterrupted
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 

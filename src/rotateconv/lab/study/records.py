@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, to_json
 from rotateconv.lab.study.comparison import Entry, read_rows
 from rotateconv.lab.train.environment import OF_THE_CALL
@@ -27,7 +28,6 @@ from rotateconv.lab.train.run_folder import (
     ANALYSIS,
     CONVERSION,
     Record,
-    RunError,
     disk_errors,
     read_config,
     read_json,

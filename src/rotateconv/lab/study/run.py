@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.errors import ConfigError
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.study.comparison import BASELINE, Entry, write_comparison
 from rotateconv.lab.study.pool import Task, available_cores, run_tasks
 from rotateconv.lab.train.load import DataDescription, build_net

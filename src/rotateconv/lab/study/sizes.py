@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig, net_name
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run, pack_net
-from rotateconv.lab.train.run_folder import RunError
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.quantize import quantize
 
@@ -88,7 +88,7 @@ def measure_sizes(
     loaded = [load_run(run) for run in runs]
     for run, trained in zip(runs, loaded, strict=True):
         if (trained.data.name, trained.data.classes) != (description.name, description.classes):
-            raise ValueError(
+            raise InputError(
                 f"{run} was trained on {trained.data.name}, not on {description.name}: compare nets of one data set"
             )
     names = [Path(run).resolve().name for run in runs]
@@ -168,7 +168,7 @@ def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
 def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
     for width in bits:
         if width != FLOAT and width not in _ANGLE_BITS:
-            raise ValueError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
+            raise InputError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
     return [config.weight_bits] if config.qat else bits
 
 

@@ -47,9 +47,10 @@ class _Stop:
 
 def _do(task: dict[str, Any], stop: _Stop, out: TextIO) -> tuple[str, dict[str, Any]]:
     """Do a run and return its last event."""
+    from rotateconv.errors import INTERRUPTED
     from rotateconv.lab.config import from_json
     from rotateconv.lab.data.images import load_images
-    from rotateconv.lab.exit_codes import INTERRUPTED, explain
+    from rotateconv.lab.exit_codes import explain
     from rotateconv.lab.train.loop import fit
 
     told_at = 0.0

@@ -20,7 +20,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from rotateconv.lab.train.run_folder import RunError, disk_errors, write_bytes, write_json
+from rotateconv.errors import InputError, RunError
+from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 
 KEEP = 2
 
@@ -90,7 +91,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             hashes = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
             files = {name: (path / name).read_bytes() for name in hashes}
             if any(hashlib.sha256(data).hexdigest() != hashes[name] for name, data in files.items()):
-                raise ValueError("a file differs from its hash")
+                raise InputError("a file differs from its hash")
             state = torch.load(io.BytesIO(files.pop("state.pt")), map_location="cpu", weights_only=True)
             weights = {name.removesuffix(".safetensors"): read_weights(data) for name, data in files.items()}
             return Checkpoint(path, weights, state, tuple(damaged))
@@ -124,7 +125,7 @@ def read_weights(data: bytes) -> dict[str, Tensor]:
         length = int.from_bytes(data[:8], "little")
         aliases = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except safetensors.SafetensorError as error:
-        raise ValueError(f"expected a safetensors file, but {error}") from None
+        raise InputError(f"expected a safetensors file, but {error}") from None
     return tensors | {name: tensors[first] for name, first in aliases.items()}
 
 

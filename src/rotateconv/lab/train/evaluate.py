@@ -1,13 +1,15 @@
 """Loss, accuracy and confusion of a net on labelled batches."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rotateconv.convert.recalibrate import evaluating
+from rotateconv.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes
         for images, labels in batches:
             scores = model(images)
             if scores.shape[1:] != (n,):
-                raise ValueError(f"expected {n} outputs, one a class, not {tuple(scores.shape[1:])}")
+                raise InputError(f"expected {n} outputs, one a class, not {tuple(scores.shape[1:])}")
             losses.append(F.cross_entropy(scores.float(), labels, reduction="sum"))
             cells = labels * n + scores.argmax(dim=1)
             confusion = confusion.to(cells.device) + torch.bincount(cells, minlength=n * n)
@@ -76,22 +78,9 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes
     confusion = confusion.view(n, n)
     count = int(confusion.sum())
     if count == 0:
-        raise ValueError("expected at least one image to evaluate, not 0")
+        raise InputError("expected at least one image to evaluate, not 0")
     accuracy = 100 * int(confusion.trace()) / count
     return Evaluation(loss.item() / count, accuracy, confusion, tuple(classes))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode inside; afterwards the training flags of the model's modules as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _over_processes(loss: Tensor, confusion: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rotateconv.lab.config import ConfigError
+from rotateconv.errors import ConfigError
 from rotateconv.lab.train.checkpoint import read_weights
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in their files
@@ -92,7 +92,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: str | Pat
     Example:
         >>> load_weights(nn.Linear(2, 3), {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "old.pt")
         Traceback (most recent call last):
-        rotateconv.lab.parsing.ConfigError: the weights in old.pt do not fit the net: weight is 2x2, expected 3x2
+        rotateconv.errors.ConfigError: the weights in old.pt do not fit the net: weight is 2x2, expected 3x2
     """
     expected = net.state_dict()
     wrong = [

@@ -13,14 +13,15 @@ from torch import nn
 
 from rotateconv.convert.convert import put_lines
 from rotateconv.cost import ModelCost, cost
-from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.errors import ConfigError, RunError
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.parsing import nearest
 from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.factory import build_from
-from rotateconv.lab.train.run_folder import CHECKPOINTS, WEIGHTS, Record, RunError, read_config, read_json
+from rotateconv.lab.train.run_folder import CHECKPOINTS, WEIGHTS, Record, read_config, read_json
 from rotateconv.models import build_model
 from rotateconv.models.convs import deal_profiles
 from rotateconv.nn.conv import RotateConv2d
@@ -172,7 +173,7 @@ def load_run(run: str | Path) -> TrainedRun:
     Example:
         >>> load_run("runs/nothing")
         Traceback (most recent call last):
-        rotateconv.lab.train.run_folder.RunError: runs/nothing is no run folder: it has no readable config.json
+        rotateconv.errors.RunError: runs/nothing is no run folder: it has no readable config.json
     """
     run = Path(run)
     config = read_config(run)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rotateconv.errors import DivergedError, RunError, RunInterrupted
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
@@ -29,12 +30,11 @@ from rotateconv.lab.train.checkpoint import load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import DataDescription, net_cost
-from rotateconv.lab.train.monitor import DivergedError, OnEvent, RunInterrupted, Watch, check_finite, check_weights
+from rotateconv.lab.train.monitor import OnEvent, Watch, check_finite, check_weights
 from rotateconv.lab.train.run_folder import (
     CHECKPOINTS,
     WEIGHTS,
     Record,
-    RunError,
     append_record,
     check_run,
     create_run,

@@ -7,19 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rotateconv.errors import DivergedError, RunInterrupted
 from rotateconv.lab.train.checkpoint import list_checkpoints
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.train_state import TrainingState, save_state
 
 OnEvent = Callable[[str, dict[str, Any]], None]
-
-
-class DivergedError(ValueError):
-    """The loss or a weight is no longer finite; the message says where, what is kept and what to try."""
-
-
-class RunInterrupted(Exception):  # noqa: N818  # no error: the run saved itself
-    """The run was asked to stop and saved itself; the message says how to go on."""
 
 
 class Watch:

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from rotateconv.convert.convert import convert
+from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.report import ConversionReport
-from rotateconv.lab.config import ConfigError, RunConfig
-from rotateconv.lab.train.evaluate import evaluating
+from rotateconv.errors import ConfigError
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
 from rotateconv.lab.train.load import DataDescription, chosen_lines, load_run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv._files import TEMPORARY, replacing
+from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, differences, from_json, to_json
 from rotateconv.lab.train.environment import OF_THE_CALL, environment
 
@@ -33,10 +34,6 @@ _FILES = (
 )
 # They say where the data lie and how often to save, not what is computed: a run may go on with others.
 _FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps")
-
-
-class RunError(ValueError):
-    """The user's mistake with a run folder, or a disk that took nothing more; the message is one sentence."""
 
 
 def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:

@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rotateconv.lab.config import ConfigError, RunConfig
+from rotateconv.errors import ConfigError
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint

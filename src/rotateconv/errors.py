@@ -1,0 +1,52 @@
+"""The exceptions of rotateconv: each message is one sentence, and each class knows the exit code of a command."""
+
+MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
+"""Exit codes of a command: the user's mistake; ours or the machine's; interrupted."""
+
+
+class RotateConvError(Exception):
+    """Base of all exceptions of this package; the message is one sentence for the user.
+
+    Attributes:
+        exit_code: with which a command ends that cannot go on: 2, unless a class says otherwise.
+
+    Example:
+        >>> RotateConvError("the image is empty").exit_code
+        2
+    """
+
+    exit_code: int = MISTAKE
+
+
+class InputError(RotateConvError, ValueError):
+    """An argument or a file that cannot be what it should: what was expected and what came."""
+
+
+class ConfigError(InputError):
+    """The user's mistake in a configuration."""
+
+
+class DataError(InputError):
+    """The user's mistake in naming, placing or preparing data."""
+
+
+class RunError(InputError):
+    """The user's mistake with a run folder, or a disk that took nothing more."""
+
+
+class DivergedError(RotateConvError, ValueError):
+    """The loss or a weight is no longer finite; the message says where, what is kept and what to try."""
+
+    exit_code = FAULT
+
+
+class RunInterrupted(RotateConvError):  # noqa: N818  # no error: the run saved itself
+    """The run was asked to stop and saved itself; the message says how to go on."""
+
+    exit_code = INTERRUPTED
+
+
+class BenchError(RotateConvError, RuntimeError):
+    """An implementation that does not compute what it should: it is not timed."""
+
+    exit_code = FAULT
