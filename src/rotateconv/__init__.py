@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rotateconv.models import build_model as build_model
     from rotateconv.models import equal_size_width as equal_size_width
     from rotateconv.nn.batched import batched_kernels as batched_kernels
+    from rotateconv.nn.config import RotateConfig as RotateConfig
     from rotateconv.nn.conv import RotateConv2d as RotateConv2d
     from rotateconv.optim import param_groups as param_groups
     from rotateconv.quantization.pack import load_packed as load_packed
@@ -38,6 +39,7 @@ _HOMES = {
     "ConversionReport": "convert.report",
     "LineFit": "kernels.fit",
     "ModelCost": "cost",
+    "RotateConfig": "nn.config",
     "RotateConv2d": "nn.conv",
     "batched_kernels": "nn.batched",
     "build_model": "models",

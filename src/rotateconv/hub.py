@@ -8,8 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from rotateconv.convert.layers import added_layers, put_layers
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
+from rotateconv.nn.config import RotateConfig
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -33,6 +35,8 @@ class RotateConvNet(
         name, conv, num_classes, in_channels, width, growth, dropout: As in build_model.
         classes: Names of the classes, in the order of the outputs.
         mean, std: Per channel, of images between 0 and 1: the net sees (image - mean) / std.
+        layers: Options of the RotateConv2d layers that build_model does not make by itself (`RotateConfig.to_dict`),
+            by name: of a net that was converted.
 
     Attributes:
         net: What build_model gave.
@@ -61,9 +65,14 @@ class RotateConvNet(
         classes: list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        layers: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.net = build_model(name, conv, num_classes, in_channels, width, growth=growth, dropout=dropout)
+        try:
+            put_layers(self.net, {name: RotateConfig.from_dict(options) for name, options in (layers or {}).items()})
+        except AttributeError as error:
+            raise InputError(f"layers must be options by the name of a convolution of {name}: {error}") from None
         self.classes, self.mean, self.std = classes, mean, std
 
     @classmethod
@@ -75,16 +84,18 @@ class RotateConvNet(
         mean: list[float] | None = None,
         std: list[float] | None = None,
     ) -> "RotateConvNet":
-        """A copy of a net that build_model built, ready to be saved.
+        """A copy of a net that build_model built, converted or not, ready to be saved.
 
         Raises:
-            ValueError: If the net is not one of build_model's, or was changed since.
+            ValueError: If the net is not one of build_model's, or was changed since in another way.
         """
         arguments: dict[str, Any] | None = getattr(net, "build_arguments", None)
         if arguments is None:
             raise InputError(f"expected a net of build_model with a conv of CONVS, got a {type(net).__name__}")
         with torch.random.fork_rng(devices=[]):
-            model = cls(**arguments, classes=classes, mean=mean, std=std)
+            added = added_layers(net, build_model(**arguments))
+            layers = {name: config.to_dict() for name, config in added.items()}
+            model = cls(**arguments, classes=classes, mean=mean, std=std, layers=layers or None)
         try:
             model.net.load_state_dict(net.state_dict())
         except RuntimeError as error:

@@ -204,7 +204,7 @@ def test_a_converted_net_of_ours_needs_none(tmp_path: Path) -> None:
     convert(model, taps="shared", where=lambda name, conv: "stages.1" in name)
     pack(model, tmp_path / "net")
     assert_same(load_packed(tmp_path / "net"), quantize(model))
-    assert len(describe_packed(tmp_path / "net").lines) == 6
+    assert len(describe_packed(tmp_path / "net").layers) == 6
 
 
 def test_profiles_that_are_not_learned_stay_so(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_profiles_that_are_not_learned_stay_so(tmp_path: Path) -> None:
     assert not loaded.stages[0][0].conv1.learn_profile
     convert(model, taps="profile")
     pack(model, tmp_path / "converted")
-    lines = describe_packed(tmp_path / "converted").lines
-    assert [line.get("learn_profile", True) for line in lines.values()].count(False) == 1
+    layers = describe_packed(tmp_path / "converted").layers
+    assert [config.learn_profile for config in layers.values()].count(False) == 1
 
 
 def test_a_net_of_ours_with_another_layer_needs_its_structure(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_structure_whose_convolution_is_something_else(tmp_path: Path) -> None
     convert(model)
     template.body[0] = nn.Linear(3, 3)
     pack(model, tmp_path / "net")
-    with pytest.raises(ValueError, match=r"body.0 should be a convolution to be replaced by lines, and is a Linear"):
+    with pytest.raises(ValueError, match=r"body.0 should be a convolution to make a RotateConv2d of, not a Linear"):
         load_packed(tmp_path / "net", model=template)
 
 

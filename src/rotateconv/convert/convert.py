@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +9,33 @@ from torch import Tensor, nn
 from rotateconv.convert.module_swap import has_hooks, replace_modules
 from rotateconv.convert.report import ConversionEntry, ConversionReport
 from rotateconv.errors import InputError
-from rotateconv.kernels.line import Path, Taps, check_path, check_taps
-from rotateconv.nn import arguments
+from rotateconv.kernels.line import Path, Taps
+from rotateconv.kernels.separable import Form
+from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.conv import RotateConv2d
+
+Filter = Callable[[str, nn.Conv2d], bool]
+"""Whether to convert a convolution, by its name in the model and itself."""
 
 
 def convert(
     model: nn.Module,
     taps: Taps = "free",
     *,
-    where: Callable[[str, nn.Conv2d], bool] | None = None,
+    where: Filter | None = None,
     path: Path = "circle",
     angle_groups: int | None = None,
     learn_angle: bool = True,
+    form: Form = "auto",
+    learn_profile: bool = True,
 ) -> ConversionReport:
     """Replace convolutions of a model, in place, by `RotateConv2d.from_conv` of each.
 
     Eligible is a convolution whose type is exactly nn.Conv2d (a subclass may compute something else), with a
     square odd kernel of at least 3, real floating-point weights that have values (not on the meta device) and
-    no hooks, and with output channels divisible by `angle_groups`. Of these, all are replaced but the stem (the
-    first nn.Conv2d of the model, in the order of registration) and the depthwise ones; ``where=lambda name,
-    conv: True`` includes those too.
+    no hooks, and with output channels divisible by `angle_groups` (and groups=1 for form="separable"). Of these,
+    all are replaced but the stem (the first nn.Conv2d of the model, in the order of registration) and the
+    depthwise ones; ``where=lambda name, conv: True`` includes those too.
 
     A module that is registered under several names stays one module, and convolutions that share a weight share
     the parameters of their replacements; where only some of them would be replaced, all stay. Biases remain the
@@ -38,7 +43,7 @@ def convert(
 
     Args:
         model: Changed in place, unless an error is raised.
-        taps, path, angle_groups, learn_angle: As in RotateConv2d.
+        taps, path, angle_groups, learn_angle, form, learn_profile: As in RotateConv2d.
         where: Decides alone which eligible convolutions are replaced, by their first name and the module.
 
     Returns:
@@ -54,47 +59,49 @@ def convert(
         >>> [entry.name for entry in report.converted], report.parameters_before, report.parameters_after
         (['2'], 5088, 1504)
     """
-    return _convert(model, Lines(taps, path, angle_groups, learn_angle), where, fitted=True)
+    return convert_to(model, RotateConfig(taps, path, angle_groups, learn_angle, form, learn_profile), where=where)
 
 
-def put_lines(
-    model: nn.Module,
-    taps: Taps = "free",
-    *,
-    where: Callable[[str, nn.Conv2d], bool] | None = None,
-    path: Path = "circle",
-    angle_groups: int | None = None,
-    learn_angle: bool = True,
-) -> None:
-    """Replace, in place, what `convert` would replace, by layers with fresh values: the net that its weights fit.
+def convert_to(model: nn.Module, config: RotateConfig, *, where: Filter | None = None) -> ConversionReport:
+    """`convert`, with the options of the layers as one value.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3))
+        >>> len(convert_to(model, RotateConfig("shared")).converted)
+        1
+    """
+    return _convert(model, config, where, fitted=True)
+
+
+def convert_architecture(model: nn.Module, config: RotateConfig, *, where: Filter | None = None) -> None:
+    """Replace, in place, what `convert` would replace, by layers with fresh values: the model that its weights fit.
 
     Nothing is fitted, so the model may be on the meta device.
 
-    Args, raises: as `convert`.
+    Args:
+        model: Changed in place, unless an error is raised.
+        config: The options of the layers.
+        where: As in `convert`.
+
+    Raises:
+        ValueError: As `convert`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3))
+        >>> convert_architecture(model, RotateConfig("shared"))
+        >>> model[1].weight.shape
+        torch.Size([32, 16, 1])
     """
-    _convert(model, Lines(taps, path, angle_groups, learn_angle), where, fitted=False)
-
-
-class Lines(NamedTuple):
-    """The form of the layers that convolutions are replaced by, as `RotateConv2d.from_conv` takes it."""
-
-    taps: Taps
-    path: Path
-    angle_groups: int | None
-    learn_angle: bool
+    _convert(model, config, where, fitted=False)
 
 
 def _convert(
     model: nn.Module,
-    lines: Lines,
-    where: Callable[[str, nn.Conv2d], bool] | None,
+    config: RotateConfig,
+    where: Filter | None,
     *,
     fitted: bool,
 ) -> ConversionReport:
-    check_taps(lines.taps)
-    check_path(lines.path)
-    if lines.angle_groups is not None:
-        arguments.positive("angle_groups", lines.angle_groups)
     if isinstance(model, nn.Conv2d):
         raise InputError(
             "convert replaces convolutions inside a model, and this model is itself one: use RotateConv2d.from_conv"
@@ -102,8 +109,8 @@ def _convert(
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("convert needs a model whose lazy modules have shapes: run a batch through it first")
 
-    make = RotateConv2d.from_conv if fitted else RotateConv2d.like
-    reasons = _reasons(model, where, lines.angle_groups, needs_values=fitted)
+    make = RotateConv2d.nearest if fitted else RotateConv2d.like
+    reasons = _reasons(model, where, config, needs_values=fitted)
     if None not in reasons.values():
         raise InputError(_nothing_matched(reasons))
     parameters_before = _count(model)
@@ -116,11 +123,11 @@ def _convert(
         residual = None
         if reason is None:
             try:
-                layer = make(conv, *lines)
+                layer = make(conv, config)
             except ValueError as error:
                 raise InputError(f"cannot convert {name}: {error}") from error
             layer.bias = conv.bias  # type: ignore[assignment]
-            _share(first.setdefault(conv.weight, layer), layer)
+            _tie_parameters(first.setdefault(conv.weight, layer), layer)
             new[conv], after = layer, _count(layer)
             residual = _relative_residual(conv, layer) if fitted else None
         entries.append(ConversionEntry(name, tuple(conv.weight.shape), before, after, residual, reason))
@@ -135,15 +142,15 @@ _Reasons = dict[tuple[str, nn.Conv2d], str | None]
 
 def _reasons(
     model: nn.Module,
-    where: Callable[[str, nn.Conv2d], bool] | None,
-    angle_groups: int | None,
+    where: Filter | None,
+    config: RotateConfig,
     needs_values: bool,
 ) -> _Reasons:
     """Every convolution of the model, with the reason to leave it, or None to convert it."""
     stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
     def reason(name: str, conv: nn.Conv2d) -> str | None:
-        if why := _ineligible(conv, angle_groups, needs_values):
+        if why := _ineligible(conv, config, needs_values):
             return why
         if where is not None:
             return None if where(name, conv) else "filtered out by where"
@@ -167,7 +174,7 @@ def _reasons(
     return reasons
 
 
-def _ineligible(conv: nn.Module, angle_groups: int | None, needs_values: bool) -> str | None:
+def _ineligible(conv: nn.Module, config: RotateConfig, needs_values: bool) -> str | None:
     """Why a convolution cannot be replaced by a RotateConv2d, if it cannot."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__}, not nn.Conv2d"
@@ -180,8 +187,10 @@ def _ineligible(conv: nn.Module, angle_groups: int | None, needs_values: bool) -
         return "on the meta device"
     if not conv.weight.is_floating_point():
         return f"{conv.weight.dtype} weights"
-    if angle_groups is not None and conv.out_channels % angle_groups:
-        return f"{conv.out_channels} output channels, not divisible by angle_groups={angle_groups}"
+    if config.angle_groups is not None and conv.out_channels % config.angle_groups:
+        return f"{conv.out_channels} output channels, not divisible by angle_groups={config.angle_groups}"
+    if config.form == "separable" and conv.groups != 1:
+        return f'{conv.groups} groups, where form="separable" needs 1'
     return None
 
 
@@ -196,7 +205,7 @@ def _nothing_matched(reasons: _Reasons) -> str:
     )
 
 
-def _share(first: RotateConv2d, layer: RotateConv2d) -> None:
+def _tie_parameters(first: RotateConv2d, layer: RotateConv2d) -> None:
     """Make the layer use the kernel's parameters of the first one that has this weight."""
     for name in ("weight", "angle", "profile"):
         setattr(layer, name, getattr(first, name))

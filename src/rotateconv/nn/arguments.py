@@ -100,9 +100,3 @@ def _pair(name: str, value: Size, least: int) -> tuple[int, int]:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def profile_to_learn(taps: str, learn_profile: bool) -> None:
-    """Raise ValueError where learn_profile says something of a profile that is not there."""
-    if not learn_profile and taps != "profile":
-        raise InputError(f'learn_profile=False needs taps="profile", got taps={taps!r}: leave it out')

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from rotateconv.errors import InputError
 from rotateconv.nn import arguments
+from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.arguments import Size
 
 
-class MaskedConv2d(nn.Module):
+class MaskedConv2d(ConvBase):
     """Convolution whose kernel slices keep a random few of their k x k positions, drawn once.
 
     ::
@@ -42,7 +43,6 @@ class MaskedConv2d(nn.Module):
     """
 
     position: Tensor
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -60,21 +60,10 @@ class MaskedConv2d(nn.Module):
         *,
         kept: int = 4,
     ) -> None:
-        super().__init__()
-        size = arguments.square_kernel_size(kernel_size)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype)
+        size = self.kernel_size[0]
         if not 1 <= kept <= size**2:
             raise InputError(f"kept must be between 1 and the {size**2} positions of the kernel, got {kept}")
-        self.in_channels = arguments.positive("in_channels", in_channels)
-        self.out_channels = arguments.positive("out_channels", out_channels)
-        self.groups = arguments.positive("groups", groups)
-        arguments.divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
-        arguments.check_padding_mode(padding_mode)
-        arguments.check_dtype(dtype)
-        self.kernel_size = (size, size)
-        self.stride = arguments.pair("stride", stride, least=1)
-        self.dilation = arguments.pair("dilation", dilation, least=1)
-        self.padding = arguments.padding_pair(padding, size, self.stride, self.dilation)
-        self.padding_mode = padding_mode
 
         slices = (out_channels, in_channels // groups)
         self.weight = nn.Parameter(torch.empty(*slices, kept, device=device, dtype=dtype))
@@ -91,9 +80,7 @@ class MaskedConv2d(nn.Module):
             order = torch.rand(out_channels, fan, self.kernel_size[0] ** 2, device=self.weight.device).argsort(-1)
             self.position.copy_(order[..., :kept].sort(-1).values)
             self.weight.normal_(0, math.sqrt(2 / (fan * kept)))
-            if self.bias is not None:
-                bound = 1 / math.sqrt(fan * self.kernel_size[0] ** 2)
-                self.bias.uniform_(-bound, bound)
+            self._reset_bias()
 
     def kernel(self) -> Tensor:
         """The kernel that the layer convolves with, (out, in/groups, k, k)."""
@@ -103,19 +90,12 @@ class MaskedConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            height, width = padding
-            input = F.pad(input, (width, width, height, height), mode=self.padding_mode)
-            padding = (0, 0)
+        input, padding = self._padded(input)
         return F.conv2d(input, self.kernel(), self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
-            f"bias={self.bias is not None}, padding_mode={self.padding_mode!r}, kept={self.weight.shape[-1]}"
-        )
+        """The arguments of the call that builds this layer again, defaults left out."""
+        return f"{super().extra_repr()}, kept={self.weight.shape[-1]}"
 
 
 class SeparableConv2d(nn.Module):

@@ -2,50 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rotateconv.kernels.fused import fused_line_kernel, needs_the_plain_form
-from rotateconv.kernels.line import Path
 from rotateconv.kernels.separable import compute_dtype
-
-
-class LineLayer(nn.Module):
-    """What `batched_kernels` asks of a layer whose kernels it makes: the attributes of `RotateConv2d`."""
-
-    weight: Tensor
-    angle: Tensor
-    profile: Tensor | None
-    kernel_size: tuple[int, int]
-    path: Path
-    angle_groups: int | None
-    learn_angle: bool
-    angle_grad_scale: float
-
-
-@dataclass(frozen=True)
-class _Made:
-    kernel: Tensor
-    sources: list[tuple[Tensor, int]]  # each with its version: as it was when the kernel was made
-    with_grad: bool
-
-    def is_current(self, layer: LineLayer) -> bool:
-        now = _sources(layer)
-        return (
-            len(now) == len(self.sources)
-            and self.with_grad == torch.is_grad_enabled()
-            and all(
-                mine is made and mine._version == version
-                for mine, (made, version) in zip(now, self.sources, strict=True)
-            )
-        )
-
-
-_made: ContextVar[dict[LineLayer, _Made] | None] = ContextVar("_made", default=None)
+from rotateconv.nn._kernel_cache import MadeKernel, made_kernels
+from rotateconv.nn.conv import RotateConv2d
 
 
 @contextmanager
@@ -77,37 +42,19 @@ def batched_kernels(model: nn.Module) -> Iterator[None]:
         >>> scores.sum().backward()
     """
     made = None if torch.compiler.is_compiling() else _make(model)
-    token = _made.set(made)
+    token = made_kernels.set(made)
     try:
         yield
     finally:
-        _made.reset(token)
+        made_kernels.reset(token)
 
 
-def take_kernel(layer: LineLayer, dtype: torch.dtype) -> Tensor | None:
-    """The kernel that was made for a layer, (out, in, k, k), or None where there is none of its tensors as they are."""
-    if torch.compiler.is_compiling() or not (made := _made.get()):
-        return None
-    found = made.pop(layer, None)
-    return found.kernel.to(dtype) if found is not None and found.is_current(layer) else None
-
-
-def taps_of(layer: LineLayer) -> Tensor:
-    """The taps of a layer without angle_groups, (out, in, T) or (out, in, 1)."""
-    return layer.weight if layer.profile is None else layer.weight * layer.profile[:, None]
-
-
-def _sources(layer: LineLayer) -> list[Tensor]:
-    """What the kernels of a layer follow from."""
-    return [tensor for tensor in (layer.weight, layer.angle, layer.profile) if tensor is not None]
-
-
-def _make(model: nn.Module) -> dict[LineLayer, _Made]:
-    groups: dict[tuple[Any, ...], dict[LineLayer, list[tuple[Tensor, int]]]] = {}
+def _make(model: nn.Module) -> dict[nn.Module, MadeKernel]:
+    groups: dict[tuple[Any, ...], dict[RotateConv2d, list[tuple[Tensor, int]]]] = {}
     for layer in model.modules():
-        if not isinstance(layer, LineLayer) or layer.angle_groups is not None:
+        if not isinstance(layer, RotateConv2d) or layer.angle_groups is not None:
             continue
-        sources = _sources(layer)
+        sources = layer.kernel_sources()
         if needs_the_plain_form(*sources) or any(source.is_inference() for source in sources):
             continue
         weight = layer.weight.shape[1:] if layer.profile is None else layer.profile.shape
@@ -115,23 +62,23 @@ def _make(model: nn.Module) -> dict[LineLayer, _Made]:
         groups.setdefault(alike, {})[layer] = [(source, source._version) for source in sources]
     with_grad = torch.is_grad_enabled()
     return {
-        layer: _Made(kernel, group[layer], with_grad)
+        layer: MadeKernel(kernel, group[layer], with_grad)
         for group in groups.values()
         for layer, kernel in zip(group, _kernels(list(group)), strict=True)
     }
 
 
-def _kernels(layers: Sequence[LineLayer]) -> list[Tensor]:
+def _kernels(layers: Sequence[RotateConv2d]) -> list[Tensor]:
     """The kernels of layers of one sort, each (out, in, k, k)."""
     size, path, first = layers[0].kernel_size[0], layers[0].path, layers[0].angle
     counts = [layer.angle.numel() for layer in layers]
-    scales = [layer.angle_grad_scale if layer.learn_angle else 1.0 for layer in layers]
+    scales = [layer.step_scale for layer in layers]
     scale: float | Tensor = scales[0]
     if len(set(scales)) > 1:
         every = torch.tensor(scales, dtype=first.dtype, device=first.device)
         scale = every.repeat_interleave(torch.tensor(counts, device=first.device), output_size=sum(counts))
     kernels = fused_line_kernel(
-        torch.cat([taps_of(layer).flatten(0, 1) for layer in layers]),
+        torch.cat([layer.tap_weights().flatten(0, 1) for layer in layers]),
         torch.cat([layer.angle.flatten() for layer in layers]),
         size,
         path,

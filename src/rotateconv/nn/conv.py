@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from rotateconv.errors import InputError
 from rotateconv.kernels.fit import fit_line
 from rotateconv.kernels.fused import fused_line_kernel, in_layout
-from rotateconv.kernels.line import Path, Taps, check_path, check_taps, mean_gram, unit_profile
-from rotateconv.kernels.separable import Form, check_form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
+from rotateconv.kernels.line import Path, Taps, mean_gram, unit_profile
+from rotateconv.kernels.separable import Form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
 from rotateconv.nn import arguments
+from rotateconv.nn._conv_base import ConvBase
+from rotateconv.nn._kernel_cache import take_kernel
 from rotateconv.nn.arguments import Size
-from rotateconv.nn.batched import LineLayer, take_kernel, taps_of
+from rotateconv.nn.config import RotateConfig
 
 
-class RotateConv2d(LineLayer):
+class RotateConv2d(ConvBase):
     """Convolution with kernels that are line segments through the centre, each with an angle of its own.
 
     The slice of output channel o and input channel i is ``line_kernel(W[o, i], angle[o, i])`` with T = k taps::
@@ -47,6 +49,7 @@ class RotateConv2d(LineLayer):
             whichever a model of the cost says is faster. The output is the same to rounding.
 
     Attributes:
+        config: The keywords of the call, as one value; `taps`, `path` and the others are views of it.
         weight: (out, in/groups, T), or (out, in/groups, 1) unless taps is "free".
         angle: (out, in/groups) or (G, in/groups), radians.
         profile: (out, T) or (G, in/groups, T) with taps="profile", else None.
@@ -68,10 +71,8 @@ class RotateConv2d(LineLayer):
         The initialisation keeps the kernel norm of He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
     """
 
-    weight: nn.Parameter
     angle: nn.Parameter | Tensor
     profile: nn.Parameter | Tensor | None
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -94,40 +95,13 @@ class RotateConv2d(LineLayer):
         form: Form = "auto",
         learn_profile: bool = True,
     ) -> None:
-        super().__init__()
-        size = arguments.square_kernel_size(kernel_size)
-        self.in_channels = arguments.positive("in_channels", in_channels)
-        self.out_channels = arguments.positive("out_channels", out_channels)
-        self.groups = arguments.positive("groups", groups)
-        arguments.divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
-        if angle_groups is not None:
-            arguments.positive("angle_groups", angle_groups)
-            arguments.divides("angle_groups", angle_groups, out_channels=out_channels)
-        arguments.check_padding_mode(padding_mode)
-        arguments.check_dtype(dtype)
-        check_taps(taps)
-        check_path(path)
-        check_form(form)
-        arguments.profile_to_learn(taps, learn_profile)
-        if form == "separable" and (angle_groups is None or taps == "free" or groups != 1):
-            raise InputError(
-                'form="separable" needs angle_groups, taps="shared" or taps="profile", and groups=1, '
-                f"got angle_groups={angle_groups}, taps={taps!r} and groups={groups}"
-            )
-
-        self.kernel_size = (size, size)
-        self.stride = arguments.pair("stride", stride, least=1)
-        self.dilation = arguments.pair("dilation", dilation, least=1)
-        self.padding_cells = arguments.padding_pair(padding, size, self.stride, self.dilation)
-        self.padding = padding if isinstance(padding, str) else self.padding_cells
-        self.padding_mode = padding_mode
-        self.taps: Taps = taps
-        self.path: Path = path
-        self.angle_groups = angle_groups
-        self.learn_angle, self.learn_profile = learn_angle, learn_profile
-        self.form: Form = form
+        config = RotateConfig(taps, path, angle_groups, learn_angle, form, learn_profile)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype)
+        config.check_layer(out_channels, groups)
+        self.config = config
         self.angle_grad_scale = 1 / (self._weight_variance() * self._slices_per_angle())
 
+        size = self.kernel_size[0]
         slices = (out_channels, in_channels // groups)
         angles = slices if angle_groups is None else (angle_groups, slices[1])
         profiles = slices[:1] if angle_groups is None else angles
@@ -139,25 +113,27 @@ class RotateConv2d(LineLayer):
         self.reset_parameters()
 
     @classmethod
-    def like(
-        cls,
-        conv: nn.Conv2d,
-        taps: Taps = "free",
-        path: Path = "circle",
-        angle_groups: int | None = None,
-        learn_angle: bool = True,
-        form: Form = "auto",
-        learn_profile: bool = True,
-    ) -> "RotateConv2d":
-        """A layer with a convolution's arguments and values of its own; `from_conv` takes over the values too.
+    def like(cls, conv: "nn.Conv2d | RotateConv2d", config: RotateConfig) -> "RotateConv2d":
+        """A layer with a convolution's arguments and values of its own; `nearest` takes over the values too.
 
-        Args, raises: as `from_conv`, but that the convolution may be on the meta device; the layer is then, too.
+        Args:
+            conv: An nn.Conv2d with a square odd kernel of at least 3, or a RotateConv2d with other options; it may
+                be on the meta device, and the layer is then, too.
+            config: The options of the layer.
+
+        Returns:
+            A layer with the convolution's arguments, device, dtype, training flag and requires_grad.
+
+        Raises:
+            TypeError: If conv is neither of the two.
+            ValueError: If its kernel is not square and odd, or its channels do not fit the options.
 
         Example:
-            >>> RotateConv2d.like(nn.Conv2d(16, 32, 3, padding=1), taps="shared").padding
+            >>> RotateConv2d.like(nn.Conv2d(16, 32, 3, padding=1), RotateConfig("shared")).padding
             (1, 1)
         """
-        arguments.same_convolution(conv)
+        if not isinstance(conv, RotateConv2d):
+            arguments.same_convolution(conv)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -170,17 +146,34 @@ class RotateConv2d(LineLayer):
             conv.padding_mode,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
-            taps=taps,
-            path=path,
-            angle_groups=angle_groups,
-            learn_angle=learn_angle,
-            learn_profile=learn_profile,
-            form=form,
+            **vars(config),
         )
         for name, parameter in layer.named_parameters():
             source = conv.bias if name == "bias" else conv.weight
             parameter.requires_grad_(source is not None and source.requires_grad)
         return layer.train(conv.training)
+
+    @classmethod
+    def nearest(cls, conv: nn.Conv2d, config: RotateConfig) -> "RotateConv2d":
+        """The layer nearest to a trained convolution: `from_conv`, with its options as one value.
+
+        Example:
+            >>> RotateConv2d.nearest(nn.Conv2d(16, 32, 3), RotateConfig("shared")).weight.shape
+            torch.Size([32, 16, 1])
+        """
+        arguments.same_convolution(conv)
+        if conv.weight.is_meta:
+            raise InputError("expected a convolution with values, got one on the meta device: materialise it first")
+        layer = cls.like(conv, config)
+        with torch.no_grad():
+            fit = fit_line(conv.weight, config.taps, config.path, angle_groups=config.angle_groups)
+            layer.weight.copy_(fit.weight)
+            layer.angle.copy_(fit.angle)
+            if layer.profile is not None and fit.profile is not None:
+                layer.profile.copy_(fit.profile)
+            if layer.bias is not None and conv.bias is not None:
+                layer.bias.copy_(conv.bias)
+        return layer
 
     @classmethod
     def from_conv(
@@ -196,8 +189,8 @@ class RotateConv2d(LineLayer):
         """The layer nearest to a trained convolution: least squares over weights, angles and profiles.
 
         Args:
-            conv: an nn.Conv2d with a square odd kernel of at least 3; it is not changed.
-            taps, path, angle_groups, learn_angle, form, learn_profile: as in the constructor.
+            conv: An nn.Conv2d with a square odd kernel of at least 3; it is not changed.
+            taps, path, angle_groups, learn_angle, form, learn_profile: As in the constructor.
 
         Returns:
             A layer with the convolution's arguments, bias, device, dtype, training flag and requires_grad.
@@ -211,19 +204,37 @@ class RotateConv2d(LineLayer):
             >>> RotateConv2d.from_conv(conv, taps="shared").weight.shape
             torch.Size([32, 16, 1])
         """
-        arguments.same_convolution(conv)
-        if conv.weight.is_meta:
-            raise InputError("expected a convolution with values, got one on the meta device: materialise it first")
-        layer = cls.like(conv, taps, path, angle_groups, learn_angle, form, learn_profile)
-        with torch.no_grad():
-            fit = fit_line(conv.weight, taps, path, angle_groups=angle_groups)
-            layer.weight.copy_(fit.weight)
-            layer.angle.copy_(fit.angle)
-            if layer.profile is not None and fit.profile is not None:
-                layer.profile.copy_(fit.profile)
-            if layer.bias is not None and conv.bias is not None:
-                layer.bias.copy_(conv.bias)
-        return layer
+        return cls.nearest(conv, RotateConfig(taps, path, angle_groups, learn_angle, form, learn_profile))
+
+    @property
+    def taps(self) -> Taps:
+        """Which weights the taps have: "free", "shared" or "profile"."""
+        return self.config.taps
+
+    @property
+    def path(self) -> Path:
+        """What a tap moves on as the angle turns: "circle" or "square"."""
+        return self.config.path
+
+    @property
+    def angle_groups(self) -> int | None:
+        """Groups of output channels that share the angles."""
+        return self.config.angle_groups
+
+    @property
+    def learn_angle(self) -> bool:
+        """Whether the angles are parameters."""
+        return self.config.learn_angle
+
+    @property
+    def learn_profile(self) -> bool:
+        """Whether the profiles are parameters."""
+        return self.config.learn_profile
+
+    @property
+    def form(self) -> Form:
+        """How the output is computed: "auto", "dense" or "separable"."""
+        return self.config.form
 
     def reset_parameters(self) -> None:
         """Draw new values: angles uniform over a turn, weights with the kernel norm of Kaiming-normal."""
@@ -233,9 +244,7 @@ class RotateConv2d(LineLayer):
             if self.profile is not None:
                 # Every profile on its own has the norm 1 over a turn: no channel is louder than the next.
                 self.profile.copy_(unit_profile(self.profile.normal_(), self.kernel_size[0], self.path))
-            if self.bias is not None:
-                bound = 1 / math.sqrt(self.weight.shape[1] * self.kernel_size[0] ** 2)  # nn.Conv2d's
-                self.bias.uniform_(-bound, bound)
+            self._reset_bias()
 
     def kernel(self) -> Tensor:
         """The kernel that the layer convolves with, (out, in/groups, k, k), with exact gradients."""
@@ -243,22 +252,29 @@ class RotateConv2d(LineLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        scale = self.angle_grad_scale if self.learn_angle else 1.0
-        padding = self.padding_cells
-        if self.padding_mode != "zeros":
-            height, width = padding
-            padded = F.pad(input, (width, width, height, height), mode=self.padding_mode)
-            input = in_layout(padded, is_channels_last(input))  # "circular" loses it
-            padding = (0, 0)
-        if self.angle_groups is not None and self.taps != "free" and self.groups == 1:
-            weight, lines = self.weight[..., 0], self._lines(scale)
+        input, padding = self._padded(input)
+        if self.config.is_separable and self.groups == 1:
+            weight, lines = self.weight[..., 0], self._line_filters(self.step_scale)
             return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
         # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
         # `.to(memory_format=...)` cannot give to a kernel that is computed.
         dtype = compute_dtype(input, self.weight)
-        if (kernel := take_kernel(self, dtype)) is None:
-            kernel = self._kernel(scale, dtype, is_channels_last(input))
+        if (kernel := take_kernel(self, self.kernel_sources(), dtype)) is None:
+            kernel = self._kernel(self.step_scale, dtype, is_channels_last(input))
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    @property
+    def step_scale(self) -> float:
+        """The factor on the gradient of the angles in a forward pass: `angle_grad_scale`, where they learn."""
+        return self.angle_grad_scale if self.learn_angle else 1.0
+
+    def tap_weights(self) -> Tensor:
+        """The weights of the taps of a layer without angle_groups, (out, in/groups, T) or (out, in/groups, 1)."""
+        return self.weight if self.profile is None else self.weight * self.profile[:, None]
+
+    def kernel_sources(self) -> list[Tensor]:
+        """The tensors that the kernel follows from."""
+        return [tensor for tensor in (self.weight, self.angle, self.profile) if tensor is not None]
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
@@ -293,21 +309,11 @@ class RotateConv2d(LineLayer):
 
     def extra_repr(self) -> str:
         """The arguments of the call that builds this layer again, defaults left out."""
-        shown = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
-        defaults = {
-            "stride": (1, 1),
-            "padding": (0, 0),
-            "dilation": (1, 1),
-            "groups": 1,
-            "padding_mode": "zeros",
-            "angle_groups": None,
-            "learn_angle": True,
-            "form": "auto",
-            "learn_profile": True,
-        }
-        shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
-        shown += [] if self.bias is not None else ["bias=False"]
-        return ", ".join([*shown, f"taps={self.taps!r}", f"path={self.path!r}"])
+        options = self.config.to_dict()
+        for name, default in (("angle_groups", None), ("learn_angle", True)):
+            if options[name] == default:
+                del options[name]
+        return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in options.items())])
 
     def _add(self, name: str, tensor: Tensor | None, learned: bool) -> None:
         if not learned:
@@ -319,15 +325,15 @@ class RotateConv2d(LineLayer):
             fused_line_kernel, kernel_size=self.kernel_size[0], path=self.path, angle_grad_scale=angle_grad_scale
         )
         if self.angle_groups is None:
-            return line(taps_of(self), self.angle, dtype=dtype, channels_last=channels_last)
+            return line(self.tap_weights(), self.angle, dtype=dtype, channels_last=channels_last)
         if self.taps == "free":
             weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
             kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1])).flatten(0, 1)
         else:
-            kernel = dense_kernel(self.weight[..., 0], self._lines(angle_grad_scale))
+            kernel = dense_kernel(self.weight[..., 0], self._line_filters(angle_grad_scale))
         return in_layout(kernel.to(dtype), channels_last)
 
-    def _lines(self, angle_grad_scale: float) -> Tensor:
+    def _line_filters(self, angle_grad_scale: float) -> Tensor:
         """The line filter of each group and input channel, (G, in/groups, k, k): a kernel is a multiple of it."""
         profile = torch.ones_like(self.angle)[..., None] if self.profile is None else self.profile
         return fused_line_kernel(profile, self.angle, self.kernel_size[0], self.path, angle_grad_scale=angle_grad_scale)

@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 
 from rotateconv.convert.fuse import fuse
-from rotateconv.convert.module_swap import replace_modules
+from rotateconv.convert.layers import added_layers, put_layers, rotate_configs
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
-from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.config import RotateConfig
 from rotateconv.quantization.pack_file import read_packed, write_packed
 from rotateconv.quantization.pack_streams import decode, encode
 from rotateconv.quantization.quantize import Entry, entries, quantize
@@ -26,7 +27,7 @@ class PackedDescription:
 
     Attributes:
         architecture: Name of the model's class.
-        lines: Arguments of the RotateConv2d layers that the net does not have by itself, by name.
+        layers: Options of the RotateConv2d layers that the model does not have by itself, by name.
         bits: Of weights, angles and dense layers, as in quantize.
         layout: Hash of the names, kinds and shapes of its tensors.
         build: Arguments of build_model; None for a model that it did not build.
@@ -36,7 +37,7 @@ class PackedDescription:
     """
 
     architecture: str
-    lines: dict[str, dict[str, Any]]
+    layers: dict[str, RotateConfig]
     bits: list[int]
     layout: str
     build: dict[str, Any] | None = None
@@ -44,6 +45,24 @@ class PackedDescription:
     mean: list[float] | None = None
     std: list[float] | None = None
     input_size: list[int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the file holds: plain values, the layers under the key "lines", without what is None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        layers = values.pop("layers")
+        values["lines"] = {name: config.to_dict() for name, config in layers.items()}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PackedDescription":
+        """The description of `to_dict`.
+
+        Raises:
+            ValueError, TypeError, AttributeError: If a key is missing or unknown, or options are not those of a layer.
+        """
+        rest = dict(values)
+        layers = {name: RotateConfig.from_dict(options) for name, options in rest.pop("lines", {}).items()}
+        return cls(layers=layers, **rest)
 
 
 def pack(
@@ -92,11 +111,11 @@ def pack(
             raise InputError(
                 f"pack needs float32 numbers, and {entry.name} is {entry.tensor.dtype}: call model.float()"
             )
-    build, lines = _recipe(quantised)
+    build, layers = _recipe(quantised)
     description = PackedDescription(
         architecture=type(model).__qualname__,
         build=build,
-        lines=lines,
+        layers=layers,
         bits=bits,
         layout=_layout(tensors),
         classes=None if classes is None else list(classes),
@@ -104,8 +123,7 @@ def pack(
         std=None if std is None else list(std),
         input_size=None if input_size is None else list(input_size),
     )
-    told = {key: value for key, value in asdict(description).items() if value is not None}
-    write_packed(path, told, encode(tensors))
+    write_packed(path, description.to_dict(), encode(tensors))
 
 
 def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | None = None) -> nn.Module:
@@ -130,9 +148,9 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
         Traceback (most recent call last):
         rotateconv.errors.InputError: cannot read nothing.rotateconv: No such file or directory
     """
-    fields, streams = read_packed(path)
+    values, streams = read_packed(path)
     try:
-        description = PackedDescription(**fields)
+        description = PackedDescription.from_dict(values)
         skeleton = _skeleton(description, model)
         tensors = entries(skeleton, *description.bits)
         if _layout(tensors) != description.layout:
@@ -150,27 +168,26 @@ def describe_packed(path: str | Path) -> PackedDescription:
     Raises:
         ValueError: If the file is missing, cut off, altered, foreign or of another version.
     """
-    fields, _ = read_packed(path)
+    values, _ = read_packed(path)
     try:
-        return PackedDescription(**fields)
-    except TypeError as error:
+        return PackedDescription.from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"cannot load {path}: {error}") from None
 
 
-def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
-    """Arguments of build_model, and the lines that have to be put into what it builds; None and all lines where
+def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, RotateConfig]]:
+    """Arguments of build_model, and the layers that have to be put into what it builds; None and all layers where
     that would not be this model."""
     build = getattr(model, "build_arguments", None)
-    lines = {name: _line_arguments(m) for name, m in model.named_modules() if isinstance(m, RotateConv2d)}
     if build is not None:
         built = _build(build)
-        own = {name: _line_arguments(m) for name, m in built.named_modules() if isinstance(m, RotateConv2d)}
-        added = {name: line for name, line in lines.items() if own.get(name) != line}
-        if type(built) is type(model) and all(name not in own for name in added):
-            _put_lines(built, added)
-            if _layout(entries(built, 8, 8, 8)) == _layout(entries(model, 8, 8, 8)):
+        added = added_layers(model, built)
+        with suppress(AttributeError, InputError):  # changed by hand, it may have layers where the other has none
+            put_layers(built, added)
+            same = _layout(entries(built, 8, 8, 8)) == _layout(entries(model, 8, 8, 8))
+            if type(built) is type(model) and same:
                 return build, added
-    return None, lines
+    return None, rotate_configs(model)
 
 
 def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Module:
@@ -185,7 +202,7 @@ def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Mod
         )
     else:
         skeleton = copy.deepcopy(model)
-    _put_lines(skeleton, description.lines)
+    put_layers(skeleton, description.layers)
     return skeleton
 
 
@@ -193,31 +210,6 @@ def _build(arguments: dict[str, Any]) -> nn.Module:
     # Not on the meta device, which takes more than a second to import; and not with the caller's random numbers.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         return build_model(**arguments).float()
-
-
-def _put_lines(model: nn.Module, lines: dict[str, dict[str, Any]]) -> None:
-    """Replace the named convolutions by RotateConv2d layers with these arguments, in place."""
-    new: dict[nn.Module, nn.Module] = {}
-    for name, line in lines.items():
-        conv = model.get_submodule(name)
-        if isinstance(conv, RotateConv2d) and _line_arguments(conv) == line:
-            continue
-        if not isinstance(conv, nn.Conv2d):
-            raise InputError(f"{name} should be a convolution to be replaced by lines, and is a {type(conv).__name__}")
-        gpus = [conv.weight.device] if conv.weight.is_cuda else []
-        with torch.random.fork_rng(devices=gpus):
-            new[conv] = RotateConv2d.like(conv, **line)
-    replace_modules(model, new)
-
-
-def _line_arguments(line: RotateConv2d) -> dict[str, Any]:
-    return {
-        "taps": line.taps,
-        "path": line.path,
-        "angle_groups": line.angle_groups,
-        "learn_angle": line.learn_angle,
-        **({} if line.learn_profile else {"learn_profile": False}),  # unknown to older files
-    }
 
 
 def _layout(tensors: list[Entry]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rotateconv.convert.convert import put_lines
+from rotateconv.convert.convert import convert_architecture
 from rotateconv.cost import ModelCost, cost
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
@@ -24,6 +24,7 @@ from rotateconv.lab.train.factory import build_from
 from rotateconv.lab.train.run_folder import CHECKPOINTS, WEIGHTS, Record, read_config, read_json
 from rotateconv.models import build_model
 from rotateconv.models.convs import deal_profiles
+from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack import pack
 
@@ -105,12 +106,10 @@ def build_net(config: RunConfig, data: DataDescription) -> nn.Module:
             dropout=config.dropout,
         )
     if config.lines is not None:
-        put_lines(
+        convert_architecture(
             net,
-            config.lines,
+            RotateConfig(config.lines, config.line_path, config.line_groups),
             where=chosen_lines(net, config),
-            path=config.line_path,
-            angle_groups=config.line_groups,
         )
     for module in net.modules():
         if isinstance(module, RotateConv2d):
