@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.train.events import Event, StepEnd
 from rotateconv.lab.train.loop import fit
 from rotateconv.models import MODELS
 from small import Tiny, small_digits
@@ -32,8 +33,8 @@ def main(folder: Path) -> None:
     fit(plain_config(), folder / "together", data=data)
     fit(plain_config(**NOISY), folder / "noisy", data=data)
 
-    def stop(name: str, values: dict[str, Any]) -> None:
-        if name == "step" and values["step"] == 6:
+    def stop(event: Event) -> None:
+        if isinstance(event, StepEnd) and event.step == 6:
             raise KeyboardInterrupt
 
     for name, changes in {

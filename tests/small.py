@@ -1,7 +1,7 @@
 """A net and a data set so small that a run takes a moment, and what the tests of training share."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.data.sets import ImageData, Split, load_data
 from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
+from rotateconv.lab.train.events import StepEnd
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import CONVS
 
@@ -85,17 +86,20 @@ def assert_same_run(found: Path, expected: Path) -> None:
             assert torch.equal(torch.as_tensor(moments[index][key]), torch.as_tensor(value)), (index, key)
 
 
+E = TypeVar("E")
+
+
 class StopAt:
     """An event callback that acts like Ctrl-C after one step, and keeps what it hears."""
 
     def __init__(self, step: int | None = None) -> None:
         self.step = step
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[object] = []
 
-    def __call__(self, name: str, values: dict[str, Any]) -> None:
-        self.events.append((name, values))
-        if name == "step" and values["step"] == self.step:
+    def __call__(self, event: object) -> None:
+        self.events.append(event)
+        if isinstance(event, StepEnd) and event.step == self.step:
             raise KeyboardInterrupt
 
-    def named(self, name: str) -> list[dict[str, Any]]:
-        return [values for found, values in self.events if found == name]
+    def all(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]

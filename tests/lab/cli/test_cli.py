@@ -28,6 +28,7 @@ from rotateconv.lab.config import PRESETS, RunConfig, make_config
 from rotateconv.lab.data import images
 from rotateconv.lab.study.convert_run import nets_of
 from rotateconv.lab.train import loop as training
+from rotateconv.lab.train.events import Event, StepEnd
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, write_json
 from rotateconv.models import MODELS
@@ -92,7 +93,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
         assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
     for text in (
         "skipped: the stem",
-        "fitted to lines",
+        "% fitted, ",
         "epoch 1/2",
         "lines/conversion.md",
         "converted to profile taps",
@@ -228,8 +229,8 @@ def test_names_of_runs_differ_where_runs_do() -> None:
 
 
 def test_resume_goes_on_and_a_finished_run_says_so() -> None:
-    def stop(name: str, values: dict[str, Any]) -> None:
-        if name == "step" and values["step"] == 2:
+    def stop(event: Event) -> None:
+        if isinstance(event, StepEnd) and event.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(RunInterrupted, match="after step 2"):

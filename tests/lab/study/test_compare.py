@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -25,9 +27,12 @@ from rotateconv.lab.study import comparison
 from rotateconv.lab.study import pool as workers
 from rotateconv.lab.study import run as library
 from rotateconv.lab.study.comparison import BASELINE, Entry, cells, markdown, read_rows, write_comparison
-from rotateconv.lab.study.pool import Task, available_cores, run_tasks
+from rotateconv.lab.study.events import RowsChanged, RunDied, RunDiverged, RunEvent, StudyEvent, TaskEvent
+from rotateconv.lab.study.pool import available_cores, run_tasks
 from rotateconv.lab.study.run import Study, compare, plan
+from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
+from rotateconv.lab.train.events import EpochEnd, RunEnd
 from rotateconv.lab.train.load import DataDescription
 from rotateconv.lab.train.run_folder import Record, read_json, read_records
 from rotateconv.models import build_model
@@ -58,7 +63,7 @@ def fake_runs(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None
     """Do what `run_tasks` does as far as a table can see, without training; lr 9 diverges."""
     for task in tasks:
         if task.config.seed == 1 and task.config.conv == "rotate2" and task.config.lr == 9:
-            on_event("diverged", {"run": task.name, "message": "the loss became infinite"})
+            on_event(RunDiverged(task.name, "the loss became infinite"))
             continue
         task.out.mkdir(parents=True)
         with_net = build_model(task.config.model, task.config.conv, 10, 1, task.config.width)
@@ -77,7 +82,7 @@ def fake_runs(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None
         for name, value in files.items():
             (task.out / name).write_text(json.dumps(value))
         (task.out / "config.json").write_text(to_json(task.config))
-        on_event("done", {"run": task.name, "test_accuracy": accuracy_of(task), "seconds": 3.0})
+        on_event(RunEvent(task.name, RunEnd({"test_accuracy": accuracy_of(task), "seconds": 3.0})))
 
 
 @pytest.fixture
@@ -189,7 +194,7 @@ def test_every_machine_of_every_run_is_named(tmp_path: Path, faked: None) -> Non
 def test_a_row_of_diverged_runs_alone_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None:
         for task in tasks:
-            on_event("diverged", {"run": task.name, "message": "the loss became infinite"})
+            on_event(RunDiverged(task.name, "the loss became infinite"))
 
     monkeypatch.setattr(library, "run_tasks", diverge)
     (row,) = compare(Study(make_config("digits"), convs=("rotate4",), seeds=1), DIGITS, tmp_path, jobs=1)
@@ -203,8 +208,8 @@ def test_files_are_written_after_every_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(library, "run_tasks", fake_runs)
     counts = []
 
-    def listen(name: str, values: dict[str, Any]) -> None:
-        if name == "rows":
+    def listen(event: StudyEvent) -> None:
+        if isinstance(event, RowsChanged):
             counts.append([row["n"] for row in read_rows(tmp_path / "comparison.json")])
             assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -339,36 +344,73 @@ def test_one_run_diverges_and_the_next_one_is_done(tmp_path: Path) -> None:
         Task(name, make_config("digits", changes={**changes, "lr": lr}), tmp_path / name)
         for name, lr in (("wild", 1e30), ("tame", 0.01))
     ]
-    heard: list[tuple[str, str]] = []
-    run_tasks(tasks, 1, 1, lambda name, values: heard.append((name, values["run"])))
-    ends = [event for event in heard if event[0] in ("done", "diverged")]
-    assert ends == [("diverged", "wild"), ("done", "tame")]
-    assert ("epoch", "tame") in heard
+    heard: list[TaskEvent] = []
+    run_tasks(tasks, 1, 1, heard.append)
+    wild, tame = (event for event in heard if isinstance(event, RunDiverged) or isinstance(event.event, RunEnd))
+    assert isinstance(wild, RunDiverged)
+    assert (wild.run, tame.run) == ("wild", "tame")
+    assert tame.event.summary == read_json(tmp_path / "tame" / "summary.json")
+    assert any(event.run == "tame" and isinstance(event.event, EpochEnd) for event in heard[1:])
     mistake = Task("odd", make_config("digits", changes={**changes, "teacher": "nowhere"}), tmp_path / "odd")
     with pytest.raises(CommandError, match="nowhere is no run folder") as found:
-        run_tasks([mistake, tasks[1]], 1, 1, lambda name, values: None)
+        run_tasks([mistake, tasks[1]], 1, 1, lambda event: None)
     assert found.value.failure.code == 2
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
-    task = Task("long", make_config("digits", changes={"epochs": 500, "width": 0.25}), tmp_path / "long")
-    alive: list[workers.Worker] = []
-    start = workers.Worker.__init__
+def test_a_process_that_dies_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    changes = {"width": 0.25, "lr": 0.01}
+    tasks = [
+        Task(name, make_config("digits", changes={**changes, "epochs": epochs}), tmp_path / name)
+        for name, epochs in (("long", 500), ("short", 1))
+    ]
+    heard: list[TaskEvent] = []
 
-    def remember(self: workers.Worker, *args: Any) -> None:
-        start(self, *args)
-        alive.append(self)
+    def kill(event: TaskEvent) -> None:
+        heard.append(event)
+        if event.run == "long" and isinstance(event, RunEvent) and isinstance(event.event, EpochEnd):
+            (child,) = (child for child in multiprocessing.active_children() if child.is_alive())
+            child.kill()
 
-    def kill(name: str, values: dict[str, Any]) -> None:
-        if name == "epoch":
-            alive[0].process.kill()
+    run_tasks(tasks, 1, 1, kill)
+    (died,) = (event for event in heard if isinstance(event, RunDied))
+    assert died.message.startswith("the process of long ended without a word (killed by signal 9)")
+    assert any(event.run == "short" and isinstance(event.event, RunEnd) for event in heard if event is not died)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers.Worker, "__init__", remember)
-        with pytest.raises(CommandError, match=r"the process of long ended without a word \(killed by signal 9\)"):
-            run_tasks([task], 1, 1, kill)
-    assert alive[0].process.poll() == -9
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait_for", ["start", "epoch"])
+def test_processes_end_with_their_parent(tmp_path: Path, wait_for: str) -> None:
+    arguments = ["--width", "0.25", "--epochs", "500", "--lr", "0.01", "--seeds", "1", "--jobs", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rotateconv", "compare", *arguments, "--convs", "conv3x3", "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        metrics = tmp_path / "runs" / "resnet20-conv3x3-w0.25-seed0" / "metrics.jsonl"
+        while not (workers_of(process.pid) if wait_for == "start" else metrics.exists()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        children = workers_of(process.pid)
+        process.kill()
+        assert process.communicate()[1] == ""
+        # One that is still importing notices at its first look, not within a moment.
+        deadline = time.monotonic() + (20 if wait_for == "start" else 1)
+        while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes that train for a study."""
+    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 @pytest.mark.slow

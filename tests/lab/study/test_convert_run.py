@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import functools
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,16 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
-from rotateconv.lab.train.checkpoint import weights_bytes
+from rotateconv.lab.study.events import ModelFitted
+from rotateconv.lab.train import load, pretrained
+from rotateconv.lab.train.checkpoint import list_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
 from rotateconv.lab.train.load import DataDescription, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records
+from rotateconv.nn import conv
 from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
 FACTORY = f"{__name__}:two_layers"
@@ -127,7 +133,7 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     assert result["parameters_before"] > result["parameters_after"] == report.parameters_after
     assert read_json(tmp_path / "run" / "conversion.json") == result
     assert f"{result['test_accuracy']['fine_tuned']:.2f}" in (tmp_path / "run" / "conversion.md").read_text()
-    assert events.named("fitted")[0]["fitted"] == pytest.approx(accuracies["fitted validation"])
+    assert events.all(ModelFitted)[0].fitted == pytest.approx(accuracies["fitted validation"])
 
     final = load_run(tmp_path / "run").model
     assert isinstance(final.conv, RotateConv2d)
@@ -368,3 +374,42 @@ def test_evaluate_split_is_evaluate(dense: Path, data: ImageData) -> None:
     found = evaluate_split(run.model, run.config, run.data, data.test, batch_size=7)
     assert found.accuracy == expected.accuracy
     assert found.loss == pytest.approx(expected.loss)
+
+
+def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
+    dense: Path, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(load, "build_model")
+    count(pretrained, "load_run")
+    count(conv, "fit_line")
+    config = settings(dense, lines="free")
+    result = convert_run(config, tmp_path / "run", data=data)
+    converted = [layer for layer in result["layers"] if layer["residual"] is not None]
+    # The models built are the source and, to be evaluated at the end, the finished run's.
+    assert counts == {"load_run": 1, "build_model": 2, "fit_line": len(converted)}
+
+
+def test_a_run_with_a_source_goes_on_without_it(dense: Path, data: ImageData, tmp_path: Path) -> None:
+    moved = tmp_path / "source"
+    shutil.copytree(dense, moved)
+    config = settings(moved, lines="free", teacher=None)
+    fit(config, tmp_path / "whole", data=data)
+    with pytest.raises(RunInterrupted):
+        fit(config, tmp_path / "run", data=data, on_event=StopAt(1))
+    shutil.rmtree(moved)
+    for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        shutil.rmtree(checkpoint)  # as if it had been killed before the first one
+    fit(config, tmp_path / "run", data=data, resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -18,6 +18,7 @@ from rotateconv.lab.study.angles import lines_of
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.evaluate import evaluate
+from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, Event, RunEnd, RunStart, StepEnd
 from rotateconv.lab.train.load import DataDescription, build_net, load_run
 from rotateconv.lab.train.loop import fit, training_loss
 from rotateconv.lab.train.run_folder import read_json, read_records
@@ -39,8 +40,8 @@ def test_records_and_summary_hold_what_was_found(tmp_path: Path, data: ImageData
     config, listener = tiny_config(conv="rotate4"), StopAt()
     summary = fit(config, tmp_path / "run", data=data, on_event=listener)
     records = read_records(tmp_path / "run")
-    assert summary == read_json(tmp_path / "run" / "summary.json") == listener.named("done")[0]
-    assert records == listener.named("epoch")
+    assert summary == read_json(tmp_path / "run" / "summary.json") == listener.all(RunEnd)[0].summary
+    assert records == [event.record for event in listener.all(EpochEnd)]
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert [record["step"] for record in records] == [4, 8, 12]
     for record in records:
@@ -61,8 +62,8 @@ def test_records_and_summary_hold_what_was_found(tmp_path: Path, data: ImageData
         best["epoch"],
         best["validation_accuracy"],
     )
-    start = listener.named("start")[0]
-    assert (start["steps"], start["images"], start["parameters"]) == (12, 101, summary["parameters"])
+    start = listener.all(RunStart)[0]
+    assert (start.steps, start.num_samples, start.parameters) == (12, 101, summary["parameters"])
 
 
 def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Path, data: ImageData) -> None:
@@ -124,9 +125,9 @@ def test_the_average_is_the_exponential_average_of_all_steps(tmp_path: Path, dat
     config = tiny_config(ema_decay=0.8, checkpoint_steps=1, epochs=2)
     averages: list[torch.Tensor] = []
 
-    def follow(name: str, values: dict[str, Any]) -> None:
-        if name == "checkpoint" and len(averages) < values["step"]:
-            weights = load_checkpoint(Path(values["path"]).parent).weights
+    def follow(event: Event) -> None:
+        if isinstance(event, CheckpointSaved) and len(averages) < event.step:
+            weights = load_checkpoint(event.path.parent).weights
             weight = weights["model"]["conv.weight"]
             averages.append(0.8 * averages[-1] + 0.2 * weight if averages else weight)
             torch.testing.assert_close(weights["average"]["conv.weight"], averages[-1])
@@ -199,8 +200,8 @@ def test_a_teacher_of_other_data_is_refused(tmp_path: Path, data: ImageData) -> 
 def test_validation_off_trains_on_all_and_records_none(tmp_path: Path, data: ImageData) -> None:
     listener = StopAt()
     summary = fit(tiny_config(validation=False, epochs=1), tmp_path / "run", data=data, on_event=listener)
-    assert listener.named("start")[0]["images"] == 141
-    assert listener.named("step")[-1]["images"] == 141
+    assert listener.all(RunStart)[0].num_samples == 141
+    assert listener.all(StepEnd)[-1].num_samples == 141
     assert read_records(tmp_path / "run")[0]["validation_accuracy"] is None
     assert (summary["best_epoch"], summary["best_validation_accuracy"]) == (None, None)
 

@@ -11,6 +11,7 @@ from rotateconv.errors import DivergedError, RunError, RunInterrupted
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint
+from rotateconv.lab.train.events import Event, RunStart, RunWarning, StepEnd
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
@@ -56,7 +57,7 @@ def test_resuming_after_any_step_is_exact(tmp_path: Path, data: ImageData, chang
         torch.rand(3)  # whatever the process does in between
         listener = StopAt()
         fit(config, run, data=data, resume=True, on_event=listener)
-        assert [values["step"] for values in listener.named("step")] == list(range(step + 1, 13))
+        assert [event.step for event in listener.all(StepEnd)] == list(range(step + 1, 13))
         assert_same_run(run, tmp_path / "whole")
 
 
@@ -77,8 +78,8 @@ class CrashError(Exception):
 @pytest.mark.parametrize("crash_step", [1, 3, 5, 9, 12])
 @pytest.mark.parametrize("every", [0, 2])
 def test_resuming_after_a_crash_is_exact(tmp_path: Path, data: ImageData, crash_step: int, every: int) -> None:
-    def crash(name: str, values: dict[str, Any]) -> None:
-        if name == "step" and values["step"] == crash_step:
+    def crash(event: Event) -> None:
+        if isinstance(event, StepEnd) and event.step == crash_step:
             raise CrashError
 
     config = tiny_config(checkpoint_steps=every)
@@ -91,7 +92,7 @@ def test_resuming_after_a_crash_is_exact(tmp_path: Path, data: ImageData, crash_
     fit(config, tmp_path / "run", data=data, resume=True, on_event=listener)
     before = crash_step - 1
     saved = before - before % BATCHES_AN_EPOCH if every == 0 else before - before % 2
-    assert listener.named("start")[0]["step"] == saved
+    assert listener.all(RunStart)[0].step == saved
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -104,10 +105,10 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_a_warning(tmp_path: Path, data:
     (newest / "state.pt").write_bytes(b"cut off")
     listener = StopAt()
     fit(config, run, data=data, resume=True, on_event=listener)
-    assert listener.named("warning") == [
-        {"message": f"the checkpoint {newest} is damaged: going on from {newest.with_name('000002')}"}
+    assert listener.all(RunWarning) == [
+        RunWarning(f"the checkpoint {newest} is damaged: going on from {newest.with_name('000002')}")
     ]
-    assert listener.named("start")[0]["step"] == 8
+    assert listener.all(RunStart)[0].step == 8
     assert_same_run(run, tmp_path / "whole")
 
 
@@ -116,13 +117,13 @@ def test_one_ctrl_c_saves_and_a_second_leaves_at_once(
 ) -> None:
     previous = signal.getsignal(signal.SIGINT)
 
-    def press(name: str, values: dict[str, Any], times: int) -> None:
-        if name == "step" and values["step"] == 2:
+    def press(event: Event, times: int) -> None:
+        if isinstance(event, StepEnd) and event.step == 2:
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(RunInterrupted, match="after step 2 of 12"):
-        fit(tiny_config(), tmp_path / "once", data=data, on_event=lambda n, v: press(n, v, 1))
+        fit(tiny_config(), tmp_path / "once", data=data, on_event=lambda event: press(event, 1))
     assert load_checkpoint(tmp_path / "once" / "checkpoints").state["step"] == 2
     assert signal.getsignal(signal.SIGINT) is previous
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rotateconv.errors import RunError
 from rotateconv.lab.cli.console import say
 from rotateconv.lab.cli.loading import load_shown
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.images import images_key
 from rotateconv.lab.report.figures_runs import draw_angles
 from rotateconv.lab.study.angles import analyse
 from rotateconv.lab.train.run_folder import ANALYSIS, read_config, write_json
@@ -35,7 +35,7 @@ def analyse_all(folders: Iterable[Path], data_dir: Path | None, draws: int, cons
         config = read_config(run)
         if data_dir is not None:
             config = dataclasses.replace(config, data_dir=str(data_dir))
-        key = _images_key(config)
+        key = images_key(config)
         if key not in images:
             images[key] = load_shown(config, console)
         found = analyse(run, images[key], draws)
@@ -52,7 +52,3 @@ def _finished(folder: Path) -> list[Path]:
     if (folder / "summary.json").is_file():
         return [folder]
     return sorted(path.parent for path in (folder / "runs").glob("*/summary.json"))
-
-
-def _images_key(config: RunConfig) -> tuple[object, ...]:
-    return config.data, config.data_dir, config.image_size, config.svhn_extra, config.mean, config.std

@@ -14,7 +14,9 @@ from rich.table import Table
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.cli.progress import recipe_line
 from rotateconv.lab.study.comparison import CAPTION, cells
+from rotateconv.lab.study.events import RunDied, RunDiverged, RunEvent, StudyEvent, StudyStart
 from rotateconv.lab.study.run import Study
+from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart, RunWarning, StepEnd
 from rotateconv.lab.train.load import DataDescription
 
 _HEADS = (
@@ -44,32 +46,38 @@ class ComparisonProgress:
         if self.bar is not None:
             self.bar.stop()
 
-    def __call__(self, name: str, values: dict[str, Any]) -> None:
+    def __call__(self, event: StudyEvent) -> None:
         """Show an event of `compare`."""
-        match name:
-            case "plan":
-                self._plan(values)
-            case "start":
-                self._start(values)
-            case "step":
-                self._step(values)
-            case "epoch":
-                if values["validation_accuracy"] is not None:
-                    self.accuracy[values["run"]] = f"  acc {values['validation_accuracy']:.1f} %"
-            case "warning":
-                say(self.console, f"warning: {values['run']}: {values['message']}")
-            case "done":
-                text = f"test accuracy {values['test_accuracy']:.2f} % in {duration(values['seconds'])}"
-                self._end(values["run"], text)
-            case "diverged":
-                self._end(values["run"], f"diverged: {values['message']}")
+        match event:
+            case StudyStart():
+                self._plan(event)
+            case RunEvent(run, inner):
+                self._show(run, inner)
+            case RunDiverged(run, message):
+                self._end(run, f"diverged: {message}")
+            case RunDied(run, message):
+                self._end(run, message)
 
-    def _plan(self, values: dict[str, Any]) -> None:
+    def _show(self, run: str, event: Event) -> None:
+        match event:
+            case RunStart():
+                self._start(run, event)
+            case StepEnd():
+                self._step(run, event)
+            case EpochEnd(record):
+                if record["validation_accuracy"] is not None:
+                    self.accuracy[run] = f"  acc {record['validation_accuracy']:.1f} %"
+            case RunWarning(message):
+                say(self.console, f"warning: {run}: {message}")
+            case RunEnd(summary):
+                self._end(run, f"test accuracy {summary['test_accuracy']:.2f} % in {duration(summary['seconds'])}")
+
+    def _plan(self, plan: StudyStart) -> None:
         channels, height, width = self.data.input_shape
-        self.runs, self.finished = values["runs"], values["finished"]
+        self.runs, self.finished = plan.runs, plan.finished
         self.began_at, self.began_with = time.monotonic(), self.finished
         done = f", {self.finished} finished already" if self.finished else ""
-        together = f", {values['jobs']} at a time with {values['threads']} threads each"
+        together = f", {plan.jobs} at a time with {plan.threads} threads each"
         facts(
             self.console,
             {
@@ -87,19 +95,16 @@ class ComparisonProgress:
         self.total = self.bar.add_task("all runs", total=self.runs, completed=self.finished, told=self._left())
         self.bar.start()
 
-    def _start(self, values: dict[str, Any]) -> None:
+    def _start(self, run: str, start: RunStart) -> None:
         if self.bar is not None:
-            self.tasks[values["run"]] = self.bar.add_task(
-                values["run"], total=values["steps"], completed=values["step"], told=""
-            )
+            self.tasks[run] = self.bar.add_task(run, total=start.steps, completed=start.step, told="")
 
-    def _step(self, values: dict[str, Any]) -> None:
-        run = values["run"]
+    def _step(self, run: str, step: StepEnd) -> None:
         if self.bar is None or run not in self.tasks:
             return
-        loss = "" if values["loss"] is None else f"loss {values['loss']:.3f}"
-        told = f"epoch {values['epoch'] + 1}/{self.study.base.epochs} {loss}{self.accuracy.get(run, '')}"
-        self.bar.update(self.tasks[run], completed=values["step"], told=told)
+        loss = "" if step.loss is None else f"loss {step.loss:.3f}"
+        told = f"epoch {step.epoch + 1}/{self.study.base.epochs} {loss}{self.accuracy.get(run, '')}"
+        self.bar.update(self.tasks[run], completed=step.step, told=told)
 
     def _end(self, run: str, text: str) -> None:
         self.finished += 1

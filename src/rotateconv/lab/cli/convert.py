@@ -134,28 +134,30 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import TrainingProgress
     from rotateconv.lab.study.convert_run import convert_run
+    from rotateconv.lab.study.events import ConversionEvent, ModelFitted, StageStart
 
     console = make_console()
     options.check_names(settings)
     images = load_shown(settings, console)
     progress: list[TrainingProgress] = []
 
-    def on_event(name: str, values: dict[str, Any]) -> None:
-        if name == "fitted":
-            say(console, str(values["report"]))
-            say(
-                console,
-                f"validation accuracy: {values['source']:.2f} % trained, {values['fitted']:.2f} % fitted to lines, "
-                f"{values['calibrated']:.2f} % with the norms measured again",
-            )
-        elif name == "stage":
-            for shown in progress:
-                shown.__exit__(None, None, None)
-            if values["stages"] > 1:
-                say(console, f"stage {values['stage']} of {values['stages']}")
-            progress.append(TrainingProgress(console, values["config"], images))
-        elif progress and name != "done":
-            progress[-1](name, values)
+    def on_event(event: ConversionEvent) -> None:
+        match event:
+            case ModelFitted():
+                say(console, str(event.report))
+                say(
+                    console,
+                    f"validation accuracy: {event.source:.2f} % trained, {event.fitted:.2f} % fitted, "
+                    f"{event.calibrated:.2f} % with the norms recalibrated",
+                )
+            case StageStart():
+                for shown in progress:
+                    shown.__exit__(None, None, None)
+                if event.stages > 1:
+                    say(console, f"stage {event.stage} of {event.stages}")
+                progress.append(TrainingProgress(console, event.config, images))
+            case _ if progress:
+                progress[-1](event)
 
     try:
         result = convert_run(settings, run, data=images, stages=stages, overwrite=overwrite, on_event=on_event)

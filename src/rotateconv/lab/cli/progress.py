@@ -2,7 +2,6 @@
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -10,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.config import RunConfig, net_name
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.events import EpochEnd, Event, RunStart, RunWarning, StepEnd
 
 _EVERY = 0.1  # seconds between two updates of the bar
 
@@ -34,21 +34,21 @@ class TrainingProgress:
         if self.bar is not None:
             self.bar.stop()
 
-    def __call__(self, name: str, values: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Show an event of `fit`."""
-        match name:
-            case "start":
-                self._start(values)
-            case "step":
-                self._step(values)
-            case "epoch":
-                self._epoch(values)
-            case "warning":
-                say(self.console, f"warning: {values['message']}")
+        match event:
+            case RunStart():
+                self._start(event)
+            case StepEnd():
+                self._step(event)
+            case EpochEnd():
+                self._epoch(event)
+            case RunWarning():
+                say(self.console, f"warning: {event.message}")
 
-    def _start(self, values: dict[str, Any]) -> None:
-        facts(self.console, run_facts(self.config, self.data, values))
-        self.began_at, self.first_step, self.steps = time.monotonic(), values["step"], values["steps"]
+    def _start(self, start: RunStart) -> None:
+        facts(self.console, run_facts(self.config, self.data, start))
+        self.began_at, self.first_step, self.steps = time.monotonic(), start.step, start.steps
         if not self.console.is_terminal:
             return
         columns = (
@@ -58,28 +58,29 @@ class TrainingProgress:
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=self.console, expand=True)
-        epoch = f"{values['epoch'] + 1}/{values['epochs']}"
+        epoch = f"{start.epoch + 1}/{start.epochs}"
         self.task = self.bar.add_task(
-            "", total=values["steps"], completed=values["step"], epoch=epoch, loss="", accuracy="", speed=""
+            "", total=start.steps, completed=start.step, epoch=epoch, loss="", accuracy="", speed=""
         )
         self.bar.start()
 
-    def _step(self, values: dict[str, Any]) -> None:
+    def _step(self, step: StepEnd) -> None:
         now = time.monotonic()
-        last = values["step"] == values["steps"]
+        last = step.step == step.steps
         if self.bar is None or self.task is None or (now - self.updated_at < _EVERY and not last):
             return
         self.updated_at = now
         self.bar.update(
             self.task,
-            completed=values["step"],
-            epoch=f"{values['epoch'] + 1}/{self.config.epochs}",
-            loss="" if values["loss"] is None else f"loss {values['loss']:.3f}",
+            completed=step.step,
+            epoch=f"{step.epoch + 1}/{self.config.epochs}",
+            loss="" if step.loss is None else f"loss {step.loss:.3f}",
             accuracy=self.accuracy,
-            speed=f"  {values['images'] / values['seconds']:,.0f} img/s",
+            speed=f"  {step.num_samples / step.seconds:,.0f} img/s",
         )
 
-    def _epoch(self, values: dict[str, Any]) -> None:
+    def _epoch(self, event: EpochEnd) -> None:
+        values = event.record
         kind = "train" if values["validation_accuracy"] is None else "validation"
         accuracy = values[f"{kind}_accuracy"]
         self.accuracy = f"  acc {accuracy:.1f} %"
@@ -95,23 +96,23 @@ class TrainingProgress:
         )
 
 
-def run_facts(config: RunConfig, data: ImageData, start: dict[str, Any]) -> dict[str, str]:
+def run_facts(config: RunConfig, data: ImageData, start: RunStart) -> dict[str, str]:
     """Return what the first lines of a run say, by name."""
     import torch
 
     channels, height, width = data.train.images.shape[1:]
-    threads = f", {torch.get_num_threads()} threads" if start["device"] == "cpu" else ""
-    processes = f", {start['processes']} processes" if start["processes"] > 1 else ""
+    threads = f", {torch.get_num_threads()} threads" if start.device == "cpu" else ""
+    processes = f", {start.processes} processes" if start.processes > 1 else ""
     rows = {
-        "run": start["run"],
-        "device": f"{start['device']}{threads}{processes}",
-        "model": f"{net_name(config)}: {start['parameters']:,} parameters",
-        "data": f"{data.name}: {start['images']:,} training, {len(data.validation):,} validation, "
+        "run": str(start.run),
+        "device": f"{start.device}{threads}{processes}",
+        "model": f"{net_name(config)}: {start.parameters:,} parameters",
+        "data": f"{data.name}: {start.num_samples:,} training, {len(data.validation):,} validation, "
         f"{len(data.test):,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
         "recipe": recipe_line(config),
     }
-    if start["step"]:
-        rows["resumed"] = f"after step {start['step']:,} of {start['steps']:,}"
+    if start.step:
+        rows["resumed"] = f"after step {start.step:,} of {start.steps:,}"
     return rows
 
 

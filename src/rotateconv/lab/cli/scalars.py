@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv.errors import ConfigError
+from rotateconv.lab.train.events import EpochEnd, Event, RunStart
 
 _KEYS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
@@ -32,14 +33,15 @@ class Scalars:
         self.folder, self.make_writer = folder, SummaryWriter
         self.writer: Any = None
 
-    def __call__(self, name: str, values: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Note an event of `fit`."""
-        if name == "start":
-            if values["step"] == 0:
+        if isinstance(event, RunStart):
+            if event.step == 0:
                 shutil.rmtree(self.folder, ignore_errors=True)
             # What an earlier, interrupted run wrote beyond its last checkpoint is hidden.
-            self.writer = self.make_writer(str(self.folder), purge_step=values["epoch"] + 1)
-        elif name == "epoch":
+            self.writer = self.make_writer(str(self.folder), purge_step=event.epoch + 1)
+        elif isinstance(event, EpochEnd):
+            values = event.record
             rates = {f"learning_rate/{group}": rate for group, rate in values["learning_rates"].items()}
             for key, value in {**{key: values[key] for key in _KEYS}, **rates}.items():
                 if value is not None:

@@ -138,6 +138,7 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import TrainingProgress
     from rotateconv.lab.cli.scalars import Scalars
+    from rotateconv.lab.train.events import Event
     from rotateconv.lab.train.loop import fit
     from rotateconv.lab.train.run_folder import check_run
 
@@ -153,10 +154,10 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
         images = load_shown(settings, console, download=download)
         with TrainingProgress(console, settings, images) as progress:
 
-            def on_event(name: str, values: dict[str, Any]) -> None:
-                progress(name, values)
+            def on_event(event: Event) -> None:
+                progress(event)
                 if scalars is not None:
-                    scalars(name, values)
+                    scalars(event)
 
             summary = fit(settings, run, data=images, resume=resume, overwrite=overwrite, on_event=on_event)
         _tell(console, run, summary)

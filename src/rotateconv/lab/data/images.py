@@ -5,6 +5,12 @@ from rotateconv.lab.data.decode import Progress
 from rotateconv.lab.data.sets import ImageData, load_data
 
 
+def images_key(config: RunConfig) -> tuple[object, ...]:
+    """Return what two configurations have in common that load the same images."""
+    where = config.data, config.data_dir, config.image_size, config.svhn_extra, config.skip_bad_images
+    return *where, config.mean, config.std
+
+
 def load_images(config: RunConfig, *, download: bool = False, progress: Progress | None = None) -> ImageData:
     """Return the images of a run, whole in memory.
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.train.load import DataDescription, build_net, evaluate_split, load_run
-from rotateconv.lab.train.pretrained import start_from_source
+from rotateconv.lab.train.load import DataDescription, evaluate_split, load_run
+from rotateconv.lab.train.pretrained import initial_model
 from rotateconv.lab.train.run_folder import Record, read_json
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack import load_packed, pack
@@ -116,10 +116,7 @@ def start_net(config: RunConfig, data: DataDescription) -> nn.Module:
     """Return the net of a run as it was before the first step; the caller's random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        net = build_net(config, data)
-        if config.source is not None:
-            start_from_source(net, config, data)
-    return net
+        return initial_model(config, data)
 
 
 @contextmanager

@@ -1,11 +1,6 @@
 """A trained net becomes a net of lines: fitted, fine-tuned with its original as the teacher, and reported.
 
-`convert_run` prints nothing; it tells a callback what happens, by name and plain values:
-
-    fitted      source, fitted, calibrated: validation accuracies; report: what became of each convolution
-    stage       stage, stages, config: before each training run
-    start, step, epoch, checkpoint, warning    as of `fit`
-    done        what conversion.json holds
+`convert_run` prints nothing: it hands the events of `rotateconv.lab.study.events` to a callback.
 """
 
 import copy
@@ -19,10 +14,11 @@ from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.study.events import ConversionEvent, ModelFitted, OnConversionEvent, StageStart
+from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.monitor import OnEvent
-from rotateconv.lab.train.pretrained import convert_source, load_source
+from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
 from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, Record, check_run, write_bytes, write_json
 
 __all__ = ["convert_run", "fine_tuning", "nets_of", "stages_of"]
@@ -78,7 +74,7 @@ def convert_run(
     data: ImageData,
     stages: int = 1,
     overwrite: bool = False,
-    on_event: OnEvent | None = None,
+    on_event: OnConversionEvent | None = None,
 ) -> Record:
     """Convert `config.source`, fine-tune it into the run folder `out`, and return what its conversion.json holds.
 
@@ -93,7 +89,7 @@ def convert_run(
         stages: 1 converts all layers at once; n converts a n-th of them at a time, those with the least residual
             first, with a n-th of the epochs each, in runs beside `out`: OUT-stage1, ...
         overwrite: start again.
-        on_event: called with the events of this module.
+        on_event: called with the events.
 
     Raises:
         RunInterrupted: asked to stop; saved.
@@ -115,12 +111,19 @@ def convert_run(
     nets = {"source": source, "fitted": fitted, "calibrated": calibrated}
     before = {name: evaluate_split(net, config, description, data.validation) for name, net in nets.items()}
     validation = {name: found.accuracy for name, found in before.items()}
-    report("fitted", {**validation, "report": layers})
+    report(ModelFitted(**validation, report=layers))
     for number, (run, settings) in enumerate(plan, start=1):
-        report("stage", {"stage": number, "stages": len(plan), "config": settings})
+        report(StageStart(number, len(plan), settings))
         again = _exists(run)
         summary = fit(
-            settings, run, data=data, resume=again and not overwrite, overwrite=again and overwrite, on_event=on_event
+            settings,
+            run,
+            data=data,
+            # Copies are trained, since all are evaluated at the end; a stage converts what the one before has trained.
+            start=StartingPoint(copy.deepcopy(fitted), copy.deepcopy(source)) if len(plan) == 1 else None,
+            resume=again and not overwrite,
+            overwrite=again and overwrite,
+            on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
         )
     tuned = evaluate_split(load_run(out).model, config, description, data.validation)
     test = {name: evaluate_split(net, config, description, data.test).accuracy for name, net in nets.items()}
@@ -141,7 +144,6 @@ def convert_run(
     }
     write_json(out / CONVERSION, result)
     write_bytes(out / CONVERSION_TABLE, markdown(result, layers).encode())
-    report("done", result)
     return result
 
 
@@ -205,5 +207,5 @@ def _exists(run: Path) -> bool:
     return (run / "config.json").is_file()
 
 
-def _ignore(name: str, values: Record) -> None:
-    """Tell nobody."""
+def _ignore(event: ConversionEvent) -> None:
+    """Report to nobody."""

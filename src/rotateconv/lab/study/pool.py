@@ -1,166 +1,124 @@
 """Training runs in processes of their own: a few at a time, stopped together."""
 
 import contextlib
-import json
+import multiprocessing
 import os
-import queue
 import shlex
-import signal
-import subprocess
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rotateconv.errors import FAULT, RunInterrupted
-from rotateconv.lab.config import RunConfig, to_json
+from rotateconv.errors import RunInterrupted
 from rotateconv.lab.exit_codes import CommandError, Failure
+from rotateconv.lab.study.events import OnTaskEvent, RunDied, RunEvent, RunStopped
+from rotateconv.lab.study.worker import Task, work
+from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.interrupts import Interrupts
 
-OnEvent = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A run to be done.
-
-    Args:
-        name: of the run, in events.
-        config, out, resume, overwrite: as of `fit`.
-    """
-
-    name: str
-    config: RunConfig
-    out: Path
-    resume: bool = False
-    overwrite: bool = False
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would share what CUDA and OpenMP have started
 
 
 class Worker:
-    """A process that does one task after another; what it tells goes into a queue with itself."""
+    """A process that does one task after another, and the connection to it.
 
-    def __init__(self, number: int, jobs: int, threads: int, events: "queue.Queue[tuple[Worker, Any]]") -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        if torch.cuda.device_count() > 1:
-            names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-            devices = names.split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    Over the connection go tasks and, once, None to stop; events come back. Its end is the end of the process: both
+    when this one closes it and when this one dies.
+    """
+
+    def __init__(self, number: int, command: list[str]) -> None:
         self.task: Task | None = None
-        # In a process group of its own: a terminal's Ctrl-C reaches only the parent, which hands it on once.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rotateconv.lab.study.worker", *_command(jobs)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            process_group=0,
-        )
-        self.reader = threading.Thread(target=self._read, args=(events,), daemon=True)
-        self.reader.start()
+        self.connection, other = _SPAWN.Pipe()
+        # Not as a daemon: those are killed at the end of their parent, without their last checkpoint.
+        self.process = _SPAWN.Process(target=work, args=(other, command, _gpu(number)), daemon=False)
+        self.process.start()
+        other.close()
 
     def give(self, task: Task) -> None:
-        """Let it begin the task."""
+        """Let it begin a task."""
         self.task = task
-        line = {
-            "config": json.loads(to_json(task.config)),
-            "out": str(task.out),
-            "resume": task.resume,
-            "overwrite": task.overwrite,
-        }
-        with contextlib.suppress(BrokenPipeError):  # it has died: its end tells
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(line) + "\n")
-            self.process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has died, which the reading end reports
+            self.connection.send(task)
 
-    def dismiss(self) -> None:
-        """Let it end when it has nothing more to do."""
-        with contextlib.suppress(BrokenPipeError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
+    def stop(self) -> None:
+        """Let it save its run and end."""
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
 
     def close(self) -> None:
         """End it at once, if it still runs, and wait."""
-        self.process.kill()
-        self.dismiss()
-        self.process.wait()
-        self.reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def _read(self, events: "queue.Queue[tuple[Worker, Any]]") -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            events.put((self, json.loads(line)))
-        events.put((self, None))
+        self.connection.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
 
 
-def run_tasks(tasks: Sequence[Task], jobs: int, threads: int, on_event: OnEvent) -> None:
+def run_tasks(tasks: Sequence[Task], jobs: int, threads: int, on_event: OnTaskEvent) -> None:
     """Do all tasks, `jobs` at a time, in processes of `threads` threads.
 
-    A run that diverges is reported as the event "diverged"; any other failure stops all.
+    A run that diverges, or whose process is killed, is reported and leaves the others alone; any other failure stops
+    all.
 
     Args:
         tasks: the runs.
         jobs: number of processes.
         threads: of each process.
-        on_event: called with the events of `fit`, to whose values the name of the run is added as "run".
+        on_event: called with the events.
 
     Raises:
         RunInterrupted: a first Ctrl-C; the runs have saved themselves. A second one leaves at once.
         CommandError: a run failed in another way.
     """
     waiting = deque(tasks)
-    events: queue.Queue[tuple[Worker, Any]] = queue.Queue()
-    workers: list[Worker] = []
-    running: set[Worker] = set()
-    stopping = False
-    done = 0
-    with Interrupts() as interrupts:
+    command = [shlex.join(sys.argv), "--jobs", str(jobs)]  # what the run folders name as the command that made them
+    workers: dict[Connection, Worker] = {}
+    started, finished, stopping = 0, 0, False
+    with Interrupts() as interrupts, _threads_of_children(threads):
         try:
-            for number in range(min(jobs, len(waiting))):
-                worker = Worker(number, jobs, threads, events)
-                workers.append(worker)
-                running.add(worker)
-                worker.give(waiting.popleft())
-            while running:
+            while waiting or workers:
+                while waiting and len(workers) < jobs:
+                    worker = Worker(started, command)
+                    started += 1
+                    workers[worker.connection] = worker
+                    worker.give(waiting.popleft())
                 if interrupts.requested and not stopping:
                     stopping = True
                     waiting.clear()
-                    for worker in running:
-                        worker.dismiss()
-                        worker.process.send_signal(signal.SIGINT)
-                try:
-                    worker, event = events.get(timeout=0.2)
-                except queue.Empty:
-                    continue
-                if event is None:
-                    running.discard(worker)
-                    if worker.task is not None and not stopping:
-                        raise CommandError(_silent_end(worker))
-                    continue
-                name, values = event["event"], event["values"]
-                if name == "failed":
-                    raise CommandError(Failure(**{**values, "unexpected": False}))  # it has shown its traceback
-                assert worker.task is not None
-                on_event(name, {**values, "run": worker.task.name})
-                if name in ("done", "diverged", "interrupted"):
-                    done += name == "done"
-                    worker.task = None
+                    for worker in workers.values():
+                        worker.stop()
+                for connection in wait(list(workers), timeout=0.2):
+                    assert isinstance(connection, Connection)
+                    worker = workers[connection]
+                    assert worker.task is not None
+                    try:
+                        event = connection.recv()
+                    except (EOFError, OSError):
+                        del workers[connection]
+                        if not stopping:
+                            on_event(RunDied(worker.task.name, _how_it_ended(worker)))
+                        worker.close()
+                        continue
+                    if isinstance(event, Failure):
+                        raise CommandError(event)
+                    on_event(event)
+                    if isinstance(event, RunEvent) and not isinstance(event.event, RunEnd):
+                        continue
+                    finished += not isinstance(event, RunStopped)
                     if waiting:
                         worker.give(waiting.popleft())
                     else:
-                        worker.dismiss()
+                        del workers[connection]
+                        worker.close()
         finally:
-            for worker in workers:
+            for worker in workers.values():
                 worker.close()
-    if stopping and done < len(tasks):
-        raise RunInterrupted(f"stopped after {done} of {len(tasks)} runs; those that were running are saved")
+    if stopping and finished < len(tasks):
+        raise RunInterrupted(f"stopped after {finished} of {len(tasks)} runs; those that were running are saved")
 
 
 def available_cores() -> int:
@@ -173,17 +131,37 @@ def available_cores() -> int:
     return cores
 
 
-def _command(jobs: int) -> list[str]:
-    """Return what the run folder shall name as the command that made it."""
-    return [shlex.join(sys.argv), "--jobs", str(jobs)]
+@contextlib.contextmanager
+def _threads_of_children(threads: int) -> Iterator[None]:
+    """Processes that start inside have so many threads: their libraries read the variables when they are loaded."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _silent_end(worker: Worker) -> Failure:
-    code = worker.process.wait()
+def _gpu(number: int) -> str | None:
+    """Return what the number-th process shall see as its only GPU, where there is more than one."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return None
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return names.split(",")[number % count]
+
+
+def _how_it_ended(worker: Worker) -> str:
+    worker.process.join()
+    code = worker.process.exitcode or 0
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     assert worker.task is not None
-    return Failure(
-        FAULT,
+    return (
         f"the process of {worker.task.name} ended without a word ({how}), perhaps for want of memory: "
-        "try fewer jobs; the same command goes on where it stopped",
+        "try fewer jobs; the same command goes on where it stopped"
     )

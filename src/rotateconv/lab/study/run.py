@@ -1,18 +1,12 @@
 """Nets against each other: every configuration with every seed, and one row a configuration.
 
-`compare` prints nothing; it tells a callback what happens, by name and plain values:
-
-    plan        runs, finished (before this call), jobs, threads
-    start, step, epoch, warning, done    as of `fit`, and `run`: the name of the run
-    diverged    run, message
-    rows        rows: after every finished run
+`compare` prints nothing: it hands the events of `rotateconv.lab.study.events` to a callback.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,15 +14,16 @@ from torch import nn
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.study.comparison import BASELINE, Entry, write_comparison
-from rotateconv.lab.study.pool import Task, available_cores, run_tasks
+from rotateconv.lab.study.events import OnStudyEvent, RowsChanged, RunDied, RunDiverged, RunEvent, StudyStart, TaskEvent
+from rotateconv.lab.study.pool import available_cores, run_tasks
+from rotateconv.lab.study.worker import Task
+from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.load import DataDescription, build_net
 from rotateconv.lab.train.run_folder import Record, check_run
 from rotateconv.models import equal_size_width
 from rotateconv.nn.conv import RotateConv2d
 
 __all__ = ["Study", "compare", "default_jobs", "plan"]
-
-OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def compare(
     *,
     jobs: int | None = None,
     overwrite: bool = False,
-    on_event: OnEvent | None = None,
+    on_event: OnStudyEvent | None = None,
 ) -> list[Record]:
     """Train what is not trained yet, below `out`/runs, and return the table's rows, the dense baseline first.
 
@@ -81,7 +76,7 @@ def compare(
         out: folder of the comparison.
         jobs: runs at a time, each in a process with its share of the cores; None for one a core, or a GPU.
         overwrite: start again with every run.
-        on_event: called with the events of this module.
+        on_event: called with the events.
 
     Raises:
         RunInterrupted: asked to stop; what was running is saved.
@@ -98,16 +93,16 @@ def compare(
     waiting = [task for task in tasks if task.overwrite or not (task.out / "summary.json").is_file()]
     jobs = min(jobs if jobs is not None else default_jobs(), max(1, len(waiting)))
     threads = max(1, available_cores() // jobs)
-    counts = {"runs": len(tasks), "finished": len(tasks) - len(waiting), "jobs": jobs, "threads": threads}
-    report("plan", counts)
+    report(StudyStart(len(tasks), len(tasks) - len(waiting), jobs, threads))
     failed: dict[str, str] = {}
 
-    def on_task_event(name: str, values: dict[str, Any]) -> None:
-        report(name, values)
-        if name == "diverged":
-            failed[values["run"]] = values["message"]
-        if name in ("done", "diverged"):
-            report("rows", {"rows": write_comparison(entries, study.seeds, out, failed)})
+    def on_task_event(event: TaskEvent) -> None:
+        report(event)
+        if isinstance(event, RunDiverged | RunDied):
+            failed[event.run] = event.message
+        elif not (isinstance(event, RunEvent) and isinstance(event.event, RunEnd)):
+            return
+        report(RowsChanged(write_comparison(entries, study.seeds, out, failed)))
 
     run_tasks(waiting, jobs, threads, on_task_event)
     return write_comparison(entries, study.seeds, out, failed)
@@ -167,5 +162,5 @@ def _tasks(study: Study, entries: Sequence[Entry], out: Path, overwrite: bool) -
     return tasks
 
 
-def _ignore(name: str, values: dict[str, Any]) -> None:
-    """Tell nobody."""
+def _ignore(event: object) -> None:
+    """Report to nobody."""

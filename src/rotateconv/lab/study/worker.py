@@ -1,105 +1,120 @@
-"""A process that trains what it reads from its standard input: `python -m rotateconv.lab.study.worker COMMAND`.
+"""What a process of a study does: it trains the tasks that it is sent, and sends back what happens."""
 
-One line of JSON a run comes in: config, out, resume, overwrite. One line of JSON an event goes out: the events
-of `fit`, then "done", "diverged", "interrupted" or "failed". The process ends with its input.
-"""
-
-import json
 import os
-import signal
 import sys
+import threading
 import time
 import traceback
-import warnings
-from dataclasses import asdict
-from types import FrameType
-from typing import Any, TextIO
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-_EVERY = 0.2  # seconds between two steps that are told
+from rotateconv.errors import INTERRUPTED, DivergedError, RunInterrupted
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.exit_codes import Failure, explain
+from rotateconv.lab.study.events import RunDiverged, RunEvent, RunStopped
+from rotateconv.lab.train.events import Event, StepEnd
+
+if TYPE_CHECKING:
+    from rotateconv.lab.data.sets import ImageData
+
+_EVERY = 0.2  # seconds between two steps that are reported
 
 
-def main() -> None:
-    """Do one run after another until the input ends."""
+@dataclass(frozen=True)
+class Task:
+    """A run to be done.
+
+    Attributes:
+        name: Of the run, in events.
+        config, out, resume, overwrite: As of `fit`.
+    """
+
+    name: str
+    config: RunConfig
+    out: Path
+    resume: bool = False
+    overwrite: bool = False
+
+
+def work(connection: Connection, command: list[str], gpu: str | None) -> None:
+    """Do tasks until the other end of the connection closes, which ends the process whatever it does.
+
+    Args:
+        connection: brings tasks, and None for a stop that saves; takes events, and last a `Failure`.
+        command: that the run folders name as the one which made them.
+        gpu: the only one to be seen, as CUDA_VISIBLE_DEVICES has it, or None for all.
+    """
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # a terminal's Ctrl-C reaches only the parent, which hands it on once
+    os.dup2(2, 1)  # what libraries print is no event and no table
+    sys.argv = command
+    tasks: SimpleQueue[Task] = SimpleQueue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(connection, tasks, stop), daemon=True).start()
+
     from rotateconv.lab.train.allocator import keep_freed_memory
 
-    stop = _Stop()
-    out = _take_output()
     keep_freed_memory()
-    # The parent has read the same data and shown what there was to warn of.
-    warnings.simplefilter("ignore")
-    sys.argv = sys.argv[1:] or sys.argv  # the run folder names the command that the user gave
-    for line in sys.stdin:
-        if stop.requested:
-            break
-        _tell(out, *_do(json.loads(line), stop, out))
+    images: dict[object, ImageData] = {}
+    while True:
+        result = _train(tasks.get(), connection, stop, images)
+        connection.send(result)
 
 
-class _Stop:
-    """A SIGINT between two runs, or while images are loaded; during a run `fit` listens itself."""
+def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stop: threading.Event) -> None:
+    """Take what the parent sends; when it closes its end, or dies, leave at once: checkpoints are whole at any time."""
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            os._exit(INTERRUPTED)
+        if task is None:
+            stop.set()
+        else:
+            tasks.put(task)
 
-    def __init__(self) -> None:
-        self.requested = False
-        signal.signal(signal.SIGINT, self._on_signal)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-
-def _do(task: dict[str, Any], stop: _Stop, out: TextIO) -> tuple[str, dict[str, Any]]:
+def _train(
+    task: Task, connection: Connection, stop: threading.Event, images: "dict[object, ImageData]"
+) -> RunEvent | RunDiverged | RunStopped | Failure:
     """Do a run and return its last event."""
-    from rotateconv.errors import INTERRUPTED
-    from rotateconv.lab.config import from_json
-    from rotateconv.lab.data.images import load_images
-    from rotateconv.lab.exit_codes import explain
+    from rotateconv.lab.data.images import images_key, load_images
+    from rotateconv.lab.train.events import RunEnd
     from rotateconv.lab.train.loop import fit
 
-    told_at = 0.0
+    sent_at = 0.0
 
-    def on_event(name: str, values: dict[str, Any]) -> None:
-        nonlocal told_at
-        if stop.requested:
+    def on_event(event: Event) -> None:
+        nonlocal sent_at
+        if stop.is_set():
             raise KeyboardInterrupt
-        if name == "step" and time.monotonic() - told_at < _EVERY:
+        if isinstance(event, RunEnd) or (isinstance(event, StepEnd) and time.monotonic() - sent_at < _EVERY):
             return
-        told_at = time.monotonic()
-        if name in ("start", "step", "epoch", "warning"):
-            _tell(out, name, values)
+        sent_at = time.monotonic()
+        connection.send(RunEvent(task.name, event))
 
     try:
-        config = from_json(json.dumps(task["config"]))
-        images = _loaded.get(config.data) or load_images(config)
-        _loaded[config.data] = images
-        if stop.requested:
-            return "interrupted", {}
+        key = images_key(task.config)
+        if key not in images:
+            images.clear()  # the runs of a study share their images; two sets at a time may be too much
+            images[key] = load_images(task.config)
+        if stop.is_set():
+            return RunStopped(task.name)
         summary = fit(
-            config, task["out"], data=images, resume=task["resume"], overwrite=task["overwrite"], on_event=on_event
+            task.config, task.out, data=images[key], resume=task.resume, overwrite=task.overwrite, on_event=on_event
         )
+    except DivergedError as error:
+        return RunDiverged(task.name, explain(error).sentence)
+    except (RunInterrupted, KeyboardInterrupt):
+        return RunStopped(task.name)
     except Exception as error:
         failure = explain(error)
-        if failure.diverged:
-            return "diverged", {"message": failure.sentence}
-        if failure.code == INTERRUPTED:
-            return "interrupted", {}
         if failure.unexpected:
             traceback.print_exc()
-        return "failed", asdict(failure)
-    return "done", {"test_accuracy": summary["test_accuracy"], "seconds": summary["seconds"]}
-
-
-_loaded: dict[str, Any] = {}  # the runs of a comparison share their images
-
-
-def _take_output() -> TextIO:
-    """Return standard output for events alone; what libraries print goes to standard error."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return out
-
-
-def _tell(out: TextIO, name: str, values: dict[str, Any]) -> None:
-    out.write(json.dumps({"event": name, "values": values}) + "\n")
-    out.flush()
-
-
-if __name__ == "__main__":
-    main()
+        return Failure(failure.code, failure.sentence)
+    return RunEvent(task.name, RunEnd(summary))

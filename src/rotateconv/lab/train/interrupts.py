@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that a training loop reads between two steps."""
+"""Ctrl-C and SIGTERM as a request that a training loop reads between two steps."""
 
 import os
 import signal
@@ -7,10 +7,11 @@ from types import FrameType, TracebackType
 
 
 class Interrupts:
-    """A context where the first SIGINT only sets `requested`; a second one raises KeyboardInterrupt at once.
+    """A context where the first SIGINT or SIGTERM only sets `requested`; a second one raises KeyboardInterrupt at once.
 
-    A KeyboardInterrupt in the middle of an optimizer step would leave half of the weights updated, and
-    nothing could be saved. Outside the main thread signals cannot be caught, and the context does nothing.
+    SIGTERM is what Slurm and containers send before they kill. A KeyboardInterrupt in the middle of an optimizer
+    step would leave half of the weights updated, and nothing could be saved. Outside the main thread signals cannot
+    be caught, and the context does nothing.
 
     Of several processes, one may leave before the others wait for it, such as while images are loaded. What they
     meet then, a RuntimeError of the connection, becomes a KeyboardInterrupt: it is how the stop reached them.
@@ -28,14 +29,16 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            signals = signal.SIGINT, signal.SIGTERM
+            self._previous = {number: signal.signal(number, self._on_signal) for number in signals}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._main:
-            signal.signal(signal.SIGINT, self._previous)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
         if self.requested and isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise KeyboardInterrupt from error
 

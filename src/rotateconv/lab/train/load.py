@@ -111,17 +111,23 @@ def build_net(config: RunConfig, data: DataDescription) -> nn.Module:
             RotateConfig(config.lines, config.line_path, config.line_groups),
             where=chosen_lines(net, config),
         )
+    set_angle_grad_scale(net, config)
     for module in net.modules():
         if isinstance(module, RotateConv2d):
             _start(module, config)
     return net
 
 
+def set_angle_grad_scale(model: nn.Module, config: RunConfig) -> None:
+    """Give the RotateConv layers of a model the scale that a configuration has instead of their own."""
+    for module in model.modules():
+        if isinstance(module, RotateConv2d) and config.angle_grad_scale is not None:
+            module.angle_grad_scale = config.angle_grad_scale
+
+
 @torch.no_grad()
 def _start(layer: RotateConv2d, config: RunConfig) -> None:
-    """Give a layer of lines the starting values and the scale that a configuration has instead of its own."""
-    if config.angle_grad_scale is not None:
-        layer.angle_grad_scale = config.angle_grad_scale
+    """Give a RotateConv layer the starting values that a configuration has instead of its own."""
     if config.angle_init == "axes" and layer.learn_angle:
         layer.angle.copy_(torch.randint(4, layer.angle.shape, device=layer.angle.device) * (math.pi / 2))
     if config.profile_init == "bank" and layer.profile is not None:

@@ -1,20 +1,12 @@
 """Training in reading order: a step, an epoch, a fit.
 
-`fit` prints nothing; it tells a callback what happens, by name and plain values:
-
-    start       run, device, processes, parameters, images, epochs, steps, and where it begins: epoch, step
-    step        epoch, step, steps; and of this epoch so far: images, loss, seconds
-    epoch       the line of metrics.jsonl
-    checkpoint  path, step
-    warning     message
-    done        what summary.json holds
+`fit` prints nothing: it hands the events of `rotateconv.lab.train.events` to a callback.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +20,14 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
 from rotateconv.lab.train.checkpoint import load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
+from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import DataDescription, net_cost
-from rotateconv.lab.train.monitor import OnEvent, Watch, check_finite, check_weights
+from rotateconv.lab.train.monitor import Watch, check_finite, check_weights
+from rotateconv.lab.train.pretrained import StartingPoint
 from rotateconv.lab.train.run_folder import (
     CHECKPOINTS,
+    INITIAL,
     WEIGHTS,
     Record,
     append_record,
@@ -159,6 +154,7 @@ def fit(
     out: str | Path,
     *,
     data: ImageData | None = None,
+    start: StartingPoint | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_event: OnEvent | None = None,
@@ -173,10 +169,12 @@ def fit(
         config: of the run.
         out: the run folder.
         data: the images, where they are loaded already; None loads what the configuration names.
+        start: models that are loaded already, in place of the configuration's source and teacher; of a run that is
+            resumed, not read.
         resume: go on with the run in `out`; on the CPU bit for bit like a run that was never interrupted. A
             finished run gives its summary.
         overwrite: remove a run that is in `out`.
-        on_event: called with the events of this module, in the main process.
+        on_event: called with the events, in the main process.
 
     Raises:
         RunInterrupted: asked to stop; saved.
@@ -200,7 +198,11 @@ def fit(
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
-        state = build_state(config, accelerator, data if data is not None else load_images(config))
+        images = data if data is not None else load_images(config)
+        if resume:
+            state = build_state(config, accelerator, images, run=run)
+        else:
+            state = build_state(config, accelerator, images, start=start)
         _begin(state, run, resume, report)
         watch = Watch(state, run / CHECKPOINTS, report, interrupts)
         while state.epoch < config.epochs:
@@ -208,23 +210,23 @@ def fit(
             record = finish_epoch(state, run)
             if accelerator.is_main_process:
                 append_record(run, record)
-            report("epoch", record)
+            report(EpochEnd(record))
             watch.after_epoch()
         summary = _summary(state, run)
         if accelerator.is_main_process:
             write_bytes(run / WEIGHTS, weights_bytes(state.result))
             write_json(run / "summary.json", summary)  # last: a run with a summary is finished
-        report("done", summary)
+        report(RunEnd(summary))
         return summary
 
 
 def _reporter(on_event: OnEvent | None, interrupts: Interrupts) -> OnEvent:
     """Return a callback whose KeyboardInterrupt only asks for a stop, so that it cannot tear a step apart."""
 
-    def report(name: str, values: dict[str, Any]) -> None:
+    def report(event: Event) -> None:
         try:
             if on_event is not None:
-                on_event(name, values)
+                on_event(event)
         except KeyboardInterrupt:
             interrupts.requested = True
 
@@ -245,23 +247,24 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
             note_resumption(run, 0 if checkpoint is None else checkpoint.state["step"])
         else:
             create_run(run, state.config, state.data.to_record())
+            if state.config.source is not None:
+                write_bytes(run / INITIAL, weights_bytes(state.net))
     if checkpoint is not None:
         restore_state(state, checkpoint)
         for path in checkpoint.damaged:
-            report("warning", {"message": f"the checkpoint {path} is damaged: going on from {checkpoint.path}"})
+            report(RunWarning(f"the checkpoint {path} is damaged: going on from {checkpoint.path}"))
     report(
-        "start",
-        {
-            "run": str(run),
-            "device": str(accelerator.device),
-            "processes": accelerator.num_processes,
-            "parameters": sum(p.numel() for p in state.net.parameters()),
-            "images": state.images,
-            "epochs": state.config.epochs,
-            "steps": state.total_steps,
-            "epoch": state.epoch,
-            "step": state.step,
-        },
+        RunStart(
+            run=run,
+            device=str(accelerator.device),
+            processes=accelerator.num_processes,
+            parameters=sum(p.numel() for p in state.net.parameters()),
+            num_samples=state.images,
+            epochs=state.config.epochs,
+            steps=state.total_steps,
+            epoch=state.epoch,
+            step=state.step,
+        )
     )
 
 

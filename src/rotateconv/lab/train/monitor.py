@@ -3,16 +3,13 @@
 import math
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rotateconv.errors import DivergedError, RunInterrupted
 from rotateconv.lab.train.checkpoint import list_checkpoints
+from rotateconv.lab.train.events import CheckpointSaved, OnEvent, StepEnd
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.train_state import TrainingState, save_state
-
-OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 class Watch:
@@ -73,13 +70,12 @@ class Watch:
         path = save_state(self.state, self.folder)
         self.saved_at = time.monotonic()
         if path is not None:
-            self.report("checkpoint", {"path": str(path), "step": self.state.step})
+            self.report(CheckpointSaved(path, self.state.step))
 
     def _report_step(self) -> None:
         state = self.state
-        values = {"epoch": state.epoch, "step": state.step, "steps": state.total_steps}
-        epoch = {"images": state.tally.images, "loss": self.loss, "seconds": state.tally.seconds}
-        self.report("step", values | epoch)
+        tally = state.tally
+        self.report(StepEnd(state.epoch, state.step, state.total_steps, tally.images, self.loss, tally.seconds))
 
     def _stop(self) -> None:
         raise RunInterrupted(

@@ -1,5 +1,6 @@
 """The trained net that a run starts from, or learns from: another run's, or a user's own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,10 @@ from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
-from rotateconv.lab.train.load import DataDescription, chosen_lines, load_run
+from rotateconv.lab.train.load import DataDescription, build_net, chosen_lines, load_run, set_angle_grad_scale
+from rotateconv.lab.train.run_folder import INITIAL, read_config
+
+_CONVERSION = "lines", "line_path", "line_groups", "only"
 
 
 def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Module:
@@ -44,42 +48,68 @@ def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Modul
     return net.eval()
 
 
-def start_from_source(net: nn.Module, config: RunConfig, data: DataDescription) -> ConversionReport | None:
-    """Give a run's net the values of its source, whose convolutions become the nearest lines where it has lines.
+@dataclass(frozen=True)
+class StartingPoint:
+    """Models that a caller has at hand already, so that nothing is loaded or fitted twice.
+
+    Attributes:
+        model: With the values that the run starts from; it is trained itself.
+        teacher: That it learns from, where the configuration names one.
+    """
+
+    model: nn.Module
+    teacher: nn.Module | None = None
+
+
+def initial_model(config: RunConfig, data: DataDescription, run: Path | None = None) -> nn.Module:
+    """Return a run's model as it is before the first step; its fresh weights take torch's random numbers.
+
+    With `config.source` it has that model's values: those that the run folder kept when it began, else the source
+    is loaded, and converted unless its own configuration says that it was converted so already.
 
     Args:
-        net: as `build_net` makes it; changed in place.
-        config: of the run; `source` is set.
+        config: of the run.
         data: its images.
-
-    Returns:
-        What became of each convolution, or None where the run has no lines or the source has them already.
+        run: its folder, where there is one.
 
     Raises:
-        ConfigError, RunError: as `load_source`; or the source has other tensors than the run's net.
+        ConfigError, RunError: as `load_source`; or the source has other tensors than the run's model.
         ValueError: there is nothing to convert.
     """
-    assert config.source is not None
+    model = build_net(config, data)
+    if config.source is None:
+        return model
+    if run is not None and (run / INITIAL).is_file():
+        load_weights(model, read_weights_file(run / INITIAL), run / INITIAL)
+        return model
     source = load_source(config.source, config, data)
-    # One that was converted before has the net's tensors already.
-    converted = {name: t.shape for name, t in net.state_dict().items()} == {
-        name: t.shape for name, t in source.state_dict().items()
-    }
-    report = None if config.lines is None or converted else convert_source(source, config)
-    load_weights(net, source.state_dict(), config.source)
-    return report
+    if config.lines is not None and not _is_converted(config):
+        convert_source(source, config)
+    load_weights(model, source.state_dict(), config.source)
+    return model
+
+
+def _is_converted(config: RunConfig) -> bool:
+    """Whether the source is a run that says it was converted as `config` wants it; a file of weights is dense."""
+    assert config.source is not None
+    if Path(config.source).is_file():
+        return False
+    source = read_config(Path(config.source))
+    return all(getattr(source, key) == getattr(config, key) for key in _CONVERSION)
 
 
 def convert_source(source: nn.Module, config: RunConfig) -> ConversionReport:
     """Convert a trained net, in place, as `config` says; ValueError where there is nothing to convert."""
     assert config.lines is not None
-    return convert(
+    report = convert(
         source,
         config.lines,
         where=chosen_lines(source, config),
         path=config.line_path,
         angle_groups=config.line_groups,
     )
+    set_angle_grad_scale(source, config)
+    return report
 
 
 def check_takes(net: nn.Module, data: DataDescription, factory: str) -> None:

@@ -21,6 +21,9 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
 """A finished run's weights: the averaged ones if the run averaged, else the last ones."""
 
+INITIAL = "initial.safetensors"
+"""The weights that a run with a source started from: converted once, and read again by whoever asks."""
+
 CONVERSION = "conversion.json"
 """What `rotateconv convert` adds to the folder of its run."""
 CONVERSION_TABLE = "conversion.md"
@@ -29,7 +32,7 @@ ANALYSIS = "analysis.json"
 """What `rotateconv report --analysis` adds to a run's folder."""
 
 _FILES = (
-    *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS),
+    *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS, INITIAL),
     *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
 )
 # They say where the data lie and how often to save, not what is computed: a run may go on with others.

@@ -20,8 +20,8 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
-from rotateconv.lab.train.load import DataDescription, build_net
-from rotateconv.lab.train.pretrained import check_takes, load_source, start_from_source
+from rotateconv.lab.train.load import DataDescription
+from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
 from rotateconv.lab.train.run_folder import Record
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.nn.batched import batched_kernels
@@ -172,8 +172,22 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) -> TrainingState:
+def build_state(
+    config: RunConfig,
+    accelerator: Accelerator,
+    images: ImageData,
+    *,
+    run: Path | None = None,
+    start: StartingPoint | None = None,
+) -> TrainingState:
     """Return the run before its first step; every process gets the same initial weights.
+
+    Args:
+        config: of the run.
+        accelerator: that it is trained by.
+        images: that it is trained on.
+        run: the folder of a run that goes on, which may hold what it started from.
+        start: models that are loaded already, in place of those that the configuration names.
 
     Raises:
         ValueError: the configuration asks for what the net, the data or the teacher cannot do.
@@ -184,11 +198,9 @@ def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) 
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
     torch.manual_seed(config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    net = build_net(config, data)
+    net = initial_model(config, data, run) if start is None else start.model.train()
     if config.factory is not None:
         check_takes(net, data, config.factory)
-    if config.source is not None:
-        start_from_source(net, config, data)
     net = net.to(accelerator.device).to(memory_format=layout)
     average = None
     if config.ema_decay is not None:
@@ -196,7 +208,9 @@ def build_state(config: RunConfig, accelerator: Accelerator, images: ImageData) 
         average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
     teacher = None
     if config.teacher is not None:
-        teacher = load_source(config.teacher, config, data).requires_grad_(False)
+        given = None if start is None else start.teacher
+        teacher = given if given is not None else load_source(config.teacher, config, data)
+        teacher = teacher.eval().requires_grad_(False)
         teacher = teacher.to(accelerator.device).to(memory_format=layout)
     quantised = None
     if config.qat:

@@ -1,0 +1,98 @@
+"""What a study and a conversion report while they work: a callback gets one of these values at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rotateconv.convert.report import ConversionReport
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.train.events import Event
+from rotateconv.lab.train.run_folder import Record
+
+
+@dataclass(frozen=True)
+class StudyStart:
+    """A study begins, or goes on.
+
+    Attributes:
+        runs: Of the whole study.
+        finished: Before this call.
+        jobs: Runs at a time.
+        threads: Of each of them.
+    """
+
+    runs: int
+    finished: int
+    jobs: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """An event of `fit`, and the name of the run that it is of."""
+
+    run: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class RunDiverged:
+    """A run ended for good because its loss or a weight is no longer finite."""
+
+    run: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RunDied:
+    """The process of a run ended without a word; the same command goes on with the run."""
+
+    run: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RunStopped:
+    """A run saved itself because the study was asked to stop."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class RowsChanged:
+    """The table of the study, after a run ended."""
+
+    rows: list[Record]
+
+
+@dataclass(frozen=True)
+class ModelFitted:
+    """A trained model is converted and not trained yet: validation accuracies in percent, and its layers.
+
+    Attributes:
+        source: Accuracy of the trained model.
+        fitted: Of the model with the nearest RotateConv layers.
+        calibrated: Of that with its norms recalibrated.
+        report: What became of each convolution.
+    """
+
+    source: float
+    fitted: float
+    calibrated: float
+    report: ConversionReport
+
+
+@dataclass(frozen=True)
+class StageStart:
+    """A training run of a conversion begins, the `stage`-th of `stages`, with this configuration."""
+
+    stage: int
+    stages: int
+    config: RunConfig
+
+
+TaskEvent = RunEvent | RunDiverged | RunDied | RunStopped
+StudyEvent = StudyStart | TaskEvent | RowsChanged
+ConversionEvent = ModelFitted | StageStart | Event
+OnTaskEvent = Callable[[TaskEvent], None]
+OnStudyEvent = Callable[[StudyEvent], None]
+OnConversionEvent = Callable[[ConversionEvent], None]
