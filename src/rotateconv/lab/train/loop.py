@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rotateconv.cost import cost
 from rotateconv.errors import DivergedError, RunError, RunInterrupted
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.images import load_images
@@ -22,7 +23,7 @@ from rotateconv.lab.train.checkpoint import load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
 from rotateconv.lab.train.interrupts import Interrupts
-from rotateconv.lab.train.load import DataDescription, net_cost
+from rotateconv.lab.train.load import DataDescription
 from rotateconv.lab.train.monitor import Watch, check_finite, check_weights
 from rotateconv.lab.train.pretrained import StartingPoint
 from rotateconv.lab.train.run_folder import (
@@ -212,9 +213,10 @@ def fit(
                 append_record(run, record)
             report(EpochEnd(record))
             watch.after_epoch()
-        summary = _summary(state, run)
         if accelerator.is_main_process:
             write_bytes(run / WEIGHTS, weights_bytes(state.result))
+        summary = _summary(state, run)
+        if accelerator.is_main_process:
             write_json(run / "summary.json", summary)  # last: a run with a summary is finished
         report(RunEnd(summary))
         return summary
@@ -280,7 +282,7 @@ def _summary(state: TrainingState, run: Path) -> Record:
     config, records = state.config, read_records(run)
     test = evaluate_split(state, state.test)
     check_finite(state, run / CHECKPOINTS, "test loss", test.loss)
-    model_cost = net_cost(config, state.data)
+    model_cost = cost(state.exact_result, state.data.input_shape)
     best = max(records, key=lambda record: record["validation_accuracy"] or 0.0)
     return {
         "recipe": config.recipe,
