@@ -1,9 +1,6 @@
 """The studies of `experiments/`: each can be started, its record is of it, and the pages show what the records say."""
 
 import json
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,16 +136,3 @@ def test_published_points_are_cited() -> None:
     for point in PUBLISHED:
         assert f"{point.accuracy:.2f} %" in text
         assert f"{point.parameters / 1e6:.2f} M" in text
-
-
-def test_make_runs_every_study() -> None:
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    words = []
-    for target in ("experiments-cpu", "experiments-gpu"):
-        run = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
-        loop = re.search(r"for study in (.*?); do", run.stdout)
-        assert loop is not None
-        words.append(loop[1].split())
-    assert sorted(words[0] + words[1]) == sorted(name_of(file) for file in STUDIES)
-    assert all(name.startswith("gpu/") for name in words[1])

@@ -31,7 +31,3 @@ def test_the_parameter_table_is_right() -> None:
     for model, *counts in rows:
         for conv, count in zip(head[1:], counts, strict=True):
             assert int(count.replace(",", "")) == parameters(model, conv), (model, conv)
-
-
-def test_it_stays_short() -> None:
-    assert len(README.splitlines()) <= 150

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rotateconv.convert.report import ConversionReport as ConversionReport
     from rotateconv.cost import ModelCost as ModelCost
     from rotateconv.cost import cost as cost
+    from rotateconv.export.export import export_onnx as export_onnx
     from rotateconv.kernels.fit import LineFit as LineFit
     from rotateconv.kernels.fit import fit_line as fit_line
     from rotateconv.kernels.line import line_kernel as line_kernel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rotateconv.optim import param_groups as param_groups
     from rotateconv.quantization.pack import load_packed as load_packed
     from rotateconv.quantization.pack import pack as pack
+    from rotateconv.quantization.qat import QuantizedTraining as QuantizedTraining
     from rotateconv.quantization.quantize import quantize as quantize
 
 # Where each name of the public surface lives: what the block above tells type checkers (a test compares them).
@@ -39,6 +41,7 @@ _HOMES = {
     "ConversionReport": "convert.report",
     "LineFit": "kernels.fit",
     "ModelCost": "cost",
+    "QuantizedTraining": "quantization.qat",
     "RotateConfig": "nn.config",
     "RotateConv2d": "nn.conv",
     "batched_kernels": "nn.batched",
@@ -46,6 +49,7 @@ _HOMES = {
     "convert": "convert.convert",
     "cost": "cost",
     "equal_size_width": "models",
+    "export_onnx": "export.export",
     "fit_line": "kernels.fit",
     "fuse": "convert.fuse",
     "line_kernel": "kernels.line",
