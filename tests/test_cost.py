@@ -1,6 +1,7 @@
 """Costs: agreement with torch's own counter, tables by hand, and a model that stays as it was."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -217,6 +218,51 @@ def test_weights_that_a_pre_hook_computes() -> None:
     found = cost(conv, (3, 8, 8))
     assert found.multiply_adds == 4 * 27 * 64
     assert found.parameters == 4 * 27 + 4 + 4
+
+
+def test_a_layer_that_runs_separably_has_both_costs() -> None:
+    rows = [
+        cost(RotateConv2d(8, 8, 3, padding=1, taps="shared", angle_groups=2, form=form), (8, 9, 9)).rows[0]
+        for form in ("dense", "separable")
+    ]
+    assert rows[0] == rows[1]
+    assert rows[0].multiply_adds == 8 * 8 * 9 * 81
+    assert rows[0].separable_multiply_adds == (2 * 8 * 9 + 8 * 8) * 81
+
+
+class Attention(nn.Module):
+    """Products of tensors, outside of every layer that holds numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2)
+        return rows @ rows.mT
+
+
+def test_products_outside_of_layers_have_a_row() -> None:
+    found = cost(nn.Sequential(nn.Conv2d(3, 4, 1), Attention()), (3, 5, 5))
+    assert [(row.kind, row.parameters, row.multiply_adds) for row in found.rows] == [
+        ("Conv2d", 16, 3 * 4 * 25),
+        ("Attention", 0, 4 * 25 * 4),
+    ]
+
+
+class LooksAtValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = RotateConv2d(3, 8, 3, taps="shared", angle_groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.max() > 0 else x
+
+
+def test_a_model_that_needs_values_has_unknown_multiply_adds() -> None:
+    found = cost(LooksAtValues(), (3, 8, 8))
+    assert (found.parameters, found.fused_parameters) == (8 * 3 + 2 * 3 + 8, 8 * 27 + 8)
+    assert (found.multiply_adds, found.fused_multiply_adds, found.separable_multiply_adds) == (None, None, None)
+    assert found.rows[0].multiply_adds is None
+    *_, row, _, total, why = str(found).splitlines()
+    assert row.split().count("unknown") == total.split().count("unknown") == 2
+    assert re.match(r"multiply-adds are unknown: the model does not run on the meta device \(.+\)$", why)
 
 
 def test_the_table_shows_rows_and_totals() -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from rotateconv._text_table import text_table
+
 
 @dataclass(frozen=True)
 class ConversionEntry:
@@ -47,17 +49,7 @@ class ConversionReport:
     def __str__(self) -> str:
         total = ("whole model", "", f"{self.parameters_before:,}", f"{self.parameters_after:,}")
         change = f"{self.parameters_after / self.parameters_before:.1%} of the parameters"
-        lines = [_HEAD, *map(_cells, self.entries), (*total, change)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(
-                cell.rjust(width) if column in (2, 3) else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "-" * max(map(len, table))
-        return "\n".join([table[0], rule, *table[1:-1], rule, table[-1]])
+        return text_table([_HEAD, *map(_cells, self.entries), (*total, change)], right=(2, 3))
 
 
 _HEAD = ("convolution", "kernel", "parameters", "converted", "relative residual, or why it was skipped")

@@ -104,6 +104,7 @@ def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
     from rich import box
     from rich.table import Table
 
+    from rotateconv.cost import number_text
     from rotateconv.lab.cli.console import facts
 
     shape = " x ".join(map(str, found.input_size))
@@ -113,7 +114,10 @@ def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
             table.add_column(head, justify="left" if head in ("layer", "kind") else "right", overflow="fold")
         for row in found.rows:
             table.add_row(
-                row.name, row.kind, f"{row.parameters:,}", f"{row.multiply_adds:,}" if row.multiply_adds else ""
+                row.name,
+                row.kind,
+                f"{row.parameters:,}",
+                "" if row.multiply_adds == 0 else number_text(row.multiply_adds),
             )
         console.print(table)
     facts(
@@ -122,7 +126,7 @@ def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
             "net": f"{title}, one image of {shape}",
             "parameters": f"{found.parameters:,} ({found.bytes:,} bytes with buffers)",
             "fused": f"{found.fused_parameters:,} parameters ({found.fused_bytes:,} bytes) as nn.Conv2d",
-            "multiply-adds": f"{found.multiply_adds:,} an image",
+            "multiply-adds": f"{number_text(found.multiply_adds)} an image",
             "kernels": f"{found.kernel_multiply_adds:,} multiply-adds a training step to build them",
         },
     )
