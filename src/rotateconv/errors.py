@@ -1,5 +1,8 @@
 """The exceptions of rotateconv: each message is one sentence, and each class knows the exit code of a command."""
 
+import difflib
+from collections.abc import Iterable
+
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 """Exit codes of a command: the user's mistake; ours or the machine's; interrupted."""
 
@@ -50,3 +53,15 @@ class BenchError(RotateConvError, RuntimeError):
     """An implementation that does not compute what it should: it is not timed."""
 
     exit_code = FAULT
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name: the nearest ones there are, or all where none is near.
+
+    Example:
+        >>> nearest("resnet21", ["resnet20", "densenet40"])
+        "did you mean 'resnet20'?"
+    """
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(known)}"

@@ -1,13 +1,19 @@
 """Laws of configurations: every preset is whole, round trips are exact, mistakes are named."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
+from types import NoneType
+from typing import Literal, get_origin
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.config import PRESETS, RunConfig, differences, from_json, make_config, to_json
+from rotateconv.lab.config import PRESETS, Bits, RunConfig, differences, from_json, make_config, to_json
+from rotateconv.lab.keys import expected, field_of, kinds_of
+from rotateconv.lab.run_config import PANELS
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import CONVS, MODELS, build_model
 
@@ -22,10 +28,13 @@ OTHER = {
     "growth": 7,
     "dropout": 0.123,
     "factory": "package.module:function",
-    "lines": "shared",
-    "line_path": "square",
-    "line_groups": 4,
-    "only": "layer3.*",
+    "convert_taps": "shared",
+    "convert_path": "square",
+    "convert_angle_groups": 4,
+    "convert_learn_angle": False,
+    "convert_form": "separable",
+    "convert_learn_profile": False,
+    "convert_only": "layer3.*",
     "source": "runs/dense",
     "data": "folder",
     "data_dir": "/a b/ü",
@@ -75,9 +84,15 @@ COMPANIONS = {
     "skip_bad_images": {"data": "folder"},
     "mean": {"std": (1.0, 1.0, 1.0)},
     "std": {"mean": (0.0, 0.0, 0.0)},
-    "line_path": {"lines": "free"},
-    "line_groups": {"lines": "free"},
-    "only": {"lines": "free"},
+    "convert_path": {"convert_taps": "free"},
+    "convert_angle_groups": {"convert_taps": "free"},
+    "convert_learn_angle": {"convert_taps": "free"},
+    "convert_form": {"convert_taps": "shared", "convert_angle_groups": 4},
+    "convert_learn_profile": {"convert_taps": "profile"},
+    "convert_only": {"convert_taps": "free"},
+    "weight_bits": {"qat": True},
+    "angle_bits": {"qat": True},
+    "dense_bits": {"qat": True},
 }
 
 
@@ -156,9 +171,12 @@ def as_toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else as_text(value)
 
 
-@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if "None" in str(field.type)])
+# But for the bits: they have a meaning with qat alone, which has bits of its own.
+@pytest.mark.parametrize(
+    "key", [key for key in FIELDS if NoneType in kinds_of(RunConfig, key) and not key.endswith("_bits")]
+)
 def test_none_empties_every_optional_field(key: str) -> None:
-    given = {key: OTHER[key]}
+    given = {key: OTHER[key], **COMPANIONS.get(key, {})}
     overrides = [f"{other}=none" for other in ("mean", "std") if key in ("mean", "std")] or [f"{key}=none"]
     assert getattr(make_config("digits", changes=given, overrides=overrides), key) is None
 
@@ -179,36 +197,22 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["lrr=1"], "unknown key 'lrr': did you mean lr"),
-        (["batchsize=1"], "did you mean batch_size"),
-        (["zzzz=1"], "known are recipe, model, "),
+        (["lrr=1"], "unknown key 'lrr': did you mean 'lr'"),
+        (["batchsize=1"], "did you mean 'batch_size'"),
+        (["zzzz=1"], "choose from recipe, model, "),
         (["lr"], "expected key=value, not 'lr'"),
-        (["lr=fast"], "lr must be a number, not 'fast'"),
-        (["lr=nan"], "lr must be above 0, not nan"),
-        (["lr=0"], "lr must be above 0, not 0"),
-        (["epochs=1.5"], "epochs must be a whole number, not '1.5'"),
-        (["epochs=0"], "epochs must be 1 or more, not 0"),
-        (["nesterov=yes"], "nesterov must be true or false, not 'yes'"),
-        (["weight_decay=-1"], "weight_decay must be 0 or more, not -1"),
-        (["weight_decay=inf"], "weight_decay must be 0 or more, not inf"),
-        (["momentum=1"], "momentum must be from 0 to below 1, not 1"),
-        (["teacher_weight=2"], "teacher_weight must be from 0 to 1, not 2"),
-        (["ema_decay=1"], "ema_decay must be between 0 and 1, not 1"),
-        (["augment=papr"], "augment must be one of none, paper, fast, not 'papr'"),
-        (["growth=many"], "growth must be a whole number or none, not 'many'"),
         (["milestones=0.7,0.5"], r"milestones must be rising fractions between 0 and 1, not \(0.7, 0.5\)"),
         (["milestones=0.5,1"], "milestones must be rising"),
-        (["milestones=half"], "milestones must be numbers with commas between, not 'half'"),
         (["optimizer=adamw"], "nesterov needs optimizer=sgd with momentum above 0, not optimizer=adamw"),
         (["momentum=0"], "nesterov needs .* with momentum=0: set nesterov=false"),
         (["svhn_extra=true"], "svhn_extra belongs to data=svhn, not data=digits"),
         (["mean=0.5"], "mean and std belong together: give both, or none"),
-        (["only=layer3.*"], "only says which lines convolutions become: set lines too"),
-        (["line_path=square"], "line_path says which lines"),
-        (["lines=three"], "lines must be one of free, shared, profile or none, not 'three'"),
-        (["weight_bits=9"], "weight_bits must be from 2 to 8, not 9"),
-        (["angle_bits=2"], "angle_bits must be from 3 to 8, not 2"),
+        (["convert_only=layer3.*"], "convert_only says what dense convolutions become: set convert_taps too"),
+        (["convert_path=square"], "convert_path says what"),
+        (["convert_taps=free", "convert_form=separable"], 'form="separable" needs angle_groups'),
         (["skip_bad_images=true"], "skip_bad_images belongs to data=folder, not data=digits"),
+        (["weight_bits=3"], r"weight_bits is of training with qat: set qat=true \(--qat\) too, or leave it out"),
+        (["qat=false", "dense_bits=8"], "dense_bits is of training with qat"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(overrides: list[str], message: str) -> None:
@@ -217,8 +221,80 @@ def test_mistakes_are_told_in_one_sentence(overrides: list[str], message: str) -
     assert "\n" not in str(caught.value)
 
 
+OF_ANOTHER_TYPE = {
+    int: ["few", "1.5", "true"],
+    float: ["fast", "nan", "inf", "true"],
+    bool: ["yes", "1"],
+    tuple: ["half", "1,x", "nan"],
+    Literal: ["papr"],
+}
+OUTSIDE = {Gt: (0, -1), Ge: (-1,), Lt: (0, 1), Le: (1,)}  # steps from a bound to what it shuts out
+
+
+def bad_values() -> list[tuple[str, str]]:
+    """For every key with a type or a range: texts outside of it, made from how it is declared."""
+    found = []
+    for name in FIELDS:
+        for kind in kinds_of(RunConfig, name):
+            found += [(name, text) for text in OF_ANOTHER_TYPE.get(get_origin(kind) or kind, [])]
+        for bound in field_of(RunConfig, name).metadata:
+            edge = getattr(bound, type(bound).__name__.lower(), 0)
+            found += [(name, str(edge + step)) for step in OUTSIDE.get(type(bound), ())]
+    return found
+
+
+def test_there_are_bad_values() -> None:
+    assert {("lr", "0"), ("weight_bits", "9"), ("augment", "papr"), ("seed", "-1")} <= set(bad_values())
+
+
+@pytest.mark.parametrize(("name", "text"), bad_values())
+def test_every_key_says_what_it_takes(name: str, text: str) -> None:
+    message = rf"^{name} must be {re.escape(expected(RunConfig, name))}, not '?{re.escape(text[:3])}"
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_config("digits", overrides=[f"{name}={text}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_ranges_in_words() -> None:
+    words = {name: expected(RunConfig, name) for name in FIELDS}
+    assert words["weight_decay"] == "a number of at least 0"
+    assert words["dropout"] == "a number from 0 to below 1"
+    assert words["ema_decay"] == "a number between 0 and 1, or none"
+    assert words["angle_bits"] == "a whole number from 3 to 8, or none"
+    assert words["seed"] == "a whole number from 0 to below 2^63"
+    assert words["convert_taps"] == "one of free, shared, profile, or none"
+    assert words["mean"] == "numbers with commas between, or none"
+    assert words["qat"] == "true or false"
+
+
+def test_every_key_says_what_it_is_for() -> None:
+    assert [name for name in FIELDS if len(field_of(RunConfig, name).description or "") < 6] == []
+    assert list(PANELS) == [name for name in FIELDS if name in PANELS]  # headings in the keys' order, at real keys
+
+
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("lr = 0")
+    with pytest.raises(ConfigError, match=r"^.*run.toml: lr must be a number above 0, not 0$"):
+        make_config(file=file)
+    file.write_text("lrr = 1")
+    with pytest.raises(ConfigError, match=r"^.*run.toml: unknown key 'lrr': did you mean 'lr'"):
+        make_config(file=file)
+    file.write_text("lr = 0")
+    assert make_config(file=file, changes={"lr": 0.5}).lr == 0.5
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_configurations_of_version_0_1_0_load(qat: bool) -> None:
+    old = {"recipe": "quick", "lines": "free", "line_path": "square", "line_groups": 4, "only": "a,b", "qat": qat}
+    config = from_json(json.dumps({**old, "weight_bits": 4, "angle_bits": 3, "dense_bits": 8}))
+    assert (config.convert_taps, config.convert_path, config.convert_only) == ("free", "square", "a,b")
+    assert config.convert_angle_groups == 4
+    assert config.bits == (Bits(4, 3, 8) if qat else None)
+
+
 def test_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=re.escape("unknown recipe 'resnet': did you mean resnet-cifar")):
+    with pytest.raises(ConfigError, match=re.escape("unknown recipe 'resnet': did you mean 'resnet-cifar'")):
         make_config("resnet")
 
 
@@ -237,7 +313,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     [
         ("{", "the configuration is no JSON"),
         ("[1]", "expected a JSON object with the configuration's keys, not list"),
-        ('{"lr": "fast"}', "lr must be a number, not 'fast'"),
+        ('{"lr": "fast"}', "lr must be a number above 0, not 'fast'"),
         ('{"learning_rate": 1}', "unknown key 'learning_rate'"),
     ],
 )

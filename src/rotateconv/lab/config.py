@@ -1,182 +1,30 @@
-"""The configuration of a training run: one flat frozen dataclass, presets, overrides by key."""
+"""Presets of the run configuration, overrides by key, and the configuration as JSON."""
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rotateconv.errors import ConfigError
-from rotateconv.lab.parsing import coerce, nearest, parse, read_toml
+from rotateconv.errors import ConfigError, nearest
+from rotateconv.lab.keys import KeyValueError, field_of, from_text, read_toml
+from rotateconv.lab.run_config import Bits, RunConfig
 
-__all__ = ["PRESETS", "ConfigError", "RunConfig", "differences", "from_json", "make_config", "net_name", "to_json"]
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides the result of a run; the run folder keeps it as `config.json`.
-
-    Args:
-        recipe: name of the preset that this configuration started from.
-        model, conv, width, growth, dropout: the net, as in `build_model`.
-        factory: "package.module:function" that builds the net instead, called without arguments; or None.
-        lines: taps of the RotateConv2d layers that the net's dense convolutions become ("free", "shared",
-            "profile"), as `convert` chooses them; None leaves the net as it is.
-        line_path, line_groups: path and angle_groups of those layers.
-        only: of the convolutions that become lines, names or patterns such as layer3.*, commas between; None for
-            all.
-        source: the trained net that the run starts from: a run folder, or with a factory a file of weights; its
-            convolutions become the nearest lines. None starts from fresh weights.
-        data, data_dir, image_size, svhn_extra, skip_bad_images, mean, std: the images, as in `load_data`.
-        augment: "none", "paper" (zero padding 4, random crop, random flip) or "fast" (reflected borders,
-            alternating flip).
-        validation: hold the fixed validation split out; False trains on it too.
-        optimizer: "sgd" or "adamw".
-        lr: learning rate that the schedule multiplies.
-        momentum: SGD's momentum, AdamW's β₁.
-        nesterov: Nesterov's form of SGD's momentum.
-        weight_decay: for the weights; biases and norms are never pulled to 0.
-        angle_lr_scale: factor on the learning rate of the angles: 1 is for SGD, AdamW trains better with 10 to 30.
-        angle_grad_scale: factor on the angles' gradient, 1.0 for none; None keeps each layer's natural one.
-        angle_weight_decay: for the learned angles, which it pulls to 0: to show why there should be none.
-        angle_init: of learned angles, "uniform" over a turn or "axes": one of the four directions of the grid.
-        profile_init: of profiles, "random" or "bank": four shapes dealt out, as in `rotate2b`.
-        epochs: passes over the training images; the schedule stretches to them.
-        batch_size: images per optimizer step, over all processes together.
-        schedule: "constant", "steps", "cosine" or "one-cycle" (see `rotateconv.lab.train.schedule.factor`).
-        milestones: for "steps": fractions of the run after which the learning rate drops.
-        gamma: for "steps": factor of each drop.
-        warmup: fraction of the run in which the learning rate first rises to `lr`.
-        label_smoothing: share of the target spread evenly over the classes.
-        clip_grad_norm: largest 2-norm of all gradients together, or None.
-        ema_decay: decay of the averaged weights that are evaluated and kept, or None for the last weights.
-        teacher: trained net to distil from, as `source`; or None.
-        teacher_weight: share of the teacher's term in the loss.
-        teacher_temperature: temperature at which teacher and student are compared.
-        qat: quantisation-aware training: every pass sees rounded numbers, and the run keeps those.
-        weight_bits, angle_bits, dense_bits: of the rounding, as in `quantize`.
-        precision: "no" (float32), "bf16" or "fp16" autocast; angles stay float32.
-        channels_last: memory format of images and weights.
-        compile: run the net through `torch.compile`.
-        seed: of initial weights, order and augmentation of the images, and dropout.
-        checkpoint_seconds: besides after every epoch, a checkpoint is due this long after the last one.
-        checkpoint_steps: and after every so many steps, or 0.
-
-    Raises:
-        ConfigError: a value out of range, or a combination that has no meaning.
-
-    Example:
-        >>> config = make_config("resnet-cifar", overrides=["conv=rotate2p", "epochs=6"])
-        >>> config.conv, config.epochs, config.lr
-        ('rotate2p', 6, 0.1)
-    """
-
-    recipe: str = "digits"
-
-    model: str = "resnet20"
-    conv: str = "rotate4"
-    width: float = 1.0
-    growth: int | None = None
-    dropout: float = 0.0
-    factory: str | None = None
-    lines: Literal["free", "shared", "profile"] | None = None
-    line_path: Literal["circle", "square"] = "circle"
-    line_groups: int | None = None
-    only: str | None = None
-    source: str | None = None
-
-    data: str = "digits"
-    data_dir: str | None = None
-    image_size: int | None = None
-    svhn_extra: bool = False
-    skip_bad_images: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: Literal["none", "paper", "fast"] = "none"
-    validation: bool = True
-
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    angle_lr_scale: float = 1.0
-    angle_grad_scale: float | None = None
-    angle_weight_decay: float = 0.0
-    angle_init: Literal["uniform", "axes"] = "uniform"
-    profile_init: Literal["random", "bank"] = "random"
-
-    epochs: int = 1
-    batch_size: int = 128
-    schedule: Literal["constant", "steps", "cosine", "one-cycle"] = "constant"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    warmup: float = 0.0
-
-    label_smoothing: float = 0.0
-    clip_grad_norm: float | None = None
-    ema_decay: float | None = None
-    teacher: str | None = None
-    teacher_weight: float = 0.5
-    teacher_temperature: float = 4.0
-
-    qat: bool = False
-    weight_bits: int = 4
-    angle_bits: int = 5
-    dense_bits: int = 8
-
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    channels_last: bool = False
-    compile: bool = False
-    seed: int = 0
-
-    checkpoint_seconds: float = 60.0
-    checkpoint_steps: int = 0
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, coerce(RunConfig, field.name, getattr(self, field.name)))
-        for keys, holds, expected in _RANGES:
-            for key in keys.split():
-                value = getattr(self, key)
-                if value is not None and not (math.isfinite(value) and holds(value)):
-                    raise ConfigError(f"{key} must be {expected}, not {value:g}")
-        rising = all(a < b for a, b in zip((0.0, *self.milestones), (*self.milestones, 1.0), strict=True))
-        if not rising:
-            raise ConfigError(f"milestones must be rising fractions between 0 and 1, not {self.milestones}")
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise ConfigError(
-                f"nesterov needs optimizer=sgd with momentum above 0, not optimizer={self.optimizer} with "
-                f"momentum={self.momentum:g}: set nesterov=false"
-            )
-        if self.svhn_extra and self.data != "svhn":
-            raise ConfigError(f"svhn_extra belongs to data=svhn, not data={self.data}: leave it out")
-        if self.skip_bad_images and self.data != "folder":
-            raise ConfigError(f"skip_bad_images belongs to data=folder, not data={self.data}: leave it out")
-        if (self.mean is None) != (self.std is None):
-            raise ConfigError("mean and std belong together: give both, or none to compute them from the images")
-        for key, default in (("line_path", "circle"), ("line_groups", None), ("only", None)):
-            if self.lines is None and getattr(self, key) != default:
-                raise ConfigError(f"{key} says which lines convolutions become: set lines too, or leave it out")
-
-
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("width lr teacher_temperature clip_grad_norm angle_grad_scale", lambda v: v > 0, "above 0"),
-    ("epochs batch_size growth image_size line_groups", lambda v: v >= 1, "1 or more"),
-    ("weight_bits dense_bits", lambda v: 2 <= v <= 8, "from 2 to 8"),
-    ("angle_bits", lambda v: 3 <= v <= 8, "from 3 to 8"),
-    (
-        "weight_decay angle_weight_decay angle_lr_scale checkpoint_seconds checkpoint_steps",
-        lambda v: v >= 0,
-        "0 or more",
-    ),
-    ("dropout momentum warmup label_smoothing", lambda v: 0 <= v < 1, "from 0 to below 1"),
-    ("teacher_weight gamma", lambda v: 0 <= v <= 1, "from 0 to 1"),
-    ("ema_decay", lambda v: 0 < v < 1, "between 0 and 1"),
-    ("seed", lambda v: 0 <= v < 2**63, "from 0 to below 2^63"),
-)
+__all__ = [
+    "PRESETS",
+    "Bits",
+    "ConfigError",
+    "RunConfig",
+    "changed",
+    "current_keys",
+    "differences",
+    "from_json",
+    "make_config",
+    "net_name",
+    "overridden",
+    "recipe_for",
+    "to_json",
+]
 
 # He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2: SGD momentum 0.9,
 # weight decay 1e-4, batch 128, learning rate 0.1 divided by 10 at 32k and 48k of 64k steps, "determined on a
@@ -231,14 +79,16 @@ def make_config(
     file: Path | None = None,
     changes: Mapping[str, object] | None = None,
     overrides: Iterable[str] = (),
+    called: Mapping[str, str] | None = None,
 ) -> RunConfig:
     """Return a preset with changes, the later over the earlier: recipe < file < changes < overrides.
 
     Args:
-        recipe: key of `PRESETS`; None takes the file's `recipe`, or "digits".
+        recipe: key of `PRESETS`; None takes what is set as `recipe`, or the one for the data set.
         file: TOML file of flat `key = value` lines.
         changes: values by key, as a program has them.
         overrides: strings "key=value", as a command line has them; "none" empties an optional value.
+        called: what the user calls the keys of `changes`, for the sentence about a mistake; else the key.
 
     Raises:
         ConfigError: unknown recipe or key (with the nearest names), another type, an unreadable file.
@@ -247,18 +97,59 @@ def make_config(
         >>> make_config("quick", changes={"lr": 0.3}, overrides=["milestones=0.5,0.8"]).milestones
         (0.5, 0.8)
     """
-    values = dict(read_toml(file)) if file is not None else {}
-    values.update(changes or {})
+    values = _from_file(file) if file is not None else {}
+    later = {**(changes or {}), **overridden(overrides)}
+    called = {**{key: f"{file}: {key}" for key in values if key not in later}, **(called or {})}
+    values |= later
+    named = str(recipe or values.get("recipe", recipe_for(str(values.get("data", "digits")))))
+    if named not in PRESETS:
+        raise ConfigError(f"unknown recipe {named!r}: {nearest(named, PRESETS)}")
+    return changed(PRESETS[named], {**values, "recipe": named}, called)
+
+
+def changed(config: RunConfig, values: Mapping[str, object], called: Mapping[str, str] | None = None) -> RunConfig:
+    """Return a configuration with other values, by key; ConfigError where one has no meaning.
+
+    Args:
+        config: what the other keys are of.
+        values: by key.
+        called: what the user calls a key, for the sentence about a mistake; else the key.
+    """
+    try:
+        return dataclasses.replace(config, **values)  # type: ignore[arg-type]
+    except KeyValueError as mistake:
+        raise ConfigError(f"{(called or {}).get(mistake.key, mistake.key)} {mistake.sentence}") from None
+
+
+def overridden(overrides: Iterable[str]) -> dict[str, object]:
+    """Return strings "key=value" as values by key; ConfigError for an unknown key or another string.
+
+    Example:
+        >>> overridden(["epochs=6", "ema_decay=none"])
+        {'epochs': 6, 'ema_decay': None}
+    """
+    values = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"expected key=value, not {text!r}")
-        key = key.strip()
-        values[key] = parse(RunConfig, key, value.strip())
-    recipe = recipe if recipe is not None else str(values.get("recipe", "digits"))
-    if recipe not in PRESETS:
-        raise ConfigError(f"unknown recipe {recipe!r}{nearest(recipe, PRESETS)}")
-    return _replace(PRESETS[recipe], {**values, "recipe": recipe})
+        values[key.strip()] = from_text(RunConfig, key.strip(), value.strip())
+    return values
+
+
+def recipe_for(data: str) -> str:
+    """Return the recipe of a data set: its own where there is one, or else the short one."""
+    return data if data in ("digits", "mnist") else "quick"
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    values = read_toml(file)
+    for key in values:
+        try:
+            field_of(RunConfig, key)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+    return values
 
 
 def to_json(config: RunConfig) -> str:
@@ -266,15 +157,36 @@ def to_json(config: RunConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
+_RENAMED = {
+    "lines": "convert_taps",
+    "line_path": "convert_path",
+    "line_groups": "convert_angle_groups",
+    "only": "convert_only",
+}
+"""Keys by the names that version 0.1.0 wrote into config.json."""
+
+
 def from_json(text: str) -> RunConfig:
-    """Return the configuration that `to_json` wrote; ConfigError for anything else."""
+    """Return the configuration that `to_json` wrote, also that of an older version; ConfigError for anything else."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"the configuration is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"expected a JSON object with the configuration's keys, not {type(values).__name__}")
-    return _replace(RunConfig(), values)
+    return RunConfig(**current_keys(values))
+
+
+def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys and values of a configuration, as any version wrote them, by today's names.
+
+    Example:
+        >>> current_keys({"lines": "free", "qat": False, "weight_bits": 4})
+        {'convert_taps': 'free', 'qat': False}
+    """
+    # Version 0.1.0 wrote the bits of every run, also of one that did not train for them.
+    unused = () if values.get("qat") else ("weight_bits", "angle_bits", "dense_bits")
+    return {_RENAMED.get(key, key): value for key, value in values.items() if key not in unused}
 
 
 def differences(expected: RunConfig, found: RunConfig) -> dict[str, tuple[object, object]]:
@@ -288,16 +200,11 @@ def net_name(config: RunConfig) -> str:
     """Return what people call a configuration's net.
 
     Example:
-        >>> net_name(RunConfig(conv="conv3x3", lines="free", width=0.5))
+        >>> net_name(RunConfig(conv="conv3x3", convert_taps="free", width=0.5))
         'resnet20 with conv3x3 of width 0.5, converted to free taps'
     """
     name = config.factory if config.factory is not None else f"{config.model} with {config.conv}"
     width = "" if config.width == 1 else f" of width {config.width:g}"
-    converted = "" if config.lines is None else f", converted to {config.lines} taps"
-    rounded = f", rounded to {config.weight_bits} bits" if config.qat else ""
-    return name + width + converted + rounded
-
-
-def _replace(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    typed: dict[str, Any] = {key: coerce(RunConfig, key, value) for key, value in values.items()}
-    return dataclasses.replace(config, **typed)
+    converted = "" if config.convert_taps is None else f", converted to {config.convert_taps} taps"
+    quantized = "" if config.bits is None else f", rounded to {config.bits.weight} bits"
+    return name + width + converted + quantized

@@ -1,11 +1,10 @@
 """Arguments that the nets share, checked in one place so that every net answers in the same words."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from rotateconv.errors import InputError
+from rotateconv.errors import InputError, nearest
 
 Entry = TypeVar("Entry")
 
@@ -30,9 +29,7 @@ def find_name(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
     """
     if isinstance(name, str) and name in entries:
         return entries[name]
-    near = difflib.get_close_matches(str(name), entries, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(entries)}"
-    raise InputError(f"unknown {kind} {name!r}: {hint}")
+    raise InputError(f"unknown {kind} {name!r}: {nearest(str(name), entries)}")
 
 
 def scaled(count: int, width: float, what: str) -> int:

@@ -60,19 +60,19 @@ MISTAKES = [
     (["train", "extra"], "unexpected extra argument"),
     (["train", "--epochs", "many"], "'--epochs'.* valid integer"),
     (["train", "--epochs"], "'--epochs' requires an argument"),
-    (["train", "--epochs", "0"], "epochs must be 1 or more, not 0"),
-    (["train", "--lr", "-1"], "lr must be above 0, not -1"),
-    (["train", "--recipe", "resnet"], "unknown recipe 'resnet': did you mean resnet-cifar"),
+    (["train", "--epochs", "0"], "epochs must be a whole number of at least 1, not 0"),
+    (["train", "--lr", "-1"], "lr must be a number above 0, not -1"),
+    (["train", "--recipe", "resnet"], "unknown recipe 'resnet': did you mean 'resnet-cifar'"),
     (["train", "--data", "cifar11"], "unknown data set 'cifar11': did you mean 'cifar10' or 'cifar100'"),
     (["train", "--model", "resnet21"], "unknown model 'resnet21': did you mean .*'resnet20'"),
     (["train", "--conv", "rotate3"], "unknown conv 'rotate3': did you mean 'rotate"),
     (["train", "--precision", "half"], "precision must be one of no, bf16, fp16, not 'half'"),
-    (["train", "--set", "epohcs=3"], "unknown key 'epohcs': did you mean epochs"),
+    (["train", "--set", "epohcs=3"], "unknown key 'epohcs': did you mean 'epochs'"),
     (["train", "--set", "epochs"], "expected key=value, not 'epochs'"),
-    (["train", "--set", "epochs=few"], "epochs must be a whole number, not 'few'"),
+    (["train", "--set", "epochs=few"], "epochs must be a whole number of at least 1, not 'few'"),
     (["train", "--config", "missing.toml"], "cannot read the configuration file missing.toml: No such file"),
     (["train", "--config", "broken.toml"], "the configuration file broken.toml is no TOML"),
-    (["train", "--config", "unknown.toml"], "unknown key 'eopchs': did you mean epochs"),
+    (["train", "--config", "unknown.toml"], "unknown key 'eopchs': did you mean 'epochs'"),
     (["train", "--resume", "nowhere"], "nowhere is no run folder"),
     (["train", "--resume", "nowhere", "--overwrite"], "--overwrite has no meaning with --resume"),
     (["train", "--resume", "nowhere", "--out", "a"], "--out has no meaning with --resume"),
@@ -98,20 +98,23 @@ MISTAKES = [
     (["compare", "--sizes", "--bits", "4,few"], "--bits must be whole numbers with commas between, .*not '4,few'"),
     (["train", "--source", "nowhere"], "nowhere is no run folder"),
     (["train", "--source", "nowhere", "--conv", "rotate2"], "--conv has no meaning with --source, whose own it keeps"),
-    (["train", "--qat", "--weight-bits", "9"], "weight_bits must be from 2 to 8, not 9"),
+    (["train", "--qat", "--weight-bits", "9"], "weight_bits must be a whole number from 2 to 8, or none, not 9"),
     (["convert"], "Missing argument 'SOURCE'"),
     (["convert", "nowhere"], "nowhere is no run folder"),
     (["convert", "broken.toml"], "broken.toml is a file of weights: say with --model which function builds its net"),
     (["convert", "nowhere", "--model", "torch.nn:ReLU"], "--model belongs to a file of weights, and nowhere is none"),
     (["convert", "broken.toml", "--model", "torch.nn:Rleu"], "cannot build a net with torch.nn:Rleu: AttributeError"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU"], "cannot read broken.toml: expected a safetensors file"),
-    (["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"], "lines must be one of free, shared"),
+    (
+        ["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"],
+        "convert_taps must be one of free, shared",
+    ),
     (["convert", "nowhere", "--data", "mnist"], "--data has no meaning with a run folder, which has its own"),
     (["evaluate"], "Missing argument 'RUN'"),
     (["evaluate", "nowhere"], "nowhere is no run folder"),
     (["evaluate", "nowhere", "--split", "train"], "--split must be test or validation, not 'train'"),
     (["evaluate", "nowhere", "--batch-size", "0"], "--batch-size must be 1 or more, not 0"),
-    (["info", "resnet200"], "'resnet200' is neither a run folder nor a model: did you mean resnet20"),
+    (["info", "resnet200"], "'resnet200' is neither a run folder nor a model: did you mean 'resnet20'"),
     (["info", "runs/nothing"], "runs/nothing is no run folder: it has no config.json"),
     (["info", "resnet20", "--conv", "rotat4"], "unknown conv 'rotat4': did you mean 'rotate4'"),
     (["info", "resnet20", "--input", "32"], "--input must be channels x height x width such as 3x32x32, not '32'"),
@@ -254,7 +257,7 @@ def test_a_damaged_run_is_told(digits: None) -> None:
     Path("run", "model.safetensors").write_bytes(b"cut off")
     refused(["evaluate", "run"], 2, "cannot read the weights run/model.safetensors")
     config.write_text(json.dumps({**json.loads(good), "lr": "high"}))
-    refused(["info", "run"], 2, "lr must be a number, not 'high'")
+    refused(["info", "run"], 2, "lr must be a number above 0, not 'high'")
     config.write_text(good[:-20])
     refused(["evaluate", "run"], 2, "the configuration is no JSON")
 

@@ -86,8 +86,8 @@ def test_a_page_is_filled_and_then_stays(comparison: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ("table digit", "there is no study 'digit': did you mean digits?"),
-        ("tables digits", "a page asks for 'tables': did you mean table?"),
+        ("table digit", "there is no study 'digit': did you mean 'digits'?"),
+        ("tables digits", "a page asks for 'tables': did you mean 'table'?"),
     ],
 )
 def test_a_page_that_asks_for_what_is_not_there_is_refused(block: str, message: str) -> None:

@@ -84,12 +84,12 @@ def weights(tmp_path: Path) -> Path:
 
 def settings(source: Path, **changes: Any) -> RunConfig:
     config = fine_tuning(read_config(source), str(source))
-    return dataclasses.replace(config, **{"lines": "free", **changes})
+    return dataclasses.replace(config, **{"convert_taps": "free", **changes})
 
 
 def own_settings(source: Path, **changes: Any) -> RunConfig:
     config = tiny_config(factory=FACTORY, conv="conv3x3", **changes)
-    return dataclasses.replace(fine_tuning(config, str(source)), lines=changes.get("lines", "free"))
+    return dataclasses.replace(fine_tuning(config, str(source)), convert_taps=changes.get("convert_taps", "free"))
 
 
 def test_fine_tuning_keeps_the_recipe_and_learns_from_the_source(dense: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
 ) -> None:
     before = {path.name: path.read_bytes() for path in dense.iterdir() if path.is_file()}
     events = StopAt()
-    result = convert_run(settings(dense, lines=taps), tmp_path / "run", data=data, on_event=events)
+    result = convert_run(settings(dense, convert_taps=taps), tmp_path / "run", data=data, on_event=events)
     assert {path.name: path.read_bytes() for path in dense.iterdir() if path.is_file()} == before
 
     expected = load_run(dense).model
@@ -161,9 +161,11 @@ def test_a_conversion_goes_on_where_it_was_stopped(dense: Path, tmp_path: Path, 
     assert convert_run(config, tmp_path / "again", data=data) == whole
     assert_same_run(tmp_path / "again", tmp_path / "whole")
     assert convert_run(config, tmp_path / "again", data=data) == whole  # finished: nothing is trained again
-    with pytest.raises(RunError, match=r"has lines 'free', not 'shared': resume it unchanged"):
-        convert_run(dataclasses.replace(config, lines="shared"), tmp_path / "again", data=data)
-    other = convert_run(dataclasses.replace(config, lines="shared"), tmp_path / "again", data=data, overwrite=True)
+    with pytest.raises(RunError, match=r"has convert_taps 'free', not 'shared': resume it unchanged"):
+        convert_run(dataclasses.replace(config, convert_taps="shared"), tmp_path / "again", data=data)
+    other = convert_run(
+        dataclasses.replace(config, convert_taps="shared"), tmp_path / "again", data=data, overwrite=True
+    )
     assert other["lines"] == "shared"
 
 
@@ -187,7 +189,7 @@ def test_stages_convert_the_nearest_fits_first(weights: Path, tmp_path: Path, da
     report = convert(net, "free")
     nearest = min(report.converted, key=lambda entry: entry.residual or 0).name
     plan = stages_of(config, tmp_path / "run", report, 2)
-    assert [(run, settings.only, settings.epochs) for run, settings in plan] == [
+    assert [(run, settings.convert_only, settings.epochs) for run, settings in plan] == [
         (tmp_path / "run-stage1", nearest, 2),
         (tmp_path / "run", None, 3),
     ]
@@ -212,7 +214,7 @@ def test_stages_need_a_layer_and_an_epoch_each(stages: int, weights: Path, tmp_p
 
 def test_a_users_own_net(weights: Path, tmp_path: Path, data: ImageData) -> None:
     config = own_settings(weights, epochs=2)
-    result = convert_run(dataclasses.replace(config, only="2"), tmp_path / "run", data=data)
+    result = convert_run(dataclasses.replace(config, convert_only="2"), tmp_path / "run", data=data)
     assert [entry["name"] for entry in result["layers"] if entry["reason"] is None] == ["2"]
     loaded = load_run(tmp_path / "run").model
     assert isinstance(loaded[2], RotateConv2d)
@@ -247,7 +249,7 @@ def test_a_source_of_the_same_net_is_taken_as_it_is(tmp_path: Path, data: ImageD
 
 
 def test_a_converted_net_is_trained_on_with_rounded_numbers(dense: Path, tmp_path: Path, data: ImageData) -> None:
-    convert_run(settings(dense, lines="profile"), tmp_path / "lines", data=data)
+    convert_run(settings(dense, convert_taps="profile"), tmp_path / "lines", data=data)
     config = fine_tuning(read_config(tmp_path / "lines"), str(tmp_path / "lines"))
     fit(dataclasses.replace(config, qat=True, lr=1e-9), tmp_path / "rounded", data=data)
     exact, rounded = (load_run(tmp_path / name).model for name in ("lines", "rounded"))
@@ -269,8 +271,8 @@ def test_a_net_without_dense_convolutions_is_refused(tmp_path: Path, data: Image
     fit(tiny_config(conv="rotate4", epochs=1), tmp_path / "lines", data=data)
     with pytest.raises(ValueError, match="nothing to convert among the model's convolutions: the stem"):
         convert_run(settings(tmp_path / "lines"), tmp_path / "run", data=data)
-    with pytest.raises(ConfigError, match=r"only: the net has no convolution 'layer9': did|only: .*; known are"):
-        convert_run(settings(tmp_path / "lines", only="layer9"), tmp_path / "run", data=data)
+    with pytest.raises(ConfigError, match=r"only: the net has no convolution 'layer9': did|only: .* choose from"):
+        convert_run(settings(tmp_path / "lines", convert_only="layer9"), tmp_path / "run", data=data)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +396,7 @@ def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
     count(load, "build_model")
     count(pretrained, "load_run")
     count(conv, "fit_line")
-    config = settings(dense, lines="free")
+    config = settings(dense, convert_taps="free")
     result = convert_run(config, tmp_path / "run", data=data)
     converted = [layer for layer in result["layers"] if layer["residual"] is not None]
     # The models built are the source and, to be evaluated at the end, the finished run's.
@@ -404,7 +406,7 @@ def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
 def test_a_run_with_a_source_goes_on_without_it(dense: Path, data: ImageData, tmp_path: Path) -> None:
     moved = tmp_path / "source"
     shutil.copytree(dense, moved)
-    config = settings(moved, lines="free", teacher=None)
+    config = settings(moved, convert_taps="free", teacher=None)
     fit(config, tmp_path / "whole", data=data)
     with pytest.raises(RunInterrupted):
         fit(config, tmp_path / "run", data=data, on_event=StopAt(1))

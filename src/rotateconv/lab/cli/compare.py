@@ -8,7 +8,7 @@ import typer
 
 from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
-from rotateconv.lab.parsing import read_toml
+from rotateconv.lab.keys import read_toml
 
 EXAMPLES = options.examples(
     ("The paper's layers on the embedded digits:", "rotateconv compare"),

@@ -100,10 +100,10 @@ def convert(
     SOURCE is never changed. The same command goes on after Ctrl-C.
     """
     changes = {
-        "lines": taps,
-        "line_path": path,
-        "line_groups": angle_groups,
-        "only": only,
+        "convert_taps": taps,
+        "convert_path": path,
+        "convert_angle_groups": angle_groups,
+        "convert_only": only,
         "qat": qat,
         "weight_bits": weight_bits,
         "angle_bits": angle_bits,

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rotateconv.errors import ConfigError
+from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.cli import options
 from rotateconv.lab.config import net_name
-from rotateconv.lab.parsing import nearest
 
 EXAMPLES = options.examples(
     ("A net, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
@@ -48,7 +47,7 @@ def info(
     if not (run / "config.json").is_file():
         if run.exists() or "/" in subject:
             raise ConfigError(f"{subject} is no run folder: it has no config.json")
-        raise ConfigError(f"{subject!r} is neither a run folder nor a model{nearest(subject, MODELS)}")
+        raise ConfigError(f"{subject!r} is neither a run folder nor a model: {nearest(subject, MODELS)}")
     _show_run(console, run, layers)
 
 

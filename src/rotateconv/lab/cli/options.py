@@ -5,13 +5,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.config import RunConfig, make_config
-from rotateconv.lab.parsing import parse, read_toml
+from rotateconv.lab.config import RunConfig, make_config, overridden
+from rotateconv.lab.keys import read_toml
 
 _DATA, _NET, _TRAINING = "Data", "Net", "Training"
 
@@ -174,11 +174,7 @@ def changed(config: RunConfig, changes: Mapping[str, object], overrides: Sequenc
         ConfigError: an unknown key, or a value that has no meaning.
     """
     values = {key: value for key, value in changes.items() if value is not None}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"expected key=value, not {text!r}")
-        values[key.strip()] = parse(RunConfig, key.strip(), value.strip())
+    values |= overridden(overrides)
     return dataclasses.replace(config, **values)  # type: ignore[arg-type]
 
 
@@ -201,11 +197,14 @@ def fine_tuned(
     if factory is None:
         if source.is_file():
             raise ConfigError(f"{source} is a file of weights: say with --model which function builds its net")
-        return fine_tuning(dataclasses.replace(read_config(source), qat=False), str(source))
+        return fine_tuning(dataclasses.replace(read_config(source), **_EXACT), str(source))
     if not source.is_file():
         raise ConfigError(f"--model belongs to a file of weights, and {source} is none")
     base = configure(recipe, changes or {}, (), read_toml(file) if file is not None else None)
     return fine_tuning(dataclasses.replace(base, factory=factory, conv="conv3x3"), str(source))
+
+
+_EXACT: Any = {"qat": False, "weight_bits": None, "angle_bits": None, "dense_bits": None}
 
 
 def again() -> str:

@@ -9,7 +9,7 @@ import typer
 
 from rotateconv.lab.cli import options
 from rotateconv.lab.config import RunConfig
-from rotateconv.lab.parsing import read_toml
+from rotateconv.lab.keys import read_toml
 
 EXAMPLES = options.examples(
     ("The embedded digits, a minute:", "rotateconv train"),

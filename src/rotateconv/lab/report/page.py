@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rotateconv.errors import RunError
-from rotateconv.lab.parsing import nearest
+from rotateconv.errors import RunError, nearest
 from rotateconv.lab.report.figures_runs import picture_names
 from rotateconv.lab.report.figures_sizes import draw_sizes
 from rotateconv.lab.report.sizes_report import from_records, markdown
@@ -60,7 +59,7 @@ def make_block(
     """Return the text of a block; a study without a run, or without what `compare --sizes` measures, says so."""
     kinds = (*KINDS, "pictures", "sizes", "conversions")
     if kind not in kinds:
-        raise RunError(f"a page asks for {kind!r}{nearest(kind, kinds)}")
+        raise RunError(f"a page asks for {kind!r}: {nearest(kind, kinds)}")
     if kind == "conversions":
         found = (conversions or {}).get(study)
         return conversion_table(found) if found else "Not measured yet: `rotateconv convert`"
@@ -149,5 +148,5 @@ def _named(study: str, studies: Studies) -> list[str]:
     """Return the names of a study and of those in its folder."""
     names = [name for name in studies if name == study or name.startswith(f"{study}/")]
     if not names:
-        raise RunError(f"there is no study {study!r}{nearest(study, studies)}")
+        raise RunError(f"there is no study {study!r}: {nearest(study, studies)}")
     return names

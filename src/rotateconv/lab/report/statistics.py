@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotateconv.errors import RunError
-from rotateconv.lab.config import PRESETS, RunConfig, to_json
+from rotateconv.lab.config import PRESETS, RunConfig, current_keys, to_json
 from rotateconv.lab.study.comparison import BASELINE
 from rotateconv.lab.train.run_folder import Record
 from rotateconv.models import CONVS
@@ -136,7 +136,7 @@ def make_rows(runs: Sequence[Record]) -> list[Row]:
     """
     groups: dict[str, list[Record]] = {}
     for run in runs:
-        config = {**_DEFAULTS, **run["config"], "seed": None}  # a key that is not recorded came later
+        config = {**_DEFAULTS, **current_keys(run["config"]), "seed": None}  # a key that is not recorded came later
         groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
     configs = [json.loads(key) for key in groups]
     varying = (

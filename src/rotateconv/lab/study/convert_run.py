@@ -131,10 +131,10 @@ def convert_run(
         "source": config.source,
         "net": summary["model"] if config.factory is None else config.factory,
         "dataset": description.name,
-        "lines": config.lines,
+        "lines": config.convert_taps,
         "epochs": sum(settings.epochs for _, settings in plan),
         "stages": len(plan),
-        "quantised": [config.weight_bits, config.angle_bits, config.dense_bits] if config.qat else None,
+        "quantised": None if config.bits is None else list(config.bits),
         "parameters_before": layers.parameters_before,
         "parameters_after": layers.parameters_after,
         "validation_accuracy": {**validation, "fine_tuned": tuned.accuracy},
@@ -168,7 +168,7 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
         if runs:
             changes["source"] = str(runs[-1][0])
         if stage < stages:
-            changes["only"] = ",".join(names[: math.ceil(len(names) * stage / stages)])
+            changes["convert_only"] = ",".join(names[: math.ceil(len(names) * stage / stages)])
         run = out if stage == stages else out.with_name(f"{out.name}-stage{stage}")
         runs.append((run, dataclasses.replace(config, **changes)))  # type: ignore[arg-type]
     return runs

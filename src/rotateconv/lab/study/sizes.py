@@ -169,7 +169,7 @@ def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
     for width in bits:
         if width != FLOAT and width not in _ANGLE_BITS:
             raise InputError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
-    return [config.weight_bits] if config.qat else bits
+    return bits if config.bits is None else [config.bits.weight]
 
 
 def _measure(
@@ -179,7 +179,7 @@ def _measure(
     if width == FLOAT:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         return size, evaluate_split(model, config, data, images.test).accuracy
-    angle, dense = (config.angle_bits, config.dense_bits) if config.qat else (_ANGLE_BITS[width], 8)
+    angle, dense = (_ANGLE_BITS[width], 8) if config.bits is None else config.bits[1:]
     batches = None if config.qat else calibration_batches(model, config, data, images.train)
     rounded = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
@@ -196,6 +196,6 @@ def _label(config: RunConfig) -> str:
         conv=config.conv,
         width=config.width,
         factory=config.factory,
-        lines=config.lines,
+        convert_taps=config.convert_taps,
     )
     return net_name(plain)

@@ -13,18 +13,16 @@ from torch import nn
 
 from rotateconv.convert.convert import convert_architecture
 from rotateconv.cost import ModelCost, cost
-from rotateconv.errors import ConfigError, RunError
+from rotateconv.errors import ConfigError, RunError, nearest
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
-from rotateconv.lab.parsing import nearest
 from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.factory import build_from
 from rotateconv.lab.train.run_folder import CHECKPOINTS, WEIGHTS, Record, read_config, read_json
 from rotateconv.models import build_model
 from rotateconv.models.convs import deal_profiles
-from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack import pack
 
@@ -105,12 +103,8 @@ def build_net(config: RunConfig, data: DataDescription) -> nn.Module:
             growth=config.growth,
             dropout=config.dropout,
         )
-    if config.lines is not None:
-        convert_architecture(
-            net,
-            RotateConfig(config.lines, config.line_path, config.line_groups),
-            where=chosen_lines(net, config),
-        )
+    if config.rotate is not None:
+        convert_architecture(net, config.rotate, where=chosen_lines(net, config))
     set_angle_grad_scale(net, config)
     for module in net.modules():
         if isinstance(module, RotateConv2d):
@@ -144,19 +138,19 @@ def net_cost(config: RunConfig, data: DataDescription) -> ModelCost:
 
 
 def chosen_lines(net: nn.Module, config: RunConfig) -> Callable[[str, nn.Conv2d], bool] | None:
-    """Return the filter that `convert` takes for the names in `config.only`; None where there are none.
+    """Return the filter that `convert` takes for the names in `config.convert_only`; None where there are none.
 
     Raises:
         ConfigError: a name or pattern that no convolution of the net has.
     """
-    if config.only is None:
+    if config.convert_only is None:
         return None
-    patterns = [pattern.strip() for pattern in config.only.split(",") if pattern.strip()]
+    patterns = [pattern.strip() for pattern in config.convert_only.split(",") if pattern.strip()]
     # A net that is partly converted already has lines under some of the names.
     names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | RotateConv2d)]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"only: the net has no convolution {pattern!r}{nearest(pattern, names[:40])}")
+            raise ConfigError(f"convert_only: the net has no convolution {pattern!r}: {nearest(pattern, names[:40])}")
     return lambda name, conv: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -288,7 +288,7 @@ def _summary(state: TrainingState, run: Path) -> Record:
         "recipe": config.recipe,
         "model": config.model,
         "conv": config.conv,
-        "lines": config.lines,
+        "lines": config.convert_taps,
         "width": config.width,
         "dataset": state.data.name,
         "seed": config.seed,

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rotateconv.convert.convert import convert
+from rotateconv.convert.convert import convert_to
 from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import ConfigError
@@ -14,8 +14,6 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
 from rotateconv.lab.train.load import DataDescription, build_net, chosen_lines, load_run, set_angle_grad_scale
 from rotateconv.lab.train.run_folder import INITIAL, read_config
-
-_CONVERSION = "lines", "line_path", "line_groups", "only"
 
 
 def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Module:
@@ -83,7 +81,7 @@ def initial_model(config: RunConfig, data: DataDescription, run: Path | None = N
         load_weights(model, read_weights_file(run / INITIAL), run / INITIAL)
         return model
     source = load_source(config.source, config, data)
-    if config.lines is not None and not _is_converted(config):
+    if config.rotate is not None and not _is_converted(config):
         convert_source(source, config)
     load_weights(model, source.state_dict(), config.source)
     return model
@@ -95,19 +93,13 @@ def _is_converted(config: RunConfig) -> bool:
     if Path(config.source).is_file():
         return False
     source = read_config(Path(config.source))
-    return all(getattr(source, key) == getattr(config, key) for key in _CONVERSION)
+    return (source.rotate, source.convert_only) == (config.rotate, config.convert_only)
 
 
 def convert_source(source: nn.Module, config: RunConfig) -> ConversionReport:
     """Convert a trained net, in place, as `config` says; ValueError where there is nothing to convert."""
-    assert config.lines is not None
-    report = convert(
-        source,
-        config.lines,
-        where=chosen_lines(source, config),
-        path=config.line_path,
-        angle_groups=config.line_groups,
-    )
+    assert config.rotate is not None
+    report = convert_to(source, config.rotate, where=chosen_lines(source, config))
     set_angle_grad_scale(source, config)
     return report
 

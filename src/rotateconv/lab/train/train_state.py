@@ -137,10 +137,10 @@ class TrainingState:
     @property
     def result(self) -> nn.Module:
         """The net that is evaluated and kept: the average where there is one, rounded where the run trains for it."""
-        exact, config = self.exact_result, self.config
-        if not config.qat:
-            return exact
-        return quantize(exact, config.weight_bits, config.angle_bits, dense_bits=config.dense_bits)
+        bits = self.config.bits
+        if bits is None:
+            return self.exact_result
+        return quantize(self.exact_result, bits.weight, bits.angle, dense_bits=bits.dense)
 
     @property
     def exact_result(self) -> nn.Module:
@@ -213,8 +213,8 @@ def build_state(
         teacher = teacher.eval().requires_grad_(False)
         teacher = teacher.to(accelerator.device).to(memory_format=layout)
     quantised = None
-    if config.qat:
-        quantised = QuantizedTraining(net, config.weight_bits, config.angle_bits, dense_bits=config.dense_bits)
+    if config.bits is not None:
+        quantised = QuantizedTraining(net, config.bits.weight, config.bits.angle, dense_bits=config.bits.dense)
     start_angles = [angle.detach().clone() for angle in _angles(net)]
     model, optimizer = accelerator.prepare(net, build_optimizer(net, config))
     if config.compile:

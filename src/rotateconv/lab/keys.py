@@ -1,0 +1,143 @@
+"""The keys of a configuration: each is declared once, and its range in words, values from text and mistakes follow."""
+
+import functools
+import math
+import tomllib
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from rotateconv.errors import ConfigError, nearest
+
+
+class KeyValueError(ConfigError):
+    """A value that a key cannot have; `key` says which, for those who know what the user calls it."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(f"{key} {sentence}")
+        self.key, self.sentence = key, sentence
+
+
+def field_of(owner: type, name: str) -> FieldInfo:
+    """Return how a key is declared; ConfigError, with the nearest names, where there is no such key."""
+    fields: dict[str, FieldInfo] = owner.__pydantic_fields__  # type: ignore[attr-defined]
+    if name not in fields:
+        raise ConfigError(f"unknown key {name!r}: {nearest(name, fields)}")
+    return fields[name]
+
+
+def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
+    """Return the types that a key's value may have: (int, NoneType) of an optional whole number."""
+    kind = field_of(owner, name).annotation
+    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
+
+
+def expected(owner: type, name: str) -> str:
+    """Return the type and the range of a key in words.
+
+    Example:
+        >>> from rotateconv.lab.config import RunConfig
+        >>> expected(RunConfig, "lr"), expected(RunConfig, "growth")
+        ('a number above 0', 'a whole number of at least 1, or none')
+    """
+    kinds = kinds_of(owner, name)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    told = [
+        "one of " + ", ".join(get_args(kind))
+        if get_origin(kind) is Literal
+        else words.get(kind, "numbers with commas between")
+        for kind in kinds
+        if kind is not types.NoneType
+    ]
+    bounds = {type(data): data for data in field_of(owner, name).metadata}
+    return " or ".join(told) + _range(bounds) + (", or none" if types.NoneType in kinds else "")
+
+
+def _range(bounds: dict[type, Any]) -> str:
+    low = bounds[Gt].gt if Gt in bounds else bounds[Ge].ge if Ge in bounds else None
+    high = bounds[Lt].lt if Lt in bounds else bounds[Le].le if Le in bounds else None
+    end = f"2^{high.bit_length() - 1}" if isinstance(high, int) and high > 2**32 else f"{high}"
+    if low is None or high is None:
+        return "" if low is None else f" above {low}" if Gt in bounds else f" of at least {low}"
+    if Gt in bounds and Lt in bounds:
+        return f" between {low} and {end}"
+    return f" from {low} to {'below ' if Lt in bounds else ''}{end}"
+
+
+def from_text(owner: type, name: str, text: str) -> object:
+    """Return what a command line's text stands for in a key's type: "none", "true", "3", "0.5,0.75", a word.
+
+    Text that stands for no such value comes back as it is: the configuration refuses it.
+
+    Raises:
+        ConfigError: no such key.
+
+    Example:
+        >>> from rotateconv.lab.config import RunConfig
+        >>> from_text(RunConfig, "milestones", "0.5,0.75"), from_text(RunConfig, "growth", "none")
+        ((0.5, 0.75), None)
+    """
+    for kind in kinds_of(owner, name):
+        if kind is types.NoneType and text.lower() == "none":
+            return None
+        if kind is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        for read in _READERS.get(get_origin(kind) or kind, ()):
+            try:
+                return read(text)
+            except ValueError:
+                continue
+    return text
+
+
+_READERS: dict[Any, tuple[Callable[[str], object], ...]] = {
+    int: (int, float),
+    float: (int, float),  # a whole number stays one, for a sentence that refuses it
+    tuple: (lambda text: tuple(float(number) for number in text.split(",")),),
+}
+
+
+Config = TypeVar("Config", bound=type)
+
+
+def one_sentence(owner: Config) -> Config:
+    """Let a pydantic dataclass refuse values by a ConfigError of one sentence: expected and found, by key."""
+    check = owner.__init__  # type: ignore[misc]
+
+    @functools.wraps(check)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            check(self, *args, **values)
+        except ValidationError as error:
+            raise _explained(owner, error) from None
+
+    owner.__init__ = init  # type: ignore[misc]
+    return owner
+
+
+def _explained(owner: type, error: ValidationError) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:  # a combination, refused in __post_init__
+        return ConfigError(str(first["ctx"]["error"]))
+    name = str(first["loc"][0])
+    if first["type"] == "unexpected_keyword_argument":
+        return ConfigError(f"unknown key {name!r}: {nearest(name, owner.__pydantic_fields__)}")  # type: ignore[attr-defined]
+    found = first["input"]
+    shown = f"{found:g}" if isinstance(found, float) and not math.isfinite(found) else repr(found)
+    return KeyValueError(name, f"must be {expected(owner, name)}, not {shown}")
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return the keys of a TOML file; ConfigError where it cannot be read or is no TOML."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration file {file} is no TOML: {error}") from None

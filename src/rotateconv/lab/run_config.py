@@ -1,0 +1,237 @@
+"""The configuration of a training run: one flat frozen dataclass.
+
+Every key is declared here once. Options, TOML keys, `--set`, config.json and docs/configuration.md follow from it.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from rotateconv.errors import ConfigError
+from rotateconv.lab.keys import one_sentence
+
+if TYPE_CHECKING:
+    from rotateconv.nn.config import RotateConfig
+
+PANELS = {
+    "recipe": "Model",
+    "convert_taps": "Conversion",
+    "data": "Data",
+    "optimizer": "Optimizer",
+    "epochs": "Schedule",
+    "label_smoothing": "Regularization and distillation",
+    "qat": "Quantization",
+    "precision": "Execution",
+}
+"""Headings of the keys, each by the first key below it."""
+
+# JSON and TOML have lists, Python tuples.
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+# A path is kept as text.
+Place = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+
+
+class Bits(NamedTuple):
+    """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers."""
+
+    weight: int = 4
+    angle: int = 5
+    dense: int = 8
+
+
+@one_sentence
+@dataclass(
+    frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+)
+class RunConfig:
+    """Everything that decides the result of a run; the run folder keeps it as `config.json`.
+
+    Args:
+        recipe: name of the preset that this configuration started from; the other keys say what they are below, and
+            in `docs/configuration.md`.
+
+    Raises:
+        ConfigError: a value out of range, or a combination that has no meaning.
+
+    Example:
+        >>> config = RunConfig(conv="rotate2p", epochs=6, qat=True)
+        >>> config.lr, config.bits
+        (0.1, Bits(weight=4, angle=5, dense=8))
+    """
+
+    recipe: str = "digits"
+    """Preset that the configuration starts from."""
+
+    model: str = "resnet20"
+    """resnet20, 32, 44, 56 or 110, densenet40, densenet100 or densenet-bc100."""
+    conv: str = "rotate4"
+    """conv3x3, rotate4, rotate2, rotate2p, or a control such as rotate4-fixed."""
+    width: Annotated[float, Gt(0)] = 1.0
+    """Factor on the number of channels."""
+    growth: Annotated[int | None, Ge(1)] = None
+    """Channels that a layer of a DenseNet adds; none for its own."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of a DenseNet's activations that are dropped."""
+    factory: str | None = None
+    """package.module:function that builds the model instead, called without arguments."""
+    source: Place | None = None
+    """Trained model to start from: a run folder, or with a factory a file of weights; none for fresh weights."""
+
+    convert_taps: Literal["free", "shared", "profile"] | None = None
+    """Taps of the RotateConv layers that dense convolutions become; none leaves the model as it is."""
+    convert_path: Literal["circle", "square"] = "circle"
+    """Path of their taps."""
+    convert_angle_groups: Annotated[int | None, Ge(1)] = None
+    """Groups of output channels that share angles; none for an angle a slice."""
+    convert_learn_angle: bool = True
+    """Learn their angles; without it, they stay as they were fitted."""
+    convert_form: Literal["auto", "dense", "separable"] = "auto"
+    """How layers with angle groups compute their output."""
+    convert_learn_profile: bool = True
+    """Learn the profiles of profile taps; without it, they stay as they were fitted."""
+    convert_only: str | None = None
+    """Of the convolutions to convert, names or patterns such as layer3.*, commas between; none for all."""
+
+    data: str = "digits"
+    """digits, mnist, cifar10, cifar100, svhn or folder (yours: train/CLASS/*, test/CLASS/*)."""
+    data_dir: Place | None = None
+    """Where the files are; for folder, the one that holds train/ and test/. Without it the variable ROTATECONV_DATA,
+    or ./data."""
+    image_size: Annotated[int | None, Ge(1)] = None
+    """Height and width that the images of a folder are resized and cropped to."""
+    svhn_extra: bool = False
+    """Train on SVHN's 531,131 extra images too."""
+    skip_bad_images: bool = False
+    """Leave out images of a folder that do not decode."""
+    mean: Numbers | None = None
+    """Of each channel, of images between 0 and 1; none computes it from the images."""
+    std: Numbers | None = None
+    """Standard deviation of each channel, as mean."""
+    augment: Literal["none", "paper", "fast"] = "none"
+    """none; paper (zero padding 4, random crop, random flip) or fast (reflected borders, alternating flip)."""
+    validation: bool = True
+    """Hold the fixed validation split out; without it, train on it too."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """How gradients move the weights."""
+    lr: Annotated[float, Gt(0)] = 0.1
+    """Highest learning rate, which the schedule multiplies."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """SGD's momentum, AdamW's β₁."""
+    nesterov: bool = False
+    """Nesterov's form of SGD's momentum."""
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    """For the weights; biases, norms and angles are never pulled to 0."""
+    angle_lr_scale: Annotated[float, Ge(0)] = 1.0
+    """Factor on the learning rate of the angles: 1 for SGD, 10 to 30 for AdamW."""
+    angle_grad_scale: Annotated[float | None, Gt(0)] = None
+    """Factor on the angles' gradient, 1 to switch it off; none for each layer's own."""
+    angle_weight_decay: Annotated[float, Ge(0)] = 0.0
+    """For the learned angles, which it pulls to 0: to show why there should be none."""
+    angle_init: Literal["uniform", "axes"] = "uniform"
+    """Learned angles begin anywhere, or on one of the grid's four directions."""
+    profile_init: Literal["random", "bank"] = "random"
+    """Profiles begin random, or as one of the four shapes of rotate2b."""
+
+    epochs: Annotated[int, Ge(1)] = 1
+    """Passes over the training images; the schedule stretches to them."""
+    batch_size: Annotated[int, Ge(1)] = 128
+    """Images per optimizer step, over all processes together."""
+    schedule: Literal["constant", "steps", "cosine", "one-cycle"] = "constant"
+    """Course of the learning rate."""
+    milestones: Numbers = (0.5, 0.75)
+    """For steps: fractions of the run after which the learning rate drops."""
+    gamma: Annotated[float, Ge(0), Le(1)] = 0.1
+    """For steps: factor of each drop."""
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of the run in which the learning rate first rises to lr."""
+
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the target spread evenly over the classes."""
+    clip_grad_norm: Annotated[float | None, Gt(0)] = None
+    """Largest 2-norm of all gradients together; none for no limit."""
+    ema_decay: Annotated[float | None, Gt(0), Lt(1)] = None
+    """Decay of the averaged weights that are evaluated and kept; none for the last weights."""
+    teacher: Place | None = None
+    """Run folder of a trained model to distil from."""
+    teacher_weight: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Share of the teacher's term in the loss."""
+    teacher_temperature: Annotated[float, Gt(0)] = 4.0
+    """Temperature at which teacher and student are compared."""
+
+    qat: bool = False
+    """Train with fake-quantized numbers, as they will be packed, and keep the quantized ones."""
+    weight_bits: Annotated[int | None, Ge(2), Le(8)] = None
+    """With qat: of a weight of a convolution; 4."""
+    angle_bits: Annotated[int | None, Ge(3), Le(8)] = None
+    """With qat: of an angle; 5."""
+    dense_bits: Annotated[int | None, Ge(2), Le(8)] = None
+    """With qat: of a weight of the stem, of 1x1 and linear layers; 8."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """no (float32), or bf16 or fp16 autocast; angles stay float32."""
+    channels_last: bool = False
+    """Memory format of images and weights."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    """Of initial weights, order, augmentation and dropout."""
+    checkpoint_seconds: Annotated[float, Ge(0)] = 60.0
+    """A checkpoint is due this long after the last one, besides after every epoch."""
+    checkpoint_steps: Annotated[int, Ge(0)] = 0
+    """And after every so many steps, or 0."""
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip((0.0, *self.milestones), (*self.milestones, 1.0), strict=True))
+        if not rising:
+            raise ConfigError(f"milestones must be rising fractions between 0 and 1, not {self.milestones}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError(
+                f"nesterov needs optimizer=sgd with momentum above 0, not optimizer={self.optimizer} with "
+                f"momentum={self.momentum:g}: set nesterov=false"
+            )
+        if self.svhn_extra and self.data != "svhn":
+            raise ConfigError(f"svhn_extra belongs to data=svhn, not data={self.data}: leave it out")
+        if self.skip_bad_images and self.data != "folder":
+            raise ConfigError(f"skip_bad_images belongs to data=folder, not data={self.data}: leave it out")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("mean and std belong together: give both, or none to compute them from the images")
+        for field in dataclasses.fields(self):
+            needs_taps = field.name.startswith("convert_") and field.name != "convert_taps"
+            if needs_taps and self.convert_taps is None and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"{field.name} says what dense convolutions become: set convert_taps too, or leave it out"
+                )
+        _ = self.rotate  # refuses options that exclude each other
+        for key, bits in zip(("weight_bits", "angle_bits", "dense_bits"), Bits(), strict=True):
+            if self.qat and getattr(self, key) is None:
+                object.__setattr__(self, key, bits)
+            elif not self.qat and getattr(self, key) is not None:
+                raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
+
+    @property
+    def rotate(self) -> "RotateConfig | None":
+        """Options of the RotateConv layers that dense convolutions become; None where they stay as they are."""
+        if self.convert_taps is None:
+            return None
+        from rotateconv.nn.config import RotateConfig  # loads torch
+
+        return RotateConfig(
+            self.convert_taps,
+            self.convert_path,
+            self.convert_angle_groups,
+            self.convert_learn_angle,
+            self.convert_form,
+            self.convert_learn_profile,
+        )
+
+    @property
+    def bits(self) -> Bits | None:
+        """Bits of the numbers that the run trains for; None without `qat`."""
+        if self.weight_bits is None or self.angle_bits is None or self.dense_bits is None:
+            return None
+        return Bits(self.weight_bits, self.angle_bits, self.dense_bits)
