@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from rotateconv.lab.cli import app
 from rotateconv.lab.cli import compare as command
 from rotateconv.lab.config import RunConfig, differences, from_json
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.figures_runs import PUBLISHED, picture_names
 from rotateconv.lab.report.page import PICTURES, blocks, fill_page, rows_of, size_picture
 from rotateconv.lab.study.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
 from rotateconv.lab.study.run import Study, plan
-from rotateconv.lab.train.load import DataDescription
 from rotateconv.lab.train.run_folder import Record
 
 ROOT = Path(__file__).parent.parent

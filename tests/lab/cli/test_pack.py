@@ -15,10 +15,11 @@ from rotateconv import build_model, fuse, load_packed, quantize
 from rotateconv import pack as write_pack
 from rotateconv.lab.cli import app, export, pack, unpack
 from rotateconv.lab.config import make_config
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import load_data
 from rotateconv.lab.train.evaluate import evaluate
-from rotateconv.lab.train.load import DataDescription, load_run
+from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import write_json
 from small import small_digits

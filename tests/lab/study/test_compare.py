@@ -22,6 +22,7 @@ from rotateconv.cost import cost
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import app
 from rotateconv.lab.config import make_config, to_json
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
 from rotateconv.lab.study import comparison
 from rotateconv.lab.study import pool as workers
@@ -33,7 +34,6 @@ from rotateconv.lab.study.run import Study, compare, plan
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import EpochEnd, RunEnd
-from rotateconv.lab.train.load import DataDescription
 from rotateconv.lab.train.run_folder import Record, read_json, read_records
 from rotateconv.models import build_model
 from small import small_digits

@@ -15,17 +15,18 @@ from torch import nn
 from rotateconv import RotateConv2d, convert, quantize, recalibrate
 from rotateconv.errors import ConfigError, RunError, RunInterrupted
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
 from rotateconv.lab.study.events import ModelFitted
-from rotateconv.lab.train import load, pretrained
+from rotateconv.lab.train import build, pretrained
+from rotateconv.lab.train.build import build_from
 from rotateconv.lab.train.checkpoint import list_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
-from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
-from rotateconv.lab.train.load import DataDescription, evaluate_split, load_run
+from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.pretrained import load_source
+from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records
 from rotateconv.nn import conv
 from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
@@ -393,7 +394,7 @@ def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(load, "build_model")
+    count(build, "build_model")
     count(pretrained, "load_run")
     count(conv, "fit_line")
     config = settings(dense, convert_taps="free")

@@ -8,9 +8,11 @@ import torch
 
 from rotateconv import RotateConv2d
 from rotateconv.errors import RunError, RunInterrupted
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import load_checkpoint
-from rotateconv.lab.train.load import DataDescription, build_net, load_run
+from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.models import MODELS
 from small import StopAt, Tiny, small_digits, tiny_config
@@ -29,26 +31,26 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:
     described = DataDescription.of(data)
     for scale in (1.0, 7.5):
-        net = build_net(tiny_config(conv="rotate4", angle_grad_scale=scale), described)
+        net = build_configured(tiny_config(conv="rotate4", angle_grad_scale=scale), described)
         assert [m.angle_grad_scale for m in net.modules() if isinstance(m, RotateConv2d)] == [scale]
-    natural = build_net(tiny_config(conv="rotate4"), described).conv.angle_grad_scale
+    natural = build_configured(tiny_config(conv="rotate4"), described).conv.angle_grad_scale
     assert natural == Tiny("rotate4", 10, 1, 1.0).conv.angle_grad_scale != 1.0
 
 
 def test_angles_may_start_along_the_axes_of_the_grid(data: ImageData) -> None:
     described = DataDescription.of(data)
-    layer = build_net(tiny_config(conv="rotate4", angle_init="axes"), described).conv
+    layer = build_configured(tiny_config(conv="rotate4", angle_init="axes"), described).conv
     quarters = layer.angle.detach() / (torch.pi / 2)
     assert layer.learn_angle
     assert set(quarters.round().flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
     torch.testing.assert_close(quarters, quarters.round())
-    fixed = build_net(tiny_config(conv="rotate4-fixed", angle_init="axes"), described).conv
+    fixed = build_configured(tiny_config(conv="rotate4-fixed", angle_init="axes"), described).conv
     assert not torch.equal(fixed.angle / (torch.pi / 2), (fixed.angle / (torch.pi / 2)).round())
 
 
 def test_profiles_may_start_from_the_bank(data: ImageData) -> None:
     described = DataDescription.of(data)
-    learned = build_net(tiny_config(conv="rotate2p", profile_init="bank"), described).conv
+    learned = build_configured(tiny_config(conv="rotate2p", profile_init="bank"), described).conv
     assert torch.equal(learned.profile, Tiny("rotate2b", 10, 1, 1.0).conv.profile)
     assert "profile" in dict(learned.named_parameters())
 

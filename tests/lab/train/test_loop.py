@@ -11,15 +11,17 @@ import torch.nn.functional as F
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import PRESETS, RunConfig, make_config
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.angles import lines_of
 from rotateconv.lab.train import loop as training
+from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, Event, RunEnd, RunStart, StepEnd
-from rotateconv.lab.train.load import DataDescription, build_net, load_run
+from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit, training_loss
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
@@ -70,7 +72,7 @@ def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Pat
     config = tiny_config(conv="rotate4", seed=5)
     fit(config, tmp_path / "run", data=data)
     torch.manual_seed(5)
-    start = build_net(config, DataDescription.of(data)).conv.angle
+    start = build_configured(config, DataDescription.of(data)).conv.angle
     moved = (load_run(tmp_path / "run").model.conv.angle - start).abs()
     record = read_records(tmp_path / "run")[-1]
     assert record["angle_movement_mean"] == pytest.approx(moved.mean().item())
@@ -83,7 +85,7 @@ def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> No
     data = small_digits()
     fit(config, tmp_path / "run", data=data)
     torch.manual_seed(config.seed)
-    start, end = build_net(config, DataDescription.of(data)), load_run(tmp_path / "run").model
+    start, end = build_configured(config, DataDescription.of(data)), load_run(tmp_path / "run").model
     moved = [
         (end.get_submodule(name).angle - layer.angle).abs().mean().item() for name, layer in lines_of(start).items()
     ]
@@ -103,7 +105,7 @@ def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: Ima
     fit(config, tmp_path / "run", data=data)
     record = read_records(tmp_path / "run")[0]
     torch.manual_seed(0)
-    net = build_net(config, DataDescription.of(data)).train()
+    net = build_configured(config, DataDescription.of(data)).train()
     images, labels = next(iter(Batches(data.train, 101, mean=data.mean, std=data.std)))
     scores = net(images)
     assert record["train_loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
@@ -146,7 +148,7 @@ def test_gradients_are_clipped(tmp_path: Path, data: ImageData) -> None:
     )
     fit(dataclasses.replace(config, epochs=1), tmp_path / "run", data=data)
     torch.manual_seed(0)
-    start = build_net(config, DataDescription.of(data))
+    start = build_configured(config, DataDescription.of(data))
     end = load_run(tmp_path / "run").model
     pairs = zip(start.parameters(), end.parameters(), strict=True)
     moved = math.sqrt(sum(float((a - b).detach().double().square().sum()) for a, b in pairs))

@@ -174,7 +174,7 @@ def test_an_exploding_rate_stops_with_the_step_and_keeps_the_last_good_checkpoin
 
 @pytest.mark.parametrize(
     ("validation", "scale", "name"),
-    [(True, 1e27, "validation loss"), (True, 1e300, "net's weights"), (False, 1e300, "net's weights")],
+    [(True, 1e27, "validation loss"), (True, 1e300, "model's weights"), (False, 1e300, "model's weights")],
 )
 def test_weights_that_explode_in_the_last_step_are_not_kept(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, validation: bool, scale: float, name: str
@@ -192,7 +192,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_never_holds_exploded_weights(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "factor", lambda step, total, config: 1e300 if step == 5 else 1.0)
-    with pytest.raises(DivergedError, match=r"the net's weights became infinite or NaN at step 6 of 12 \(epoch 2\)"):
+    with pytest.raises(DivergedError, match=r"the model's weights became infinite or NaN at step 6 of 12 \(epoch 2\)"):
         fit(tiny_config(checkpoint_steps=3), tmp_path / "run", data=data)
     assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] == 4
 

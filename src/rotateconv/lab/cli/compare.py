@@ -200,9 +200,9 @@ def _compare(
     from rotateconv.lab.cli.comparison import ComparisonProgress, show_table
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.exit_codes import CommandError, Failure
     from rotateconv.lab.study import run as library
-    from rotateconv.lab.train.load import DataDescription
 
     study = library.Study(base, **chosen)
     for model in study.models:

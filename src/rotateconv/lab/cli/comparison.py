@@ -13,11 +13,11 @@ from rich.table import Table
 
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.cli.progress import recipe_line
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.study.comparison import CAPTION, cells
 from rotateconv.lab.study.events import RunDied, RunDiverged, RunEvent, StudyEvent, StudyStart
 from rotateconv.lab.study.run import Study
 from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart, RunWarning, StepEnd
-from rotateconv.lab.train.load import DataDescription
 
 _HEADS = (
     *("conv", "para-\nmeters", "multiply-\nadds"),

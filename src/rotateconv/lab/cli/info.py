@@ -63,8 +63,9 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its net."""
     from rotateconv.lab.cli.console import duration, facts
     from rotateconv.lab.cli.progress import recipe_line
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.train.build import configured_cost
     from rotateconv.lab.train.environment import machine, stages
-    from rotateconv.lab.train.load import DataDescription, net_cost
     from rotateconv.lab.train.run_folder import read_config, read_json, read_records
 
     config = read_config(run)
@@ -95,7 +96,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
         each = f"{summary['seconds_per_epoch']:.3g} s an epoch, {summary['images_per_second']:,.0f} images/s"
         rows["time"] = f"{duration(summary['seconds'])}, {each}"
     facts(console, rows)
-    _show_cost(console, net_name(config), net_cost(config, data), layers)
+    _show_cost(console, net_name(config), configured_cost(config, data), layers)
 
 
 def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:

@@ -42,7 +42,8 @@ def pack(
         options.refuse({"--data-dir": data_dir}, "no --calibrate")
     from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.train.load import CALIBRATION, DataDescription, calibration_batches, load_run, pack_net
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.train.load import CALIBRATION, calibration_batches, load_run, pack_model
     from rotateconv.quantization.quantize import quantize
 
     trained = load_run(run)
@@ -57,7 +58,7 @@ def pack(
         batches = calibration_batches(net, trained.config, data, images.train)
         net = quantize(net, weight_bits, angle_bits, dense_bits=dense_bits, calibration=batches).cpu()
         statistics = f"measured again on {min(CALIBRATION, len(images.train)):,} training images"
-    pack_net(net, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
+    pack_model(net, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
     size = out.stat().st_size
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     facts(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.train.load import DataDescription, evaluate_split, load_run
+from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.pretrained import initial_model
 from rotateconv.lab.train.run_folder import Record, read_json
 from rotateconv.nn.conv import RotateConv2d

@@ -13,10 +13,11 @@ from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.events import ConversionEvent, ModelFitted, OnConversionEvent, StageStart
 from rotateconv.lab.train.events import RunEnd
-from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run
+from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
 from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, Record, check_run, write_bytes, write_json

@@ -13,12 +13,13 @@ from torch import nn
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.study.comparison import BASELINE, Entry, write_comparison
 from rotateconv.lab.study.events import OnStudyEvent, RowsChanged, RunDied, RunDiverged, RunEvent, StudyStart, TaskEvent
 from rotateconv.lab.study.pool import available_cores, run_tasks
 from rotateconv.lab.study.worker import Task
+from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.events import RunEnd
-from rotateconv.lab.train.load import DataDescription, build_net
 from rotateconv.lab.train.run_folder import Record, check_run
 from rotateconv.models import equal_size_width
 from rotateconv.nn.conv import RotateConv2d
@@ -124,7 +125,7 @@ def plan(study: Study, data: DataDescription) -> list[Entry]:
             config = dataclasses.replace(study.base, model=model, conv=conv, seed=0)
             entries.append(Entry(config))
             with torch.device("meta"):
-                net = build_net(config, data)
+                net = build_configured(config, data)
             if not study.equal_params or not any(isinstance(module, RotateConv2d) for module in net.modules()):
                 continue
             width = _equal_width(model, net, data)

@@ -11,8 +11,9 @@ from torch import nn
 
 from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig, net_name
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.train.load import DataDescription, calibration_batches, evaluate_split, load_run, pack_net
+from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.quantize import quantize
 
@@ -184,7 +185,7 @@ def _measure(
     rounded = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.rotateconv")
-        pack_net(rounded, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
+        pack_model(rounded, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
         size = file.stat().st_size
     return size, evaluate_split(rounded, config, data, images.test).accuracy
 

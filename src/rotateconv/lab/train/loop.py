@@ -15,6 +15,7 @@ from torch import Tensor
 from rotateconv.cost import cost
 from rotateconv.errors import DivergedError, RunError, RunInterrupted
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
@@ -23,8 +24,7 @@ from rotateconv.lab.train.checkpoint import load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
 from rotateconv.lab.train.interrupts import Interrupts
-from rotateconv.lab.train.load import DataDescription
-from rotateconv.lab.train.monitor import Watch, check_finite, check_weights
+from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
 from rotateconv.lab.train.pretrained import StartingPoint
 from rotateconv.lab.train.run_folder import (
     CHECKPOINTS,
@@ -41,9 +41,9 @@ from rotateconv.lab.train.run_folder import (
     write_bytes,
     write_json,
 )
+from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import factor, set_learning_rate
 from rotateconv.lab.train.train_state import (
-    Tally,
     TrainingState,
     angle_movement,
     build_state,
@@ -88,35 +88,35 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
         with torch.no_grad(), accelerator.autocast():
             teacher_scores = state.teacher(images).float()
     state.optimizer.zero_grad()
-    with state.rounded():
-        with accelerator.autocast(), state.kernels_ahead():
-            scores = state.model(images)
+    with state.fake_quantized():
+        with accelerator.autocast(), state.shared_kernels():
+            scores = state.prepared(images)
         loss = training_loss(scores, labels, config, teacher_scores)
-        accelerator.backward(loss * state.share(len(labels)))
+        accelerator.backward(loss * state.loss_scale(len(labels)))
     if config.clip_grad_norm is not None:
-        accelerator.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
+        accelerator.clip_grad_norm_(state.prepared.parameters(), config.clip_grad_norm)
     state.optimizer.step()
     if state.average is not None:
-        state.average.update_parameters(state.net)
-    hits = (scores.detach().argmax(dim=1) == labels).sum()
-    state.tally.add(loss.detach() * len(labels), hits, len(labels))
+        state.average.update_parameters(state.model)
+    correct = (scores.detach().argmax(dim=1) == labels).sum()
+    state.metrics.add(loss.detach() * len(labels), correct, len(labels))
     state.step += 1
 
 
 def train_epoch(state: TrainingState, between_steps: Callable[[], None]) -> None:
     """Do the steps that are left of the epoch, calling `between_steps` after each."""
-    started = time.perf_counter() - state.tally.seconds
-    state.model.train()
+    started = time.perf_counter() - state.metrics.seconds
+    state.prepared.train()
     for images, labels in state.batches:
         train_step(state, images, labels)
-        state.tally.seconds = time.perf_counter() - started
+        state.metrics.seconds = time.perf_counter() - started
         between_steps()
 
 
 def finish_epoch(state: TrainingState, run: Path) -> Record:
     """Evaluate, move on to the next epoch, and return the line of metrics.jsonl about this one."""
-    loss, hits, images = state.over_processes(state.tally.loss, state.tally.hits, state.tally.images)
-    seconds = state.tally.seconds
+    loss, correct, images = state.all_reduce(state.metrics.loss, state.metrics.num_correct, state.metrics.num_samples)
+    seconds = state.metrics.seconds
     check_weights(state, run / CHECKPOINTS)
     started = time.perf_counter()
     validation = evaluate_split(state, state.validation) if state.validation is not None else None
@@ -125,12 +125,12 @@ def finish_epoch(state: TrainingState, run: Path) -> Record:
     movement = angle_movement(state)
     state.epoch += 1
     state.batches.set_epoch(state.epoch)
-    state.tally = Tally()
+    state.metrics = RunningMetrics()
     return {
         "epoch": state.epoch,
         "step": state.step,
         "train_loss": loss / images,
-        "train_accuracy": 100 * hits / images,
+        "train_accuracy": 100 * correct / images,
         "validation_loss": validation.loss if validation is not None else None,
         "validation_accuracy": validation.accuracy if validation is not None else None,
         "learning_rates": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
@@ -144,8 +144,8 @@ def finish_epoch(state: TrainingState, run: Path) -> Record:
 
 
 def evaluate_split(state: TrainingState, batches: Batches) -> Evaluation:
-    """Evaluate the net that the run keeps, in the run's precision: the main process's, statistics included."""
-    state.share_buffers()
+    """Evaluate the model that the run keeps, in the run's precision: the main process's, statistics included."""
+    state.broadcast_buffers()
     with state.accelerator.autocast():
         return evaluate(state.result, batches, state.data.classes)
 
@@ -205,7 +205,7 @@ def fit(
         else:
             state = build_state(config, accelerator, images, start=start)
         _begin(state, run, resume, report)
-        watch = Watch(state, run / CHECKPOINTS, report, interrupts)
+        watch = TrainingMonitor(state, run / CHECKPOINTS, report, interrupts)
         while state.epoch < config.epochs:
             train_epoch(state, watch.between_steps)
             record = finish_epoch(state, run)
@@ -250,7 +250,7 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
         else:
             create_run(run, state.config, state.data.to_record())
             if state.config.source is not None:
-                write_bytes(run / INITIAL, weights_bytes(state.net))
+                write_bytes(run / INITIAL, weights_bytes(state.model))
     if checkpoint is not None:
         restore_state(state, checkpoint)
         for path in checkpoint.damaged:
@@ -260,7 +260,7 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
             run=run,
             device=str(accelerator.device),
             processes=accelerator.num_processes,
-            parameters=sum(p.numel() for p in state.net.parameters()),
+            parameters=sum(p.numel() for p in state.model.parameters()),
             num_samples=state.images,
             epochs=state.config.epochs,
             steps=state.total_steps,

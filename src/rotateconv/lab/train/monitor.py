@@ -12,7 +12,7 @@ from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.train_state import TrainingState, save_state
 
 
-class Watch:
+class TrainingMonitor:
     """Looks at the state after every step and every epoch.
 
     Args:
@@ -41,15 +41,15 @@ class Watch:
         last = state.step % len(state.batches) == 0
         due = config.checkpoint_steps > 0 and state.step % config.checkpoint_steps == 0
         look = last or due or state.step % self.read_every == 0
-        ago: float = (state.tally.read() if look else None) or 0
+        ago: float = (state.metrics.read() if look else None) or 0
         if look:
-            self.loss = state.tally.loss / state.tally.images
+            self.loss = state.metrics.loss / state.metrics.num_samples
         if not ago:
             self._report_step()
         if not (look or (self.alone and self.interrupts.requested)):
             return
         late: float = time.monotonic() - self.saved_at > config.checkpoint_seconds
-        ago, stop, late = state.over_processes(ago, self.interrupts.requested, late, largest=True)
+        ago, stop, late = state.all_reduce(ago, self.interrupts.requested, late, largest=True)
         if ago:
             raise DivergedError(_advice(state, self.folder, "loss", state.step - int(ago) + 1))
         if stop or ((due or late) and not last):
@@ -61,7 +61,7 @@ class Watch:
         """Save, and stop where that was asked for meanwhile."""
         self.save()
         done = self.state.epoch == self.state.config.epochs
-        if any(self.state.over_processes(self.interrupts.requested)) and not done:
+        if any(self.state.all_reduce(self.interrupts.requested)) and not done:
             self._stop()
 
     def save(self) -> None:
@@ -74,8 +74,8 @@ class Watch:
 
     def _report_step(self) -> None:
         state = self.state
-        tally = state.tally
-        self.report(StepEnd(state.epoch, state.step, state.total_steps, tally.images, self.loss, tally.seconds))
+        tally = state.metrics
+        self.report(StepEnd(state.epoch, state.step, state.total_steps, tally.num_samples, self.loss, tally.seconds))
 
     def _stop(self) -> None:
         raise RunInterrupted(
@@ -92,8 +92,8 @@ def check_finite(state: TrainingState, folder: Path, name: str, value: float) ->
 
 def check_weights(state: TrainingState, folder: Path) -> None:
     """Raise DivergedError where a weight is not finite."""
-    if not all(bool(tensor.isfinite().all()) for tensor in state.net.state_dict().values()):
-        raise DivergedError(_advice(state, folder, "net's weights", state.step))
+    if not all(bool(tensor.isfinite().all()) for tensor in state.model.state_dict().values()):
+        raise DivergedError(_advice(state, folder, "model's weights", state.step))
 
 
 def _advice(state: TrainingState, folder: Path, name: str, step: int) -> str:

@@ -1,19 +1,25 @@
 """The trained net that a run starts from, or learns from: another run's, or a user's own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rotateconv.convert.convert import convert_to
 from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
-from rotateconv.lab.train.factory import build_from, load_weights, read_weights_file
-from rotateconv.lab.train.load import DataDescription, build_net, chosen_lines, load_run, set_angle_grad_scale
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, first_line, set_angle_grad_scale
+from rotateconv.lab.train.checkpoint import read_weights
+from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
+
+_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in their files
+_NAMED = 5  # mismatches that an error names
 
 
 def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Module:
@@ -74,7 +80,7 @@ def initial_model(config: RunConfig, data: DataDescription, run: Path | None = N
         ConfigError, RunError: as `load_source`; or the source has other tensors than the run's model.
         ValueError: there is nothing to convert.
     """
-    model = build_net(config, data)
+    model = build_configured(config, data)
     if config.source is None:
         return model
     if run is not None and (run / INITIAL).is_file():
@@ -99,7 +105,7 @@ def _is_converted(config: RunConfig) -> bool:
 def convert_source(source: nn.Module, config: RunConfig) -> ConversionReport:
     """Convert a trained net, in place, as `config` says; ValueError where there is nothing to convert."""
     assert config.rotate is not None
-    report = convert_to(source, config.rotate, where=chosen_lines(source, config))
+    report = convert_to(source, config.rotate, where=conversion_filter(source, config))
     set_angle_grad_scale(source, config)
     return report
 
@@ -117,3 +123,72 @@ def check_takes(net: nn.Module, data: DataDescription, factory: str) -> None:
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
         found = tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ConfigError(f"the net of {factory} must give {classes} numbers an image, one a class, not {found}")
+
+
+def read_weights_file(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in a safetensors file, or in one of torch.save, which must load with weights_only=True.
+
+    A state dict may also stand under the key state_dict, model_state_dict or model of what torch.save wrote, and
+    its names may begin with the "module." of nn.DataParallel.
+
+    Raises:
+        ConfigError: no such file, or it holds something else.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return read_weights(path.read_bytes())
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # bytes of anything make the unpickler raise anything
+        raise ConfigError(
+            f"cannot read {path}: expected a safetensors file, or a state dict that torch.load reads with "
+            f"weights_only=True ({first_line(error)})"
+        ) from None
+    for key in _NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not (isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values())):
+        raise ConfigError(f"{path} holds no state dict: save model.state_dict()")
+    weights = dict(found)
+    if all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Put weights into a net; the names and shapes must be the net's.
+
+    Args:
+        net: changed in place.
+        weights: a state dict.
+        where: the weights come from, for the error.
+
+    Raises:
+        ConfigError: the first five names that are missing, unknown or of another shape.
+
+    Example:
+        >>> load_weights(nn.Linear(2, 3), {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "old.pt")
+        Traceback (most recent call last):
+        rotateconv.errors.ConfigError: the weights in old.pt do not fit the net: weight is 2x2, expected 3x2
+    """
+    expected = net.state_dict()
+    wrong = [
+        f"{name} is missing, expected {_shape(tensor)}" for name, tensor in expected.items() if name not in weights
+    ]
+    wrong += [f"{name} is {_shape(t)}, and the net has none" for name, t in weights.items() if name not in expected]
+    wrong += [
+        f"{name} is {_shape(weights[name])}, expected {_shape(tensor)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise ConfigError(f"the weights in {where} do not fit the net: {'; '.join(wrong[:_NAMED])}{more}")
+    net.load_state_dict(weights)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"

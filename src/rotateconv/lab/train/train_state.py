@@ -1,6 +1,5 @@
-"""All that changes while a net is trained, and how it is built, saved and restored."""
+"""All that changes while a model is trained, and how it is built, saved and restored."""
 
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,48 +16,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
-from rotateconv.lab.train.load import DataDescription
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
 from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.nn.batched import batched_kernels
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
-
-
-@dataclass
-class Tally:
-    """Sums over the steps of an epoch so far, of this process.
-
-    The sums of single steps stay on the device, in `unread`, until somebody asks: reading a number from a GPU
-    waits for it.
-    """
-
-    loss: float = 0.0
-    hits: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    unread: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
-        """Note a step: the sum of its losses, its right answers, its images."""
-        self.unread.append((loss, hits))
-        self.images += images
-
-    def read(self) -> int | None:
-        """Bring the sums up to date; return how many steps ago a loss was not finite, 1 for the last."""
-        if not self.unread:
-            return None
-        losses, hits = (torch.stack(values).tolist() for values in zip(*self.unread, strict=True))
-        self.unread.clear()
-        self.loss += math.fsum(losses)
-        self.hits += sum(hits)
-        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        return len(losses) - bad[0] if bad else None
 
 
 @dataclass
@@ -69,27 +38,27 @@ class TrainingState:
         config: of the run.
         accelerator: device, precision and processes.
         data: description of the images.
-        net: the plain net; `model` is the same one wrapped for precision and processes.
+        model: the plain one; `prepared` is the same wrapped for precision and processes.
         optimizer: over `param_groups`.
-        average: running average of the net, or None.
-        teacher: net to distil from, or None.
-        quantised: lends the net its rounded numbers, where the run trains for them.
+        average: running average of the model, or None.
+        teacher: model to distil from, or None.
+        qat: lends the model its rounded numbers, where the run trains for them.
         train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
         start_angles: per layer, before the first step; they follow from the seed.
         step, epoch: how many are finished.
-        tally: of the epoch that is running.
+        metrics: of the epoch that is running.
     """
 
     config: RunConfig
     accelerator: Accelerator
     data: DataDescription
-    net: nn.Module
     model: nn.Module
+    prepared: nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     teacher: nn.Module | None
-    quantised: QuantizedTraining | None
+    qat: QuantizedTraining | None
     train: Split
     batches: Batches
     validation: Batches | None
@@ -97,7 +66,7 @@ class TrainingState:
     start_angles: list[Tensor]
     step: int = 0
     epoch: int = 0
-    tally: Tally = field(default_factory=Tally)
+    metrics: RunningMetrics = field(default_factory=RunningMetrics)
 
     @property
     def total_steps(self) -> int:
@@ -109,7 +78,7 @@ class TrainingState:
         """Training images of an epoch."""
         return len(self.train)
 
-    def share(self, images: int) -> float:
+    def loss_scale(self, images: int) -> float:
         """Return the weight of this process's mean loss in the batch, over 1 / processes.
 
         Gradients are averaged over the processes, whose parts of an epoch's last batch differ by an image.
@@ -120,7 +89,7 @@ class TrainingState:
         together = min(self.config.batch_size, len(self.train) - position * self.config.batch_size)
         return float(images * self.accelerator.num_processes / together)
 
-    def over_processes(self, *values: float, largest: bool = False) -> list[float]:
+    def all_reduce(self, *values: float, largest: bool = False) -> list[float]:
         """Return the sums, or the largest, of the values of all processes."""
         if self.accelerator.num_processes == 1:
             return list(values)
@@ -128,7 +97,7 @@ class TrainingState:
         dist.all_reduce(together, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
         return [float(value) for value in together]
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Give every process the main one's buffers of the result; each has seen other images for its norms."""
         if self.accelerator.num_processes > 1:
             for buffer in self.exact_result.buffers():
@@ -136,7 +105,7 @@ class TrainingState:
 
     @property
     def result(self) -> nn.Module:
-        """The net that is evaluated and kept: the average where there is one, rounded where the run trains for it."""
+        """The model that is evaluated and kept: the average where there is one, quantized where the run trains so."""
         bits = self.config.bits
         if bits is None:
             return self.exact_result
@@ -144,16 +113,16 @@ class TrainingState:
 
     @property
     def exact_result(self) -> nn.Module:
-        """The net whose numbers the optimizer moves, or their average."""
-        return self.net if self.average is None else self.average.module
+        """The model whose numbers the optimizer moves, or their average."""
+        return self.model if self.average is None else self.average.module
 
-    def rounded(self) -> AbstractContextManager[None]:
-        """Return a context in which the net has the numbers that a training step sees."""
-        return nullcontext() if self.quantised is None else self.quantised()
+    def fake_quantized(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the numbers that a training step sees."""
+        return nullcontext() if self.qat is None else self.qat()
 
-    def kernels_ahead(self) -> AbstractContextManager[None]:
-        """Return a context for a forward pass of training: all kernels of the net are made by one call."""
-        return nullcontext() if self.config.compile else batched_kernels(self.net)
+    def shared_kernels(self) -> AbstractContextManager[None]:
+        """Return a context for a forward pass of training: all kernels of the model are made by one call."""
+        return nullcontext() if self.config.compile else batched_kernels(self.model)
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -190,7 +159,7 @@ def build_state(
         start: models that are loaded already, in place of those that the configuration names.
 
     Raises:
-        ValueError: the configuration asks for what the net, the data or the teacher cannot do.
+        ValueError: the configuration asks for what the model, the data or the teacher cannot do.
     """
     data = DataDescription.of(images)
     processes = accelerator.num_processes
@@ -198,27 +167,27 @@ def build_state(
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
     torch.manual_seed(config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    net = initial_model(config, data, run) if start is None else start.model.train()
+    model = initial_model(config, data, run) if start is None else start.model.train()
     if config.factory is not None:
-        check_takes(net, data, config.factory)
-    net = net.to(accelerator.device).to(memory_format=layout)
+        check_takes(model, data, config.factory)
+    model = model.to(accelerator.device).to(memory_format=layout)
     average = None
     if config.ema_decay is not None:
         update = get_ema_multi_avg_fn(config.ema_decay)
-        average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+        average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     teacher = None
     if config.teacher is not None:
         given = None if start is None else start.teacher
         teacher = given if given is not None else load_source(config.teacher, config, data)
         teacher = teacher.eval().requires_grad_(False)
         teacher = teacher.to(accelerator.device).to(memory_format=layout)
-    quantised = None
+    qat = None
     if config.bits is not None:
-        quantised = QuantizedTraining(net, config.bits.weight, config.bits.angle, dense_bits=config.bits.dense)
-    start_angles = [angle.detach().clone() for angle in _angles(net)]
-    model, optimizer = accelerator.prepare(net, build_optimizer(net, config))
+        qat = QuantizedTraining(model, config.bits.weight, config.bits.angle, dense_bits=config.bits.dense)
+    start_angles = [angle.detach().clone() for angle in _angles(model)]
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     if config.compile:
-        net.compile()
+        model.compile()
     torch.manual_seed(config.seed + accelerator.process_index)  # each process drops other units
 
     def batches(split: Split, *, train: bool) -> Batches:
@@ -247,12 +216,12 @@ def build_state(
         config=config,
         accelerator=accelerator,
         data=data,
-        net=net,
         model=model,
+        prepared=prepared,
         optimizer=optimizer,
         average=average,
         teacher=teacher,
-        quantised=quantised,
+        qat=qat,
         train=train,
         batches=batches(train, train=True),
         validation=batches(images.validation, train=False) if config.validation else None,
@@ -263,7 +232,7 @@ def build_state(
 
 def angle_movement(state: TrainingState) -> Record:
     """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
-    pairs = zip(_angles(state.net), state.start_angles, strict=True)
+    pairs = zip(_angles(state.model), state.start_angles, strict=True)
     moved = [(angle.detach() - start).abs().flatten() for angle, start in pairs]
     every = torch.cat(moved) if moved else None
     return {
@@ -275,17 +244,17 @@ def angle_movement(state: TrainingState) -> Record:
 
 def save_state(state: TrainingState, folder: Path) -> Path | None:
     """Write a checkpoint from which the run goes on exactly; every process calls it, the main one writes."""
-    state.tally.read()
-    accelerator, tally = state.accelerator, state.tally
+    state.metrics.read()
+    accelerator = state.accelerator
     own = {
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None,
-        "tally": {"loss": tally.loss, "hits": tally.hits, "images": tally.images, "seconds": tally.seconds},
+        "tally": state.metrics.to_saved(),
     }
     processes = gather_object([own])
     if not accelerator.is_main_process:
         return None
-    models = {"model": state.net}
+    models = {"model": state.model}
     if state.average is not None:
         models["average"] = state.average.module
     rest = {
@@ -303,7 +272,7 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
 def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
     """Put a fresh state where the checkpoint was written."""
     rest = checkpoint.state
-    state.net.load_state_dict(checkpoint.weights["model"])
+    state.model.load_state_dict(checkpoint.weights["model"])
     if state.average is not None:
         state.average.module.load_state_dict(checkpoint.weights["average"])
         state.average.n_averaged.fill_(rest["n_averaged"])
@@ -320,20 +289,14 @@ def _restore_process(state: TrainingState, processes: list[Mapping[str, Any]]) -
     accelerator = state.accelerator
     if len(processes) != accelerator.num_processes:
         if accelerator.is_main_process:
-            sums = [process["tally"] for process in processes]
-            state.tally = Tally(
-                loss=sum(s["loss"] for s in sums),
-                hits=sum(s["hits"] for s in sums),
-                images=sum(s["images"] for s in sums),
-                seconds=sums[0]["seconds"],
-            )
+            state.metrics = RunningMetrics.from_saved([process["tally"] for process in processes])
         return
     own = processes[accelerator.process_index]
     torch.set_rng_state(own["rng"])
     if own["cuda_rng"] is not None and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda_rng"], accelerator.device)
-    state.tally = Tally(**own["tally"])
+    state.metrics = RunningMetrics.from_saved([own["tally"]])
 
 
-def _angles(net: nn.Module) -> list[Tensor]:
-    return [module.angle for module in net.modules() if isinstance(module, RotateConv2d)]
+def _angles(model: nn.Module) -> list[Tensor]:
+    return [module.angle for module in model.modules() if isinstance(module, RotateConv2d)]

@@ -1,0 +1,124 @@
+"""The model that a configuration names, with fresh weights: one of ours, or what a user's own function builds."""
+
+import fnmatch
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rotateconv.convert.convert import convert_architecture
+from rotateconv.cost import ModelCost, cost
+from rotateconv.errors import ConfigError, nearest
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.models import build_model
+from rotateconv.models.convs import deal_profiles
+from rotateconv.nn.conv import RotateConv2d
+
+
+def build_configured(config: RunConfig, data: DataDescription) -> nn.Module:
+    """Return the configuration's model for these data, with fresh weights.
+
+    Raises:
+        ValueError: an unknown name, a factory that builds no model, or no convolution to convert.
+    """
+    if config.factory is not None:
+        model = build_from(config.factory)
+    else:
+        model = build_model(
+            config.model,
+            conv=config.conv,
+            num_classes=len(data.classes),
+            in_channels=data.input_shape[0],
+            width=config.width,
+            growth=config.growth,
+            dropout=config.dropout,
+        )
+    if config.rotate is not None:
+        convert_architecture(model, config.rotate, where=conversion_filter(model, config))
+    set_angle_grad_scale(model, config)
+    for module in model.modules():
+        if isinstance(module, RotateConv2d):
+            _start(module, config)
+    return model
+
+
+def set_angle_grad_scale(model: nn.Module, config: RunConfig) -> None:
+    """Give the RotateConv layers of a model the scale that a configuration has instead of their own."""
+    for module in model.modules():
+        if isinstance(module, RotateConv2d) and config.angle_grad_scale is not None:
+            module.angle_grad_scale = config.angle_grad_scale
+
+
+@torch.no_grad()
+def _start(layer: RotateConv2d, config: RunConfig) -> None:
+    """Give a RotateConv layer the starting values that a configuration has instead of its own."""
+    if config.angle_init == "axes" and layer.learn_angle:
+        layer.angle.copy_(torch.randint(4, layer.angle.shape, device=layer.angle.device) * (math.pi / 2))
+    if config.profile_init == "bank" and layer.profile is not None:
+        deal_profiles(layer)
+
+
+def configured_cost(config: RunConfig, data: DataDescription) -> ModelCost:
+    """Return what the configuration's model costs for one of these images."""
+    # A user's own function may compute while it builds, which nothing can on the meta device.
+    device = "cpu" if config.factory is not None else "meta"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        model = build_configured(config, data)
+    return cost(model, data.input_shape)
+
+
+def conversion_filter(model: nn.Module, config: RunConfig) -> Callable[[str, nn.Conv2d], bool] | None:
+    """Return the filter that `convert` takes for the names in `config.convert_only`; None where there are none.
+
+    Raises:
+        ConfigError: a name or pattern that no convolution of the model has.
+    """
+    if config.convert_only is None:
+        return None
+    patterns = [pattern.strip() for pattern in config.convert_only.split(",") if pattern.strip()]
+    # A model that is partly converted already has RotateConv layers under some of the names.
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | RotateConv2d)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"convert_only: the model has no convolution {pattern!r}: {nearest(pattern, names[:40])}")
+    return lambda name, conv: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def build_from(factory: str) -> nn.Module:
+    """Return the net that the function "package.module:function" builds, called without arguments.
+
+    The module is looked for where Python looks, and in the current folder.
+
+    Raises:
+        ConfigError: the name has another form, does not import, or gives no nn.Module.
+
+    Example:
+        >>> type(build_from("torchvision.models:resnet18")).__name__  # doctest: +SKIP
+        'ResNet'
+    """
+    module_name, colon, path = factory.partition(":")
+    if not (colon and module_name and path):
+        raise ConfigError(f"expected package.module:function, not {factory!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+        net = found()  # type: ignore[operator]
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"cannot build a net with {factory}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{factory} must return an nn.Module, not {type(net).__name__}")
+    return net
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: torch's own go on with advice."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
