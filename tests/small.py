@@ -1,5 +1,6 @@
 """A net and a data set so small that a run takes a moment, and what the tests of training share."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ def tiny_config(**changes: Any) -> RunConfig:
 
 
 def without_times(record: Any) -> Any:
+    record = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
     if isinstance(record, dict):
         return {key: without_times(value) for key, value in record.items() if key not in TIMES}
     return record

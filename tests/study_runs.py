@@ -5,16 +5,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rotateconv.lab.config import RunConfig, make_config, to_json
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab import config as configuration
+from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.plain import to_json
+from rotateconv.lab.study.angles import (
+    Alignment,
+    AngleAnalysis,
+    Histogram,
+    LayerAngles,
+    Movement,
+    PackedResult,
+    RunAnalysis,
+    Shuffled,
+)
 
 SIZES = {"conv3x3": 269_722, "rotate4": 121_242, "rotate2": 61_850, "rotate2p": 63_866, "rotate4-fixed": 91_258}
-
-
-UNIFORM = {"kuiper": 0.02, "probability": 0.4, "axes": 0.001}
-
-
-CROWDED = {"kuiper": 0.31, "probability": 1e-9, "axes": 0.2}
 
 
 def write_run(folder: Path, config: RunConfig, accuracy: float, **summary: Any) -> None:
@@ -22,34 +27,42 @@ def write_run(folder: Path, config: RunConfig, accuracy: float, **summary: Any) 
     folder.mkdir(parents=True)
     learned = config.conv.startswith("rotate") and "fixed" not in config.conv
     values = {
-        "recipe": config.recipe,
-        "conv": config.conv,
-        "parameters": SIZES[config.conv] if config.width == 1 else round(SIZES[config.conv] * config.width**2),
-        "steps": 2000,
-        "test_accuracy": accuracy,
+        "parameters": SIZES[config.conv] if config.width == 1 else round(SIZES.get(config.conv, 0) * config.width**2),
+        **{"steps": 2000, "multiply_adds": 2_516_608, "test_loss": 0.5, "test_accuracy": accuracy},
+        **{"test_class_accuracy": {"0": accuracy, "1": None}, "best_epoch": None, "best_validation_accuracy": None},
+        **{"seconds": 60.0, "seconds_per_epoch": 3.0, "images_per_second": 400.0, "peak_memory_bytes": 2**30},
         "test_confusion": [[1, 2], [3, 4]],
-        "last": {"angle_movement_mean": 0.1},
-        "data": {},
         **summary,
     }
     lines = [
         {
-            "epoch": epoch,
-            "train_loss": 1.23456789 / epoch,
+            **{"epoch": epoch, "step": 1000 * epoch, "train_loss": 1.23456789 / epoch, "train_accuracy": 50.0},
+            **{"validation_loss": 0.5, "learning_rates": {"weights": 0.1}, "seconds": 3.0, "validation_seconds": 0.5},
+            **{"images_per_second": 400.0, "peak_memory_bytes": 2**30, "peak_gpu_memory_bytes": None},
             "validation_accuracy": accuracy - 2 + epoch if config.validation else None,
             "angle_movement_mean": 0.1 * epoch if learned else None,
             "angle_movement_max": 0.7 * epoch if learned else None,
+            "angle_movement_layers": [0.1 * epoch] * 3 if learned else None,
         }
         for epoch in (1, 2)
     ]
-    machine = {"command": "python /home/somebody/x", "platform": "Linux-1"}
-    machine |= {"cpu": "a processor", "cpu_capability": "AVX2", "threads": 1}
+    machine: dict[str, Any] = {"command": "python /home/somebody/x", "platform": "Linux-1"}
+    machine |= {"cpu": "a processor", "cpu_capability": "AVX2", "threads": 1, "python": "3", "memory_bytes": 2**30}
+    machine |= {"physical_cores": 1, "logical_cores": 2, "gpu": None, "gpu_count": 0, "cuda": None}
+    data: dict[str, Any] = {
+        "name": "digits",
+        "classes": ["0", "1"],
+        "mean": [0.5],
+        "std": [0.5],
+        "input_shape": [1, 8, 8],
+    }
+    data |= {"flip": False, "train": 100, "validation": 20, "test": 30}
     files = {
         "summary.json": json.dumps(values),
         "environment.json": json.dumps({**machine, "commit": "0123456789abcdef", "versions": {"torch": "2"}}),
-        "data.json": json.dumps({"name": "digits", "classes": ["0", "1"]}),
+        "data.json": json.dumps(data),
         "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
-        "config.json": to_json(config),
+        "config.json": configuration.to_json(config),
     }
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -83,14 +96,18 @@ def write_comparison(out: Path) -> Path:
     return out
 
 
-def analysis_of(rejected: bool) -> Record:
-    after = CROWDED if rejected else UNIFORM
-    layer = {"slices": 50, "movement": {"mean": 0.3, "max": 2.0}, "before": UNIFORM, "after": after}
-    layers = [
-        {"name": f"stages.{i}", **layer, "shuffled": {"mean": 80.0 + i, "std": 0.5, "draws": 3}} for i in (2, 0, 1)
-    ]
-    together = {**layer, "shuffled": {"mean": 12.5, "std": 1.0, "draws": 3}}
-    together["histogram"] = {"before": [1, 2, 3, 4], "after": [4, 3, 2, 1]}
-    angles = {"period": math.pi, "layers": layers, "all": together}
-    packed = {"bytes": 50_000, "validation_accuracy": 89.5}
-    return {"validation_accuracy": 90.0, "validation_seen": False, "packed": packed, "angles": angles}
+def analysis_of(crowded: bool, seen: bool = False) -> RunAnalysis:
+    """What the analysis of a run of three layers may have found; crowded: its angles gathered along the axes."""
+
+    def layer(accuracy: float, std: float, **changes: Any) -> LayerAngles:
+        after = Alignment(0.2 if crowded else 0.001)
+        return LayerAngles(50, Movement(0.3, 2.0), Alignment(0.001), after, Shuffled(accuracy, std, 3), **changes)
+
+    layers = tuple(layer(80.0 + number, 0.5, name=f"stages.{number}") for number in (2, 0, 1))
+    together = layer(12.5, 1.0, histogram=Histogram((1, 2, 3, 4), (4, 3, 2, 1)))
+    return RunAnalysis(90.0, seen, PackedResult(50_000, 89.5), AngleAnalysis(math.pi, layers, together))
+
+
+def write_analysis(run: Path, analysis: RunAnalysis) -> None:
+    """Put an analysis into a run's folder."""
+    (run / "analysis.json").write_text(json.dumps(to_json(analysis)))

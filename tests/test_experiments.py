@@ -1,6 +1,6 @@
 """The studies of `experiments/`: each can be started, its record is of it, and the pages show what the records say."""
 
-import json
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from rotateconv.lab.cli import app
 from rotateconv.lab.cli import compare as command
-from rotateconv.lab.config import RunConfig, differences, from_json
+from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.figures_runs import PUBLISHED, picture_names
 from rotateconv.lab.report.page import PICTURES, blocks, fill_page, rows_of, size_picture
 from rotateconv.lab.study.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
 from rotateconv.lab.study.run import Study, plan
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.study.run_record import RunRecord
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -83,12 +83,12 @@ def test_a_record_is_of_its_study(file: Path, read: Read) -> None:
     study = read(file)
     nets = {(net.config.model, net.config.conv, net.config.width): net for net in plan(study, describe(study.base))}
     for run in find_studies([file.parent])[file.parent.name]:
-        found = from_json(json.dumps({**run["config"], "seed": 0}))
+        found = dataclasses.replace(run.config, seed=0)
         expected = nets[found.model, found.conv, found.width]
         assert differences(expected.config, found) == {}
-        assert run["equal_to"] == expected.equal_to
-        assert run["config"]["seed"] in range(study.seeds)
-        assert run["failed"] or run["summary"]["parameters"] > 0
+        assert run.equal_to == expected.equal_to
+        assert run.config.seed in range(study.seeds)
+        assert run.failed or run.result.parameters > 0
 
 
 def test_records_are_small_and_of_no_machine() -> None:
@@ -99,12 +99,12 @@ def test_records_are_small_and_of_no_machine() -> None:
 
 
 @pytest.fixture(scope="module")
-def studies() -> dict[str, list[Record]]:
+def studies() -> dict[str, list[RunRecord]]:
     return find_studies([EXPERIMENTS])
 
 
 @pytest.mark.parametrize("page", [RESULTS, README], ids=lambda page: page.name)
-def test_pages_are_current(page: Path, studies: dict[str, list[Record]]) -> None:
+def test_pages_are_current(page: Path, studies: dict[str, list[RunRecord]]) -> None:
     text = page.read_text(encoding="utf-8")
     sizes = find_sizes([EXPERIMENTS])
     assert fill_page(text, studies, sizes, find_conversions([EXPERIMENTS])) == text, (
@@ -117,17 +117,18 @@ def test_pages_are_current(page: Path, studies: dict[str, list[Record]]) -> None
             assert (page.parent / PICTURES / name).is_file() or not rows_of(study, studies), name
 
 
-def test_the_page_shows_every_study(studies: dict[str, list[Record]]) -> None:
+def test_the_page_shows_every_study(studies: dict[str, list[RunRecord]]) -> None:
     shown = {study for kind, study in blocks(RESULTS.read_text(encoding="utf-8")) if kind in ("table", "validation")}
     assert not [name for name in studies if name not in shown and name.split("/")[0] not in shown]
 
 
-def test_a_changed_number_is_seen(studies: dict[str, list[Record]]) -> None:
+def test_a_changed_number_is_seen(studies: dict[str, list[RunRecord]]) -> None:
     text = RESULTS.read_text(encoding="utf-8")
     measured = next(name for name, runs in studies.items() if runs)
-    changed: list[Record] = json.loads(json.dumps(studies[measured]))
-    for run in changed:
-        run["summary"]["test_accuracy"] -= 1.0
+    changed = [
+        dataclasses.replace(run, summary=dataclasses.replace(run.result, test_accuracy=run.result.test_accuracy - 1))
+        for run in studies[measured]
+    ]
     assert fill_page(text, {**studies, measured: changed}) != text
 
 

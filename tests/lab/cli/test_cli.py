@@ -26,6 +26,7 @@ from rotateconv.lab.cli.options import recipe_for, run_name
 from rotateconv.lab.cli.progress import TrainingProgress
 from rotateconv.lab.config import PRESETS, RunConfig, make_config
 from rotateconv.lab.data import images
+from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.convert_run import nets_of
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.events import Event, StepEnd
@@ -85,11 +86,11 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     run("train", *SMALL, "--conv", "conv3x3", "--out", "dense")
     words = ["convert", "dense", "--taps", "profile", "--epochs", "2", "--out", "lines"]
     told = run(*words)
-    found = read_json(Path("lines/conversion.json"))
-    assert found["lines"] == "profile"
+    found = conversion_from_json(read_json(Path("lines/conversion.json")), "conversion.json")
+    assert found.taps == "profile"
     assert read_config(Path("lines")).source == read_config(Path("lines")).teacher == "dense"
     for key, name in nets_of(found).items():
-        numbers = [f"{found[split][key]:.2f}" for split in ("validation_accuracy", "test_accuracy")]
+        numbers = [f"{getattr(split, key):.2f}" for split in (found.validation_accuracy, found.test_accuracy)]
         assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
     for text in (
         "skipped: the stem",
@@ -102,7 +103,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     again = run(*words)
     assert "epoch 1/2" not in again
     assert "profile taps" in run("info", "lines")
-    assert f"test accuracy {found['test_accuracy']['fine_tuned']:.2f} %" in run("evaluate", "lines")
+    assert f"test accuracy {found.test_accuracy.fine_tuned:.2f} %" in run("evaluate", "lines")
     run("pack", "lines", "--out", "lines.rotateconv")
     assert "resume it unchanged" in CliRunner().invoke(app, [*words, "--lr", "0.01"]).stderr
     told = run(*words, "--lr", "0.01", "--stages", "1", "--overwrite", "--qat", "--weight-bits", "3")
@@ -163,8 +164,8 @@ def test_train_says_what_it_does_and_keeps_it() -> None:
     assert "digits: 101 training, 40 validation, 37 test images, 1 x 8 x 8, 10 classes" in lines[3]
     records = read_records(Path("run"))
     for record, line in zip(records, lines[5:7], strict=True):
-        assert line.startswith(f"epoch {record['epoch']}/2  loss {record['train_loss']:.4f}  validation accuracy ")
-        assert f"{record['validation_accuracy']:.2f} %" in line
+        assert line.startswith(f"epoch {record.epoch}/2  loss {record.train_loss:.4f}  validation accuracy ")
+        assert f"{record.validation_accuracy:.2f} %" in line
     assert lines[7].startswith(f"test accuracy {summary['test_accuracy']:.2f} %")
     assert lines[-1] == "look closer with: rotateconv evaluate run"
 
@@ -271,7 +272,7 @@ def test_tensorboard_holds_the_records() -> None:
     events.Reload()
     for key in ("train_loss", "validation_accuracy", "angle_movement_mean"):
         found = [(scalar.step, scalar.value) for scalar in events.Scalars(key)]
-        expected = [(record["epoch"], pytest.approx(record[key])) for record in read_records(Path("run"))]
+        expected = [(record.epoch, pytest.approx(getattr(record, key))) for record in read_records(Path("run"))]
         assert found == expected
     assert "learning_rate/angles" in events.Tags()["scalars"]
 
@@ -287,7 +288,7 @@ def test_evaluate_agrees_with_the_run() -> None:
         total = sum(row)
         told = "-" if accuracy is None else f"{accuracy:.1f}"
         assert re.search(rf"^ *{number} +{name} +{total} +{told}{counts} *$", text, re.MULTILINE)
-    assert f"validation accuracy {summary['last']['validation_accuracy']:.2f} %" in run(
+    assert f"validation accuracy {read_records(Path('run'))[-1].validation_accuracy:.2f} %" in run(
         "evaluate", "run", "--split", "validation", "--batch-size", "7"
     )
 
@@ -393,7 +394,7 @@ def test_two_processes_print_once(tmp_path: Path) -> None:
     assert result.stdout.count("epoch 1/1") == 1
     assert "2 processes" in result.stdout
     assert "Warning" not in result.stderr
-    assert read_json(tmp_path / "run" / "summary.json")["epochs"] == 1
+    assert len(read_records(tmp_path / "run")) == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The pictures of a study: every row is in them, and nothing else but what is said to be published."""
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -12,7 +11,7 @@ from rotateconv.lab.report.figures_runs import PUBLISHED, draw_angles, draw_curv
 from rotateconv.lab.report.page import fill_page
 from rotateconv.lab.report.statistics import make_rows
 from rotateconv.lab.study.records import read_comparison
-from study_runs import ACCURACIES, analysis_of, write_comparison
+from study_runs import ACCURACIES, analysis_of, write_analysis, write_comparison
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_points_of_the_rows_and_published_ones(comparison: Path, axes: list[Axes
 
 
 def test_bars_of_an_analysed_run(axes: list[Axes], tmp_path: Path) -> None:
-    draw_angles(analysis_of(rejected=True), tmp_path / "angles.png")
+    draw_angles(analysis_of(crowded=True), tmp_path / "angles.png")
     moved, lost, spread = axes
     assert [bar.get_height() for bar in moved.patches] == [0.3] * 3
     assert [bar.get_height() for bar in lost.patches] == pytest.approx([8.0, 10.0, 9.0])
@@ -60,7 +59,7 @@ def test_bars_of_an_analysed_run(axes: list[Axes], tmp_path: Path) -> None:
 
 def test_lines_of_the_epochs_that_were_recorded(axes: list[Axes], tmp_path: Path) -> None:
     epochs = [[0.1, 0.1, 0.2], None, [0.3, 0.3, 0.3]]
-    draw_angles(analysis_of(rejected=True), tmp_path / "angles.png", epochs)
+    draw_angles(analysis_of(crowded=True), tmp_path / "angles.png", epochs)
     moved = axes[0]
     assert [list(line.get_ydata()) for line in moved.get_lines()] == [epochs[0], epochs[2]]
     assert [text.get_text() for text in moved.get_legend().get_texts()] == ["epoch 1", "epoch 3"]
@@ -68,8 +67,7 @@ def test_lines_of_the_epochs_that_were_recorded(axes: list[Axes], tmp_path: Path
 
 def test_a_study_draws_what_its_page_names(comparison: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
-        file = comparison / "runs" / f"resnet20-rotate4-seed{seed}" / "analysis.json"
-        file.write_text(json.dumps(analysis_of(rejected=True)))
+        write_analysis(comparison / "runs" / f"resnet20-rotate4-seed{seed}", analysis_of(crowded=True))
     rows = make_rows(read_comparison(comparison))
     expected = ["a-b-curves.png", "a-b-parameters.png", "a-b-resnet20-rotate4-seed1-angles.png"]
     assert draw_study("a/b", rows, tmp_path) == expected

@@ -1,5 +1,6 @@
 """Laws of the report: its pages show the runs' numbers, and say what is not measured."""
 
+import dataclasses
 import json
 import math
 import re
@@ -20,9 +21,11 @@ from rotateconv.lab.report.sizes_report import write_sizes
 from rotateconv.lab.report.statistics import Row, make_rows
 from rotateconv.lab.report.tables import accuracy_table, angle_table
 from rotateconv.lab.study import records
+from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.records import find_conversions, find_sizes, find_studies, read_comparison, read_run
 from rotateconv.lab.study.sizes import SizeRow
-from study_runs import analysis_of, write_comparison, write_run
+from rotateconv.lab.train.environment import EnvironmentHistory
+from study_runs import analysis_of, write_analysis, write_comparison, write_run
 
 
 @pytest.fixture
@@ -49,10 +52,11 @@ def test_the_table_holds_the_numbers(comparison: Path) -> None:
 def test_a_run_that_moved_is_told(comparison: Path) -> None:
     found = read_comparison(comparison)
     assert "another machine" not in accuracy_table(make_rows(found))
-    run = next(run for run in found if run["run"] == "resnet20-rotate4-seed1")
-    run["environment"] = {**run["environment"], "gpu": "H200", "versions": {"torch": "3"}}
-    run["environment"]["resumed"] = [{"step": 5, "commit": "fedcba9876543210"}, {"step": 1500, "gpu": None}]
-    table = accuracy_table(make_rows(found))
+    moved = next(run for run in found if run.name == "resnet20-rotate4-seed1")
+    began = {**moved.environment.to_json(), "gpu": "H200", "versions": {"torch": "3"}}
+    began["resumed"] = [{"step": 5, "commit": "fedcba9876543210"}, {"step": 1500, "gpu": None}]
+    changed = dataclasses.replace(moved, environment=EnvironmentHistory.from_json(began, "environment.json"))
+    table = accuracy_table(make_rows([changed if run is moved else run for run in found]))
     assert "- resnet20, rotate4, seed 1: from step 1,500 of 2,000 on a processor AVX2, 1 thread" in table
     assert table.count("from step") == 1
     assert "a processor AVX2, 1 thread(s) a run and H200; torch 2 and torch 3" in table
@@ -98,15 +102,13 @@ def test_a_page_that_asks_for_what_is_not_there_is_refused(block: str, message: 
 def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
     run = comparison / "runs" / "resnet20-rotate4-seed0"
     before = accuracy_table(make_rows(read_comparison(comparison)))
-    (run / "analysis.json").write_text(json.dumps(analysis_of(rejected=True)))
+    write_analysis(run, analysis_of(crowded=True))
     rows = make_rows(read_comparison(comparison))
     table = angle_table(rows)
     assert "| resnet20 | rotate4 | 0.200 | 1.40 | 3 |" in table
     worst = "| resnet20 | rotate4 | stages.0 | 90.00 | 12.50 | 80.00 | 89.50 |"
-    assert f"{worst} 0.0200 | **0.3100** | +0.0010 | +0.2000 | 0.1000 | 1 |" in table
+    assert f"{worst} +0.0010 | +0.2000 | 0.1000 | 1 |" in table
     assert "rotate4-fixed" not in table
-    (run / "analysis.json").write_text(json.dumps(analysis_of(rejected=False)))
-    assert "**0.0200**" not in angle_table(make_rows(read_comparison(comparison)))
     assert "packed bytes" not in before
     assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in accuracy_table(rows)
     assert "| resnet20 | rotate2 | 61,850 | - |" in accuracy_table(rows)
@@ -115,8 +117,7 @@ def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_shuffles_judged_on_images_that_were_trained_on_are_said_to_be(comparison: Path, seen: bool) -> None:
-    analysis = {**analysis_of(rejected=True), "validation_seen": seen}
-    (comparison / "runs" / "resnet20-rotate4-seed0" / "analysis.json").write_text(json.dumps(analysis))
+    write_analysis(comparison / "runs" / "resnet20-rotate4-seed0", analysis_of(crowded=True, seen=seen))
     table = angle_table(make_rows(read_comparison(comparison)))
     assert ("The validation images were trained on too." in table) == seen
 
@@ -149,7 +150,7 @@ def test_accuracy_against_bytes_is_kept_and_shown(comparison: Path, tmp_path: Pa
     assert table in (tmp_path / "page.md").read_text()
     assert (tmp_path / "results" / "digits-sizes.png").stat().st_size > 1000
     (file.parent / "sizes.json").write_text("[")
-    with pytest.raises(RunError, match=r"sizes\.json is no JSON: write it again with rotateconv compare --sizes"):
+    with pytest.raises(RunError, match=r"sizes\.json is no JSON: restore it or write it again"):
         find_sizes([experiments])
 
 
@@ -181,18 +182,18 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
     assert not file.with_name(records.SIZES).exists()
     write_sizes_of(comparison)
     report(comparison, "--records", file, "--add")
-    runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
+    runs = sorted(read_comparison(comparison), key=lambda run: run.name)
     assert find_studies([file.parent]) == {"digits": runs}  # equal_to came with the comparison
     assert find_sizes([file.parent])["digits"] == find_sizes([comparison])[comparison.name]
     write_sizes([SizeRow("rotate4", False, 4, True, 62e3, (92.0,), runs=("more",))], comparison, "digits")
     conversions = file.with_name(records.CONVERSIONS)
     conversions.write_text("[]")
     report(comparison, "--records", file, "--add")
-    dense, lines = find_sizes([file.parent])["digits"]
-    assert (dense["n"], lines["n"], lines["bytes"], lines["runs"]) == (2, 2, 61e3, ["lines", "more"])
+    dense, lines = find_sizes([file.parent])["digits"].rows
+    assert (len(dense.runs), lines.bytes, lines.runs) == (2, 61e3, ("lines", "more"))
     assert conversions.read_text() == "[]"
     report(*others, "--records", file)
-    assert [run["run"] for run in find_studies([file.parent])["digits"]] == [run.name for run in others]
+    assert [run.name for run in find_studies([file.parent])["digits"]] == [run.name for run in others]
 
 
 @pytest.mark.parametrize(
@@ -225,15 +226,11 @@ def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> Non
     run = tmp_path / "lines"
     shutil.copytree(next((comparison / "runs").glob("*rotate4*")), run)
     record = {
-        "source": "/somewhere/runs/dense",
-        "net": "resnet20",
-        "dataset": "digits",
-        "lines": "free",
-        "quantised": None,
-        "epochs": 3,
-        "parameters_before": 269_434,
-        "parameters_after": 120_954,
+        **{"source": "/somewhere/runs/dense", "net": "resnet20", "dataset": "digits", "lines": "free"},
+        **{"quantised": None, "epochs": 3, "stages": 1, "parameters_before": 269_434, "parameters_after": 120_954},
+        "validation_accuracy": {"source": 99.0, "fitted": 10.0, "fine_tuned": 98.5},
         "test_accuracy": {"source": 99.0, "fitted": 10.0, "calibrated": 80.0, "fine_tuned": 98.5},
+        **{"validation_was_trained_on": False, "layers": []},
     }
     (run / "conversion.json").write_text(json.dumps(record))
     told = CliRunner().invoke(
@@ -241,7 +238,7 @@ def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> Non
     )
     assert told.exit_code == 0, told.output
     found = find_conversions([tmp_path / "kept"])
-    assert found == {"digits": [{**record, "source": "dense"}]}
+    assert found == {"digits": [conversion_from_json({**record, "source": "dense"}, "conversion.json")]}
     page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", {}, None, found)
     row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 80.00 | 98.50 | **-0.50** | 3 |"
     assert row in page

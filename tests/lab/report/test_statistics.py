@@ -1,5 +1,6 @@
 """Laws of a study's rows: they are the statistics of the runs, and a verdict needs two standard errors."""
 
+import dataclasses
 import math
 import statistics
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_rows_are_the_statistics_of_the_runs(comparison: Path) -> None:
     moved = rows[1].curve("angle_movement_mean")
     assert [(pytest.approx(spread.mean), spread.std, spread.n) for spread in moved] == [(0.1, 0.0, 3), (0.2, 0.0, 3)]
     assert rows[0].curve("angle_movement_mean") == []
-    assert [run["config"]["seed"] for run in rows[1].runs] == [0, 1, 2]
+    assert [run.config.seed for run in rows[1].runs] == [0, 1, 2]
 
 
 def test_losses_stand_first(comparison: Path) -> None:
@@ -71,20 +72,20 @@ def test_two_standard_errors_decide(lead: float, verdict: str, tmp_path: Path) -
 def test_the_narrowed_net_of_the_nearest_size_is_the_rival(comparison: Path) -> None:
     runs = read_comparison(comparison)
     sizes = {"conv3x3-w0.5": 68_050, "conv3x3-w0.25": 17_000}
-    template = next(run for run in runs if run["run"] == "resnet20-conv3x3-w0.6875-seed0")
+    template = next(run for run in runs if run.name == "resnet20-conv3x3-w0.6875-seed0")
     for name, size in sizes.items():
-        config = {**template["config"], "width": float(name.partition("-w")[2])}
-        summary = {**template["summary"], "parameters": size}
-        runs.append({**template, "run": name, "config": config, "summary": summary, "equal_to": "rotate2"})
+        config = dataclasses.replace(template.config, width=float(name.partition("-w")[2]))
+        summary = dataclasses.replace(template.result, parameters=size)
+        runs.append(dataclasses.replace(template, name=name, config=config, summary=summary, equal_to="rotate2"))
     pairs = {(one.row.conv, one.other.label) for one in contrasts(make_rows(runs)) if one.other.equal_to}
     assert pairs == {("rotate4", "conv3x3 x0.69"), ("rotate2", "conv3x3 x0.50")}
-    without = [run for run in runs if run["run"] != "conv3x3-w0.5"]
+    without = [run for run in runs if run.name != "conv3x3-w0.5"]
     pairs = {(one.row.conv, one.other.label) for one in contrasts(make_rows(without)) if one.other.equal_to}
     assert pairs == {("rotate4", "conv3x3 x0.69")}  # a net of another size is no rival
 
 
 def test_one_seed_decides_nothing(comparison: Path) -> None:
-    runs = [run for run in read_comparison(comparison) if run["config"]["seed"] == 0]
+    runs = [run for run in read_comparison(comparison) if run.config.seed == 0]
     assert {one.verdict for one in contrasts(make_rows(runs))} == {"one seed: not decided"}
     assert "| rotate4 | 121,242 | 90.50 | +0.50 | 1 |" in accuracy_table(make_rows(runs))
 
@@ -109,5 +110,6 @@ def test_settings_are_told_where_they_differ(tmp_path: Path) -> None:
 
 def test_the_same_seed_twice_is_refused(comparison: Path) -> None:
     runs = read_comparison(comparison)
+    twice = next(run for run in runs if run.name == "resnet20-rotate4-seed1")
     with pytest.raises(RunError, match="resnet20-rotate4-seed1 and again have the same configuration and seed"):
-        make_rows([*runs, {**next(run for run in runs if run["run"] == "resnet20-rotate4-seed1"), "run": "again"}])
+        make_rows([*runs, dataclasses.replace(twice, name="again")])

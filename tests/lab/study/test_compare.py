@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from rotateconv.cost import cost
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import app
-from rotateconv.lab.config import make_config, to_json
+from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
 from rotateconv.lab.study import comparison
@@ -34,9 +34,10 @@ from rotateconv.lab.study.run import Study, compare, plan
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import EpochEnd, RunEnd
-from rotateconv.lab.train.run_folder import Record, read_json, read_records
+from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
 from rotateconv.models import build_model
 from small import small_digits
+from study_runs import write_run
 
 DIGITS = DataDescription.of(small_digits(1295, 143, 359))
 CIFAR = dataclasses.replace(DIGITS, name="cifar10", input_shape=(3, 32, 32))
@@ -65,24 +66,11 @@ def fake_runs(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None
         if task.config.seed == 1 and task.config.conv == "rotate2" and task.config.lr == 9:
             on_event(RunDiverged(task.name, "the loss became infinite"))
             continue
-        task.out.mkdir(parents=True)
         with_net = build_model(task.config.model, task.config.conv, 10, 1, task.config.width)
         found = cost(with_net, (1, 8, 8))
-        files: dict[str, Record] = {
-            "summary.json": {
-                "dataset": "digits",
-                "test_accuracy": accuracy_of(task),
-                "parameters": found.parameters,
-                "multiply_adds": found.multiply_adds,
-                "seconds_per_epoch": 2.0 + task.config.seed,
-                "last": {"validation_accuracy": 90.0 + task.config.seed},
-            },
-            "environment.json": {"cpu": "a processor", "threads": threads, "python": "3", "versions": {"torch": "2"}},
-        }
-        for name, value in files.items():
-            (task.out / name).write_text(json.dumps(value))
-        (task.out / "config.json").write_text(to_json(task.config))
-        on_event(RunEvent(task.name, RunEnd({"test_accuracy": accuracy_of(task), "seconds": 3.0})))
+        counts = {"parameters": found.parameters, "multiply_adds": found.multiply_adds}
+        write_run(task.out, task.config, accuracy_of(task), seconds_per_epoch=2.0 + task.config.seed, **counts)
+        on_event(RunEvent(task.name, RunEnd(read_summary(task.out))))
 
 
 @pytest.fixture
@@ -144,7 +132,7 @@ def test_rows_are_the_statistics_of_the_runs(tmp_path: Path, faked: None) -> Non
         squares = sum((value - sum(expected) / 3) ** 2 for value in expected)
         assert row["accuracy_std"] == pytest.approx(math.sqrt(squares / 2))
         assert (row["n"], row["seeds"], row["seconds_per_epoch"]) == (3, [0, 1, 2], 3.0)
-        assert row["validation_accuracies"] == [90.0, 91.0, 92.0]
+        assert row["validation_accuracies"] == row["accuracies"]
         assert all((tmp_path / run / "summary.json").is_file() for run in row["runs"])
         if row is dense:
             assert (row["difference"], row["difference_standard_error"]) == (None, None)
@@ -288,7 +276,7 @@ def test_a_comparison_trains_every_run_in_its_own_folder(finished: Path) -> None
         summaries = [read_json(finished / run / "summary.json") for run in row["runs"]]
         assert row["accuracies"] == [summary["test_accuracy"] for summary in summaries]
         assert row["accuracy_mean"] == pytest.approx(statistics.fmean(row["accuracies"]))
-        assert {summary["seed"] for summary in summaries} == {0, 1}
+        assert {read_config(finished / run).seed for run in row["runs"]} == {0, 1}
         assert (row["dataset"], row["recipe"], row["epochs"]) == ("digits", "digits", 1)
         assert row["hardware"]["threads"] == max(1, available_cores() // 2)
         assert row["versions"]["torch"]

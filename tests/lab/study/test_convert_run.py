@@ -18,6 +18,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
 from rotateconv.lab.study.events import ModelFitted
 from rotateconv.lab.train import build, pretrained
@@ -129,11 +130,11 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     }
     for key, accuracy in accuracies.items():
         net, split = key.split()
-        assert result[f"{split}_accuracy"][net] == pytest.approx(accuracy)
-    assert [entry["residual"] for entry in result["layers"]] == [entry.residual for entry in report.entries]
-    assert result["parameters_before"] > result["parameters_after"] == report.parameters_after
-    assert read_json(tmp_path / "run" / "conversion.json") == result
-    assert f"{result['test_accuracy']['fine_tuned']:.2f}" in (tmp_path / "run" / "conversion.md").read_text()
+        assert getattr(getattr(result, f"{split}_accuracy"), net) == pytest.approx(accuracy)
+    assert [entry.residual for entry in result.layers] == [entry.residual for entry in report.entries]
+    assert result.parameters_before > result.parameters_after == report.parameters_after
+    assert conversion_from_json(read_json(tmp_path / "run" / "conversion.json"), "conversion.json") == result
+    assert f"{result.test_accuracy.fine_tuned:.2f}" in (tmp_path / "run" / "conversion.md").read_text()
     assert events.all(ModelFitted)[0].fitted == pytest.approx(accuracies["fitted validation"])
 
     final = load_run(tmp_path / "run").model
@@ -141,7 +142,7 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     assert final.conv.taps == taps
     summary = read_json(tmp_path / "run" / "summary.json")
     assert summary["parameters"] == report.parameters_after
-    assert result["test_accuracy"]["fine_tuned"] == summary["test_accuracy"]
+    assert result.test_accuracy.fine_tuned == summary["test_accuracy"]
 
 
 def test_training_begins_at_the_fitted_net(dense: Path, tmp_path: Path, data: ImageData) -> None:
@@ -151,7 +152,7 @@ def test_training_begins_at_the_fitted_net(dense: Path, tmp_path: Path, data: Im
     found = load_run(tmp_path / "run").model
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(found.get_parameter(name), parameter, rtol=0, atol=1e-6, msg=name)
-    assert read_records(tmp_path / "run")[0]["angle_movement_max"] < 1e-5  # from the fit, not from the first draw
+    assert read_records(tmp_path / "run")[0].angle_movement_max < 1e-5  # from the fit, not from the first draw
 
 
 def test_a_conversion_goes_on_where_it_was_stopped(dense: Path, tmp_path: Path, data: ImageData) -> None:
@@ -167,7 +168,7 @@ def test_a_conversion_goes_on_where_it_was_stopped(dense: Path, tmp_path: Path, 
     other = convert_run(
         dataclasses.replace(config, convert_taps="shared"), tmp_path / "again", data=data, overwrite=True
     )
-    assert other["lines"] == "shared"
+    assert other.taps == "shared"
 
 
 def test_another_run_in_the_folder_leaves_nothing_of_the_conversion(
@@ -198,7 +199,7 @@ def test_stages_convert_the_nearest_fits_first(weights: Path, tmp_path: Path, da
     assert plan[1][1].teacher == str(weights)
 
     result = convert_run(config, tmp_path / "run", data=data, stages=2)
-    assert (result["stages"], result["epochs"]) == (2, 5)
+    assert (result.stages, result.epochs) == (2, 5)
     half = load_run(tmp_path / "run-stage1").model
     whole = load_run(tmp_path / "run").model
     names = [name for name, module in half.named_modules() if isinstance(module, RotateConv2d)]
@@ -216,10 +217,10 @@ def test_stages_need_a_layer_and_an_epoch_each(stages: int, weights: Path, tmp_p
 def test_a_users_own_net(weights: Path, tmp_path: Path, data: ImageData) -> None:
     config = own_settings(weights, epochs=2)
     result = convert_run(dataclasses.replace(config, convert_only="2"), tmp_path / "run", data=data)
-    assert [entry["name"] for entry in result["layers"] if entry["reason"] is None] == ["2"]
+    assert [entry.name for entry in result.layers if entry.reason is None] == ["2"]
     loaded = load_run(tmp_path / "run").model
     assert isinstance(loaded[2], RotateConv2d)
-    assert result["net"] == FACTORY
+    assert result.model == FACTORY
 
 
 def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, data: ImageData) -> None:
@@ -227,7 +228,7 @@ def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, d
     net = load_run(tmp_path / "run").model
     again = quantize(net, 3, 4)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
-    assert result["quantised"] == [3, 4, 8]
+    assert result.bits == (3, 4, 8)
     accuracy = evaluate_split(net, settings(dense), DataDescription.of(data), data.test).accuracy
     assert accuracy == read_json(tmp_path / "run" / "summary.json")["test_accuracy"]
 
@@ -364,7 +365,7 @@ def test_the_teachers_part_of_the_loss_is_there(weights: Path, tmp_path: Path, d
     config = own_settings(weights, epochs=2)
     fit(config, tmp_path / "taught", data=data)
     fit(dataclasses.replace(config, teacher=None), tmp_path / "alone", data=data)
-    losses = [read_records(tmp_path / name)[0]["train_loss"] for name in ("taught", "alone")]
+    losses = [read_records(tmp_path / name)[0].train_loss for name in ("taught", "alone")]
     assert losses[0] != losses[1]
 
 
@@ -399,7 +400,7 @@ def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
     count(conv, "fit_line")
     config = settings(dense, convert_taps="free")
     result = convert_run(config, tmp_path / "run", data=data)
-    converted = [layer for layer in result["layers"] if layer["residual"] is not None]
+    converted = [layer for layer in result.layers if layer.residual is not None]
     # The models built are the source and, to be evaluated at the end, the finished run's.
     assert counts == {"load_run": 1, "build_model": 2, "fit_line": len(converted)}
 

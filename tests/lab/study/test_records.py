@@ -1,7 +1,9 @@
 """Laws of a study's record: it is found, loses no number, and names no machine."""
 
-import json
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +11,16 @@ from rotateconv.errors import RunError
 from rotateconv.lab.report.statistics import make_rows
 from rotateconv.lab.report.tables import accuracy_table
 from rotateconv.lab.study import records
-from rotateconv.lab.study.records import add_runs, find_studies, read_comparison, read_run, read_study, write_study
-from study_runs import analysis_of, write_comparison
+from rotateconv.lab.study.records import (
+    RunRecord,
+    add_runs,
+    find_studies,
+    read_comparison,
+    read_run,
+    read_study,
+    write_study,
+)
+from study_runs import analysis_of, write_analysis, write_comparison
 
 
 @pytest.fixture
@@ -33,23 +43,26 @@ def test_a_record_gives_back_every_run(comparison: Path, tmp_path: Path) -> None
 
 def test_a_run_is_what_its_folder_says(comparison: Path) -> None:
     run = read_run(comparison / "runs" / "resnet20-rotate4-seed2")
-    assert run["config"]["conv"] == "rotate4"
-    assert run["summary"] == {"steps": 2000, "parameters": 121_242, "test_accuracy": 91.5}
-    assert run["metrics"]["train_loss"] == [1.23457, 0.617284]
-    assert run["metrics"]["angle_movement_max"] == [0.7, 1.4]
-    assert (run["failed"], run["analysis"], run["data"]["name"]) == (None, None, "digits")
+    assert (run.name, run.config.conv, run.config.data_dir) == ("resnet20-rotate4-seed2", "rotate4", None)
+    assert (run.result.steps, run.result.parameters, run.result.test_accuracy) == (2000, 121_242, 91.5)
+    assert run.curves.train_loss == (1.23457, 0.617284)
+    assert run.curves.angle_movement_max == (0.7, 1.4)
+    assert (run.failed, run.analysis, run.data.name) == (None, None, "digits")
 
 
 def test_movement_by_layer_is_kept_of_analysed_runs(comparison: Path) -> None:
     folder = comparison / "runs" / "resnet20-rotate4-seed2"
-    assert read_run(folder)["metrics"].keys() == set(records.METRICS)
-    (folder / "analysis.json").write_text(json.dumps(analysis_of(rejected=True)))
-    assert read_run(folder)["metrics"].keys() == {*records.METRICS, "angle_movement_layers"}
+    assert read_run(folder).curves.angle_movement_layers == ()
+    write_analysis(folder, analysis_of(crowded=True))
+    run = read_run(folder)
+    assert run.curves.angle_movement_layers == ((0.1,) * 3, (0.2,) * 3)
+    assert run.analysis is not None
+    assert run.analysis.packed == analysis_of(crowded=True).packed
 
 
 def test_a_run_that_diverged_is_kept_with_its_reason(comparison: Path) -> None:
-    (failed,) = [run for run in read_comparison(comparison) if run["failed"] is not None]
-    assert (failed["run"], failed["failed"], failed["summary"]) == (
+    (failed,) = [run for run in read_comparison(comparison) if run.failed is not None]
+    assert (failed.name, failed.failed, failed.summary) == (
         "resnet20-rotate2p-seed0",
         "the loss became NaN",
         None,
@@ -70,18 +83,18 @@ def test_studies_are_found(comparison: Path, tmp_path: Path) -> None:
     assert find_studies([experiments / "digits"]) == {"digits": studies["digits"]}
     assert find_studies([comparison]) == {"digits": read_comparison(comparison)}
     runs = sorted((comparison / "runs").glob("*rotate4-seed*"))
-    assert [run["run"] for run in find_studies(runs)["runs"]] == [run.name for run in runs]
+    assert [run.name for run in find_studies(runs)["runs"]] == [run.name for run in runs]
 
 
 def test_runs_are_added_to_a_record(comparison: Path, tmp_path: Path) -> None:
     file = tmp_path / "experiments" / records.RECORDS
-    runs = sorted(read_comparison(comparison), key=lambda run: run["run"])
-    late = {**runs[3], "summary": {**runs[3]["summary"], "test_accuracy": 1.5}}
+    runs = sorted(read_comparison(comparison), key=lambda run: run.name)
+    late = dataclasses.replace(runs[3], summary=dataclasses.replace(runs[3].result, test_accuracy=1.5))
     assert add_runs(runs[::-1], file) == runs  # no record yet
     write_study(runs[:6], file)
     assert add_runs([], file) == runs[:6]
     assert add_runs([late, *runs[6:]], file) == [*runs[:3], late, *runs[4:]]
-    with pytest.raises(RunError, match=f"two of the runs are called {late['run']}: a record has each once"):
+    with pytest.raises(RunError, match=f"two of the runs are called {late.name}: a record has each once"):
         add_runs([late, runs[3]], file)
 
 
@@ -112,3 +125,30 @@ def test_a_damaged_record_is_refused(text: str, message: str, tmp_path: Path) ->
     (tmp_path / records.RECORDS).write_text(text)
     with pytest.raises(RunError, match=message):
         read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run["summary"].pop("steps"), "rotate4-seed0: expected the key steps, found none"),
+        (lambda run: run["summary"].update(steps=1.5), "rotate4-seed0: steps must be a valid integer, found 1.5"),
+        (lambda run: run["metrics"].update(color=[]), "rotate4-seed0: the key color is unknown, expected train_loss"),
+        (lambda run: run["config"].update(lr="fast"), "rotate4-seed0: lr must be a number above 0, not 'fast'"),
+    ],
+)
+def test_a_damaged_run_names_file_run_and_key(
+    change: Callable[[dict[str, Any]], Any], message: str, comparison: Path, tmp_path: Path
+) -> None:
+    run = read_run(comparison / "runs" / "resnet20-rotate4-seed0").to_json()
+    change(run)
+    with pytest.raises(RunError, match=f"records.jsonl, run resnet20-{message}"):
+        RunRecord.from_json(run, "records.jsonl")
+
+
+def test_a_record_of_version_0_1_is_read() -> None:
+    run = read_run(Path(__file__).parents[2] / "fixtures" / "run-folder")
+    assert (run.name, run.config.conv, run.result.steps) == ("run-folder", "rotate2p", 21)
+    assert run.analysis is not None  # written with Kuiper's test, which is passed over
+    assert run.analysis.angles is not None
+    assert run.analysis.angles.all.slices == sum(layer.slices for layer in run.analysis.angles.layers)
+    assert RunRecord.from_json(run.to_json(), "records.jsonl") == run

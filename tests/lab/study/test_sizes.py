@@ -1,7 +1,9 @@
 """Accuracy against bytes: what is measured, how nets are compared at equal bytes, and what is written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from rotateconv import quantize
 from rotateconv.errors import RunError
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.report.sizes_report import cells, from_records, markdown, merge_records, to_record, write_sizes
-from rotateconv.lab.study.sizes import SizeRow, measure_sizes, merge_sizes, pareto, with_differences
+from rotateconv.lab.report.sizes_report import cells, markdown, write_sizes
+from rotateconv.lab.study.sizes import SizeRow, SizesTable, measure_sizes, merge_sizes, pareto, with_differences
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json
@@ -85,9 +87,26 @@ def test_runs_measured_again_take_the_place_of_all_of_the_row_or_are_refused() -
     with pytest.raises(RunError, match="lines at 4 bits was measured with lines-0, lines-1: measure all of them again"):
         merge_sizes(there, [row("lines", 201, 56.0, 57.0, runs=("lines-1", "lines-2"))])
     with pytest.raises(RunError, match="sizes on digits and mnist make no table"):
-        merge_records([to_record(there[0], "mnist")], [to_record(again[0], "digits")])
-    with pytest.raises(RunError, match=r"a row of sizes\.json lacks 'runs': write it again"):
-        merge_records([], [{key: value for key, value in to_record(again[0], "digits").items() if key != "runs"}])
+        SizesTable("digits", tuple(there)).merged(SizesTable("mnist", tuple(again)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.pop("bytes"), "sizes.json: expected the key bytes, found none"),
+        (lambda row: row.update(bits="four"), "sizes.json: bits must be a valid integer, found 'four'"),
+        (lambda row: row.pop("dataset"), "sizes.json: expected a row with a dataset, found {'label'"),
+    ],
+)
+def test_a_damaged_table_is_refused(change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    table = SizesTable("digits", (row("lines", 200, 54.0, runs=("lines-0",)),))
+    assert SizesTable.from_json(json.loads(json.dumps(table.to_json())), "sizes.json") == table
+    values = table.to_json()
+    change(values[0])
+    with pytest.raises(RunError, match=message):
+        SizesTable.from_json(values, "sizes.json")
+    with pytest.raises(RunError, match=r"sizes\.json has no row"):
+        SizesTable.from_json([], "sizes.json")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +164,7 @@ def test_files_hold_every_row(runs: list[Path], data: ImageData, tmp_path: Path)
     rows = measure_sizes(runs, data, (32, 8))
     write_sizes(rows, tmp_path, data.name)
     records = json.loads((tmp_path / "sizes.json").read_text())
-    assert from_records(records) == rows
+    assert SizesTable.from_json(records, "sizes.json") == SizesTable(data.name, tuple(rows))
     assert {"dataset", "accuracy_mean", "accuracy_std", "n", "above_dense", "qat"} <= records[0].keys()
     text = (tmp_path / "sizes.md").read_text()
     assert text == markdown(rows, data.name)

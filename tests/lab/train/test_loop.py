@@ -15,7 +15,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.study.angles import lines_of
+from rotateconv.lab.study.angles import rotate_layers
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import load_checkpoint
@@ -23,7 +23,7 @@ from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, Event, RunEnd, RunStart, StepEnd
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit, training_loss
-from rotateconv.lab.train.run_folder import read_json, read_records
+from rotateconv.lab.train.run_folder import read_json, read_records, read_summary
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
@@ -42,30 +42,30 @@ def test_records_and_summary_hold_what_was_found(tmp_path: Path, data: ImageData
     config, listener = tiny_config(conv="rotate4"), StopAt()
     summary = fit(config, tmp_path / "run", data=data, on_event=listener)
     records = read_records(tmp_path / "run")
-    assert summary == read_json(tmp_path / "run" / "summary.json") == listener.all(RunEnd)[0].summary
+    assert summary == read_summary(tmp_path / "run") == listener.all(RunEnd)[0].summary
     assert records == [event.record for event in listener.all(EpochEnd)]
-    assert [record["epoch"] for record in records] == [1, 2, 3]
-    assert [record["step"] for record in records] == [4, 8, 12]
+    assert [record.epoch for record in records] == [1, 2, 3]
+    assert [record.step for record in records] == [4, 8, 12]
     for record in records:
-        assert record["images_per_second"] == pytest.approx(101 / record["seconds"])
-        assert set(record["learning_rates"]) == {"weights", "no_decay", "angles"}
-        assert 0 < record["angle_movement_mean"] < record["angle_movement_max"]
-        assert record["peak_memory_bytes"] > 10**7
+        assert record.images_per_second == pytest.approx(101 / record.seconds)
+        assert set(record.learning_rates) == {"weights", "no_decay", "angles"}
+        assert 0 < record.angle_movement_mean < record.angle_movement_max
+        assert record.peak_memory_bytes > 10**7
     trained = load_run(tmp_path / "run")
     test = Batches(data.test, 10, mean=data.mean, std=data.std)
     found = evaluate(trained.model, test, data.classes)
-    assert summary["test_accuracy"] == found.accuracy
-    assert summary["test_loss"] == pytest.approx(found.loss, rel=1e-5)
-    assert summary["test_confusion"] == found.confusion.tolist()
-    assert summary["parameters"] == sum(p.numel() for p in trained.model.parameters())
-    assert summary["multiply_adds"] == 8 * 64 * 9 + 8 * 8 * 16 * 9 + 8 * 10
-    best = max(records, key=lambda record: record["validation_accuracy"])
-    assert (summary["best_epoch"], summary["best_validation_accuracy"]) == (
-        best["epoch"],
-        best["validation_accuracy"],
+    assert summary.test_accuracy == found.accuracy
+    assert summary.test_loss == pytest.approx(found.loss, rel=1e-5)
+    assert summary.test_confusion == tuple(map(tuple, found.confusion.tolist()))
+    assert summary.parameters == sum(p.numel() for p in trained.model.parameters())
+    assert summary.multiply_adds == 8 * 64 * 9 + 8 * 8 * 16 * 9 + 8 * 10
+    best = max(records, key=lambda record: record.validation_accuracy)
+    assert (summary.best_epoch, summary.best_validation_accuracy) == (
+        best.epoch,
+        best.validation_accuracy,
     )
     start = listener.all(RunStart)[0]
-    assert (start.steps, start.num_samples, start.parameters) == (12, 101, summary["parameters"])
+    assert (start.steps, start.num_samples, start.parameters) == (12, 101, summary.parameters)
 
 
 def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Path, data: ImageData) -> None:
@@ -75,9 +75,9 @@ def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Pat
     start = build_configured(config, DataDescription.of(data)).conv.angle
     moved = (load_run(tmp_path / "run").model.conv.angle - start).abs()
     record = read_records(tmp_path / "run")[-1]
-    assert record["angle_movement_mean"] == pytest.approx(moved.mean().item())
-    assert record["angle_movement_max"] == pytest.approx(moved.max().item())
-    assert record["angle_movement_layers"] == pytest.approx([moved.mean().item()])
+    assert record.angle_movement_mean == pytest.approx(moved.mean().item())
+    assert record.angle_movement_max == pytest.approx(moved.max().item())
+    assert record.angle_movement_layers == pytest.approx([moved.mean().item()])
 
 
 def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> None:
@@ -87,17 +87,18 @@ def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> No
     torch.manual_seed(config.seed)
     start, end = build_configured(config, DataDescription.of(data)), load_run(tmp_path / "run").model
     moved = [
-        (end.get_submodule(name).angle - layer.angle).abs().mean().item() for name, layer in lines_of(start).items()
+        (end.get_submodule(name).angle - layer.angle).abs().mean().item()
+        for name, layer in rotate_layers(start).items()
     ]
     (record,) = read_records(tmp_path / "run")
     assert len(moved) == 18
-    assert record["angle_movement_layers"] == pytest.approx(moved, rel=1e-4)
+    assert record.angle_movement_layers == pytest.approx(moved, rel=1e-4)
 
 
 def test_a_net_without_angles_records_none(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="conv3x3", epochs=1), tmp_path / "run", data=data)
     (record,) = read_records(tmp_path / "run")
-    assert [value for key, value in record.items() if key.startswith("angle_movement")] == [None] * 3
+    assert (record.angle_movement_mean, record.angle_movement_max, record.angle_movement_layers) == (None,) * 3
 
 
 def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: ImageData) -> None:
@@ -108,8 +109,8 @@ def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: Ima
     net = build_configured(config, DataDescription.of(data)).train()
     images, labels = next(iter(Batches(data.train, 101, mean=data.mean, std=data.std)))
     scores = net(images)
-    assert record["train_loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
-    assert record["train_accuracy"] == pytest.approx(100 * (scores.argmax(1) == labels).sum().item() / 101)
+    assert record.train_loss == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
+    assert record.train_accuracy == pytest.approx(100 * (scores.argmax(1) == labels).sum().item() / 101)
 
 
 def test_the_seed_decides_everything_and_the_caller_keeps_its_random_numbers(tmp_path: Path, data: ImageData) -> None:
@@ -120,7 +121,7 @@ def test_the_seed_decides_everything_and_the_caller_keeps_its_random_numbers(tmp
     fit(tiny_config(dropout=0.2), tmp_path / "second", data=data)
     assert_same_run(tmp_path / "second", tmp_path / "first")
     other = fit(tiny_config(dropout=0.2, seed=1), tmp_path / "third", data=data)
-    assert other["last"]["train_loss"] != read_json(tmp_path / "first" / "summary.json")["last"]["train_loss"]
+    assert other.test_loss != read_summary(tmp_path / "first").test_loss
 
 
 def test_the_average_is_the_exponential_average_of_all_steps(tmp_path: Path, data: ImageData) -> None:
@@ -184,7 +185,7 @@ def test_a_student_follows_its_teacher_alone(tmp_path: Path, data: ImageData) ->
     )
     assert student == blind
     assert student != half
-    losses = [record["train_loss"] for record in read_records(tmp_path / "student")]
+    losses = [record.train_loss for record in read_records(tmp_path / "student")]
     assert losses[-1] < losses[0]
 
 
@@ -204,8 +205,8 @@ def test_validation_off_trains_on_all_and_records_none(tmp_path: Path, data: Ima
     summary = fit(tiny_config(validation=False, epochs=1), tmp_path / "run", data=data, on_event=listener)
     assert listener.all(RunStart)[0].num_samples == 141
     assert listener.all(StepEnd)[-1].num_samples == 141
-    assert read_records(tmp_path / "run")[0]["validation_accuracy"] is None
-    assert (summary["best_epoch"], summary["best_validation_accuracy"]) == (None, None)
+    assert read_records(tmp_path / "run")[0].validation_accuracy is None
+    assert (summary.best_epoch, summary.best_validation_accuracy) == (None, None)
 
 
 def test_the_test_split_is_evaluated_once(tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +277,7 @@ def test_autocast_reaches_the_net_in_training_and_evaluation(
 
 def test_memory_is_flat_over_epochs(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(epochs=30, batch_size=4), tmp_path / "run", data=data)
-    peaks = [record["peak_memory_bytes"] for record in read_records(tmp_path / "run")]
+    peaks = [record.peak_memory_bytes for record in read_records(tmp_path / "run")]
     assert peaks[-1] - peaks[4] < 4 * 2**20
 
 
@@ -284,7 +285,7 @@ def test_every_preset_trains_a_step(tmp_path: Path, data: ImageData) -> None:
     for name in PRESETS:
         changes = {"model": "tiny", "data": "digits", "epochs": 1, "batch_size": 51}
         summary = fit(make_config(name, changes=changes), tmp_path / name, data=data)
-        assert summary["recipe"] == name
+        assert summary.steps == read_records(tmp_path / name)[-1].step
 
 
 def test_given_normalisation_reaches_the_run(tmp_path: Path) -> None:

@@ -53,13 +53,13 @@ def test_two_processes_train_as_one(runs: Path, tmp_path: Path) -> None:
     ours, theirs = weights(runs / "together"), weights(tmp_path / "alone")
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
-    assert together["test_accuracy"] == summary["test_accuracy"]
+    assert together["test_accuracy"] == summary.test_accuracy
     assert sum(map(sum, together["test_confusion"])) == 37
     pairs = zip(read_records(runs / "together"), read_records(tmp_path / "alone"), strict=True)
     for found, expected in pairs:
         for key in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
-            assert found[key] == pytest.approx(expected[key], rel=1e-4), key
-        assert (found["step"], found["learning_rates"]) == (expected["step"], expected["learning_rates"])
+            assert getattr(found, key) == pytest.approx(getattr(expected, key), rel=1e-4), key
+        assert (found.step, found.learning_rates) == (expected.step, expected.learning_rates)
 
 
 @pytest.mark.slow
@@ -70,8 +70,8 @@ def test_a_stop_of_the_main_process_stops_both_and_resumes_exactly(runs: Path) -
     ours, theirs = weights(runs / "stopped"), weights(runs / "noisy")
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     for found, expected in zip(read_records(runs / "stopped"), read_records(runs / "noisy"), strict=True):
-        assert found["train_loss"] == expected["train_loss"]
-        assert found["validation_loss"] == expected["validation_loss"]
+        assert found.train_loss == expected.train_loss
+        assert found.validation_loss == expected.validation_loss
 
 
 @pytest.mark.slow
@@ -101,4 +101,4 @@ def test_one_process_goes_on_where_two_stopped(runs: Path, tmp_path: Path) -> No
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
     for found, expected in zip(read_records(run), read_records(runs / "together"), strict=True):
-        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+        assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-4)

@@ -1,5 +1,6 @@
 """Laws of the run folder: whole files or none, nothing mixed by mistake, one sentence for a full disk."""
 
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from rotateconv._files import replacing
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.data.sets import load_data
 from rotateconv.lab.train import run_folder as runs
-from rotateconv.lab.train.environment import environment
+from rotateconv.lab.train.environment import Environment
+from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.run_folder import (
     append_record,
     check_run,
@@ -19,12 +22,31 @@ from rotateconv.lab.train.run_folder import (
     keep_records,
     note_resumption,
     read_config,
+    read_environment,
     read_json,
     read_records,
+    read_summary,
     write_bytes,
     write_json,
 )
+from rotateconv.lab.train.run_results import EpochRecord
 
+EPOCH = EpochRecord(
+    epoch=1,
+    step=4,
+    train_loss=2.0,
+    train_accuracy=20.0,
+    validation_loss=None,
+    validation_accuracy=None,
+    learning_rates={"weights": 0.1},
+    angle_movement_mean=None,
+    angle_movement_max=None,
+    seconds=1.5,
+    validation_seconds=0.5,
+    images_per_second=100.0,
+    peak_memory_bytes=2**30,
+    peak_gpu_memory_bytes=None,
+)
 CONFIG = make_config("digits", overrides=["lr=0.125", "milestones=0.1,0.7"])
 
 
@@ -43,10 +65,11 @@ def test_a_new_run_holds_its_configuration_data_and_environment(run: Path) -> No
 
 
 def test_only_another_environment_is_noted_on_resuming(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began, gpu = environment(), {"gpu": "H200", "gpu_count": 1}
+    began, gpu = read_environment(run).began, {"gpu": "H200", "gpu_count": 1}
 
     def resume(step: int, **changes: Any) -> Any:
-        monkeypatch.setattr(runs, "environment", lambda: {**began, "command": f"other {step}", **changes})
+        now = dataclasses.replace(began, command=f"other {step}", **changes)
+        monkeypatch.setattr(Environment, "now", lambda: now)
         note_resumption(run, step)
         return read_json(run / "environment.json").get("resumed")
 
@@ -54,47 +77,74 @@ def test_only_another_environment_is_noted_on_resuming(run: Path, monkeypatch: p
     assert resume(2, **gpu) == [{"step": 2, **gpu}]
     assert resume(3, **gpu) == [{"step": 2, **gpu}]
     assert resume(4) == [{"step": 2, **gpu}, {"step": 4}]
-    assert {**read_json(run / "environment.json"), "resumed": None} == {**began, "resumed": None}
+    assert read_environment(run).began == began
+
+
+def epoch(number: int, **changes: Any) -> EpochRecord:
+    """The record of an epoch."""
+    return dataclasses.replace(EPOCH, epoch=number, **changes)
 
 
 def test_records_come_back_as_they_went(run: Path) -> None:
-    records = [{"epoch": e, "loss": 1 / (3 + e), "name": "ü"} for e in range(4)]
+    records = [epoch(1, train_loss=1 / 3, learning_rates={"ü": 0.1}), epoch(2, angle_movement_layers=(0.1, 0.2))]
     for record in records:
         append_record(run, record)
     assert read_records(run) == records
 
 
-@pytest.mark.parametrize("cut", range(1, 14))
+@pytest.mark.parametrize("cut", [1, 2, 30])
 def test_a_torn_last_line_is_dropped_and_the_rest_goes_on(run: Path, cut: int) -> None:
-    append_record(run, {"epoch": 1})
-    append_record(run, {"epoch": 2})
+    append_record(run, epoch(1))
+    append_record(run, epoch(2))
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert read_records(run) == [{"epoch": 1}]
+    assert read_records(run) == [epoch(1)]
     keep_records(run, 1)
-    append_record(run, {"epoch": 2, "again": True})
-    assert read_records(run) == [{"epoch": 1}, {"epoch": 2, "again": True}]
+    append_record(run, epoch(2, seconds=9.0))
+    assert read_records(run) == [epoch(1), epoch(2, seconds=9.0)]
 
 
-def test_a_damaged_line_before_the_last_is_refused(run: Path) -> None:
-    (run / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep\n{"epoch": 3}\n')
-    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl is no JSON"):
-        read_records(run)
+def test_a_damaged_line_is_refused(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    append_record(run, epoch(1))
+    whole = path.read_text()
+    for damaged, message in [
+        ('{"ep\n', "is no JSON"),
+        (whole.replace('"step": 4, ', ""), "expected the key step, found none"),
+        (whole.replace('"step": 4', '"step": "4"'), "step must be a valid integer, found '4': restore the file"),
+        (whole.replace('"step"', '"stop": 1, "step"'), "the key stop is unknown, expected epoch, step, "),
+    ]:
+        path.write_text(whole + damaged + whole)
+        with pytest.raises(RunError, match=f"line 2 of .*metrics.jsonl.*{message}"):
+            read_records(run)
 
 
 def test_records_are_cut_back_but_never_invented(run: Path) -> None:
-    for epoch in (1, 2, 3):
-        append_record(run, {"epoch": epoch})
+    for number in (1, 2, 3):
+        append_record(run, epoch(number))
     keep_records(run, 2)
-    assert read_records(run) == [{"epoch": 1}, {"epoch": 2}]
+    assert read_records(run) == [epoch(1), epoch(2)]
     with pytest.raises(RunError, match=r"metrics.jsonl has 2 of 3 epochs: overwrite the run"):
         keep_records(run, 3)
 
 
 def test_nan_never_becomes_json(run: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
-        append_record(run, {"loss": float("nan")})
+        append_record(run, epoch(1, train_loss=float("nan")))
     assert read_records(run) == []
+
+
+def test_a_run_folder_of_version_0_1_is_read() -> None:
+    run = Path(__file__).parents[2] / "fixtures" / "run-folder"
+    (record,), summary, trained = read_records(run), read_summary(run), load_run(run)
+    assert (record.epoch, record.step, summary.steps) == (1, 21, 21)
+    assert summary.parameters == sum(parameter.numel() for parameter in trained.model.parameters()) == 4766
+    assert len(record.angle_movement_layers or ()) == 18
+    assert summary.test_confusion is not None
+    assert 100 * sum(summary.test_confusion[i][i] for i in range(10)) / 359 == pytest.approx(summary.test_accuracy)
+    assert read_environment(run).began.versions["torch"]
+    found = evaluate_split(trained.model, trained.config, trained.data, load_data("digits").test)
+    assert found.accuracy == pytest.approx(summary.test_accuracy, abs=1.0)
 
 
 def test_a_run_is_not_overwritten_by_mistake(run: Path) -> None:
@@ -116,7 +166,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
 
 
 def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
-    append_record(run, {"epoch": 1})
+    append_record(run, epoch(1))
     write_json(run / "summary.json", {})
     (run / "checkpoints" / "000001").mkdir(parents=True)
     (run / "notes.txt").write_text("keep me")
@@ -168,7 +218,7 @@ def test_damaged_json_is_named(tmp_path: Path, content: str | None, message: str
 def test_a_full_disk_is_one_sentence(run: Path) -> None:
     (run / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"the disk is full: .* could not be written; free some space, then resume"):
-        append_record(run, {"epoch": 1})
+        append_record(run, epoch(1))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A run of the bench: cases in, one record out."""
 
+import dataclasses
 import gc
 import os
 import shlex
@@ -15,7 +16,7 @@ from rotateconv.lab.bench.cases import PRECISIONS, Case
 from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.targets import Row, Target, judge
 from rotateconv.lab.bench.timing import Spread, matrix_rate, measure, multiply_adds, peak_memory, ratio
-from rotateconv.lab.train.environment import environment
+from rotateconv.lab.train.environment import Environment
 
 SCHEMA = 1
 
@@ -60,7 +61,7 @@ def run_bench(
     return {
         "schema": SCHEMA,
         "environment": {
-            **environment(),
+            **dataclasses.asdict(Environment.now()),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),  # without the path to the program
             "device": device,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),

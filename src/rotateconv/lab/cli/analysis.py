@@ -10,6 +10,7 @@ from rotateconv.errors import RunError
 from rotateconv.lab.cli.console import say
 from rotateconv.lab.cli.loading import load_shown
 from rotateconv.lab.data.images import images_key
+from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.figures_runs import draw_angles
 from rotateconv.lab.study.angles import analyse
 from rotateconv.lab.train.run_folder import ANALYSIS, read_config, write_json
@@ -39,13 +40,13 @@ def analyse_all(folders: Iterable[Path], data_dir: Path | None, draws: int, cons
         if key not in images:
             images[key] = load_shown(config, console)
         found = analyse(run, images[key], draws)
-        write_json(run / ANALYSIS, found)
-        told = f"packed {found['packed']['bytes']:,} bytes, {found['packed']['validation_accuracy']:.2f} %"
-        if found["angles"] is not None:
+        write_json(run / ANALYSIS, to_json(found))
+        told = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
+        if found.angles is not None:
             draw_angles(found, run / "analysis.png")
-            together = found["angles"]["all"]
-            told += f", moved {together['movement']['mean']:.3f} rad, shuffled {together['shuffled']['mean']:.2f} %"
-        say(console, f"{run.name}: validation accuracy {found['validation_accuracy']:.2f} %, {told}")
+            together = found.angles.all
+            told += f", moved {together.movement.mean:.3f} rad, shuffled {together.shuffled.mean:.2f} %"
+        say(console, f"{run.name}: validation accuracy {found.validation_accuracy:.2f} %, {told}")
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -65,12 +65,12 @@ class ComparisonProgress:
             case StepEnd():
                 self._step(run, event)
             case EpochEnd(record):
-                if record["validation_accuracy"] is not None:
-                    self.accuracy[run] = f"  acc {record['validation_accuracy']:.1f} %"
+                if record.validation_accuracy is not None:
+                    self.accuracy[run] = f"  acc {record.validation_accuracy:.1f} %"
             case RunWarning(message):
                 say(self.console, f"warning: {run}: {message}")
             case RunEnd(summary):
-                self._end(run, f"test accuracy {summary['test_accuracy']:.2f} % in {duration(summary['seconds'])}")
+                self._end(run, f"test accuracy {summary.test_accuracy:.2f} % in {duration(summary.seconds)}")
 
     def _plan(self, plan: StudyStart) -> None:
         channels, height, width = self.data.input_shape

@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
 from rotateconv.lab.config import RunConfig
+
+if TYPE_CHECKING:
+    from rotateconv.lab.study.conversions import ConversionRecord
 
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
@@ -171,7 +174,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     _tell(console, run, result)
 
 
-def _tell(console: Any, run: Path, result: dict[str, Any]) -> None:
+def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
     """Print what the conversion cost and what to do with its run."""
     from rich import box
     from rich.table import Table
@@ -183,9 +186,9 @@ def _tell(console: Any, run: Path, result: dict[str, Any]) -> None:
     for head in ("net", "parameters", "validation %", "test %"):
         table.add_column(head, justify="left" if head == "net" else "right")
     for name, told in nets_of(result).items():
-        count = result["parameters_before" if name == "source" else "parameters_after"]
-        accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
-        rounded = ", rounded" if name == "fine_tuned" and result["quantised"] else ""
+        count = result.parameters_before if name == "source" else result.parameters_after
+        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
+        rounded = ", rounded" if name == "fine_tuned" and result.bits is not None else ""
         table.add_row(told + rounded, f"{count:,}", *(f"{accuracy:.2f}" for accuracy in accuracies))
     console.print(table)
     facts(console, {"run": str(run), "report": str(run / "conversion.md"), "records": str(run / "conversion.json")})

@@ -65,36 +65,42 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     from rotateconv.lab.cli.progress import recipe_line
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.train.build import configured_cost
-    from rotateconv.lab.train.environment import machine, stages
-    from rotateconv.lab.train.run_folder import read_config, read_json, read_records
+    from rotateconv.lab.train.run_folder import (
+        SUMMARY,
+        read_config,
+        read_environment,
+        read_json,
+        read_records,
+        read_summary,
+    )
 
     config = read_config(run)
     data = DataDescription.from_record(read_json(run / "data.json"))
-    environment = read_json(run / "environment.json")
+    environment = read_environment(run)
     records = read_records(run)
-    where = ", then ".join(dict.fromkeys(machine(found) for _, found in stages(environment)))
-    finished = (run / "summary.json").is_file()
+    where = ", then ".join(dict.fromkeys(stage.environment.hardware for stage in environment.stages))
+    finished = (run / SUMMARY).is_file()
     rows = {
         "run": str(run),
         "recipe": recipe_line(config),
         "data": f"{data.name}: {data.train:,} training, {data.validation:,} validation, {data.test:,} test images",
-        "machine": f"{where}; torch {environment['versions']['torch']}",
-        "command": environment["command"],
+        "machine": f"{where}; torch {environment.began.versions.get('torch')}",
+        "command": str(environment.began.command),
         "state": f"{'finished' if finished else 'not finished'}, {len(records)} of {config.epochs} epochs",
     }
     if records:
         last = records[-1]
-        rows["training"] = f"loss {last['train_loss']:.4f}, accuracy {last['train_accuracy']:.2f} %"
-        if last["validation_accuracy"] is not None:
-            rows["validation"] = f"loss {last['validation_loss']:.4f}, accuracy {last['validation_accuracy']:.2f} %"
-        if last["angle_movement_mean"] is not None:
-            mean, most = last["angle_movement_mean"], last["angle_movement_max"]
+        rows["training"] = f"loss {last.train_loss:.4f}, accuracy {last.train_accuracy:.2f} %"
+        if last.validation_accuracy is not None:
+            rows["validation"] = f"loss {last.validation_loss:.4f}, accuracy {last.validation_accuracy:.2f} %"
+        if last.angle_movement_mean is not None:
+            mean, most = last.angle_movement_mean, last.angle_movement_max
             rows["angles"] = f"moved {mean:.3f} rad on average, {most:.3f} at most"
     if finished:
-        summary = read_json(run / "summary.json")
-        rows["test"] = f"loss {summary['test_loss']:.4f}, accuracy {summary['test_accuracy']:.2f} %"
-        each = f"{summary['seconds_per_epoch']:.3g} s an epoch, {summary['images_per_second']:,.0f} images/s"
-        rows["time"] = f"{duration(summary['seconds'])}, {each}"
+        summary = read_summary(run)
+        rows["test"] = f"loss {summary.test_loss:.4f}, accuracy {summary.test_accuracy:.2f} %"
+        each = f"{summary.seconds_per_epoch:.3g} s an epoch, {summary.images_per_second:,.0f} images/s"
+        rows["time"] = f"{duration(summary.seconds)}, {each}"
     facts(console, rows)
     _show_cost(console, net_name(config), configured_cost(config, data), layers)
 

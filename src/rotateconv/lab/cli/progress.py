@@ -80,19 +80,20 @@ class TrainingProgress:
         )
 
     def _epoch(self, event: EpochEnd) -> None:
-        values = event.record
-        kind = "train" if values["validation_accuracy"] is None else "validation"
-        accuracy = values[f"{kind}_accuracy"]
+        record = event.record
+        kind, accuracy = "validation", record.validation_accuracy
+        if accuracy is None:
+            kind, accuracy = "train", record.train_accuracy
         self.accuracy = f"  acc {accuracy:.1f} %"
         if self.bar is not None:
             return
         passed = time.monotonic() - self.began_at
-        left = passed / max(1, values["step"] - self.first_step) * (self.steps - values["step"])
+        left = passed / max(1, record.step - self.first_step) * (self.steps - record.step)
         epochs = str(self.config.epochs)
         say(
             self.console,
-            f"epoch {values['epoch']:{len(epochs)}}/{epochs}  loss {values['train_loss']:.4f}  "
-            f"{kind} accuracy {accuracy:.2f} %  {values['images_per_second']:,.0f} images/s  {duration(left)} left",
+            f"epoch {record.epoch:{len(epochs)}}/{epochs}  loss {record.train_loss:.4f}  "
+            f"{kind} accuracy {accuracy:.2f} %  {record.images_per_second:,.0f} images/s  {duration(left)} left",
         )
 
 

@@ -10,7 +10,7 @@ from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
 
 if TYPE_CHECKING:
-    from rotateconv.lab.report.page import Studies
+    from rotateconv.lab.report.page import Conversions, Sizes, Studies
 
 EXAMPLES = options.examples(
     ("Tables and pictures of a comparison:", "rotateconv report runs/demo --out runs/demo/report"),
@@ -106,33 +106,33 @@ def report(
 
 
 def _write_records(
-    studies: "Studies", sizes: "Studies", conversions: "Studies", file: Path, add: bool
+    studies: "Studies", sizes: "Sizes", conversions: "Conversions", file: Path, add: bool
 ) -> dict[str, str]:
     """Write the record of a study, and sizes and conversions beside it, and return what was written where.
 
     With `add` runs and sizes join those there; conversions stay as they are.
     """
+    from rotateconv.lab.plain import to_json
     from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, find_sizes, write_study
     from rotateconv.lab.train.run_folder import write_bytes
 
     runs = [run for found in studies.values() for run in found]
     if len(sizes) > 1:
         raise RunError(f"one study has one {SIZES}, found those of {', '.join(sizes)}: record them apart")
+    measured = next(iter(sizes.values()), None)
+    if add and measured is not None:
+        there = find_sizes([file.parent]).get(file.parent.resolve().name)
+        measured = measured if there is None else there.merged(measured)
     beside = {
-        "sizes": [row for table in sizes.values() for row in table],
-        "conversions": [row for table in conversions.values() for row in table if not add],
+        SIZES: measured.to_json() if measured is not None else [],
+        CONVERSIONS: [to_json(one) for found in conversions.values() for one in found if not add],
     }
-    if add and beside["sizes"]:
-        from rotateconv.lab.report.sizes_report import merge_records
-
-        there = find_sizes([file.parent]).get(file.parent.resolve().name, [])
-        beside["sizes"] = merge_records(there, beside["sizes"])
     write_study(add_runs(runs, file) if add else runs, file)
     written = {"records": str(file)}
-    for what, name in (("sizes", SIZES), ("conversions", CONVERSIONS)):
-        if beside[what]:
-            write_bytes(file.with_name(name), (json.dumps(beside[what], indent=1) + "\n").encode())
-            written[what] = str(file.with_name(name))
+    for name, values in beside.items():
+        if values:
+            write_bytes(file.with_name(name), (json.dumps(values, indent=1) + "\n").encode())
+            written[name.removesuffix(".json")] = str(file.with_name(name))
     return written
 
 
@@ -150,7 +150,7 @@ def _write_report(studies: "Studies", out: Path) -> None:
     write_bytes(out / "report.md", to_markdown(studies, pictures=True).encode())
 
 
-def _fill(page: Path, studies: "Studies", sizes: "Studies", conversions: "Studies") -> None:
+def _fill(page: Path, studies: "Studies", sizes: "Sizes", conversions: "Conversions") -> None:
     """Make the blocks of a page anew, and draw the pictures that it shows into the folder beside it."""
     from rotateconv.lab.report.figures_runs import draw_study
     from rotateconv.lab.report.page import PICTURES, blocks, draw_page_sizes, fill_page, rows_of

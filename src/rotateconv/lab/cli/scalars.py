@@ -41,11 +41,11 @@ class Scalars:
             # What an earlier, interrupted run wrote beyond its last checkpoint is hidden.
             self.writer = self.make_writer(str(self.folder), purge_step=event.epoch + 1)
         elif isinstance(event, EpochEnd):
-            values = event.record
-            rates = {f"learning_rate/{group}": rate for group, rate in values["learning_rates"].items()}
-            for key, value in {**{key: values[key] for key in _KEYS}, **rates}.items():
+            record = event.record
+            rates = {f"learning_rate/{group}": rate for group, rate in record.learning_rates.items()}
+            for key, value in {**{key: getattr(record, key) for key in _KEYS}, **rates}.items():
                 if value is not None:
-                    self.writer.add_scalar(key, value, values["epoch"])
+                    self.writer.add_scalar(key, value, record.epoch)
 
     def close(self) -> None:
         """Write what is not written yet."""

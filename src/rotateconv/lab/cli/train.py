@@ -3,13 +3,16 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rotateconv.lab.cli import options
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import read_toml
+
+if TYPE_CHECKING:
+    from rotateconv.lab.train.run_results import RunSummary
 
 EXAMPLES = options.examples(
     ("The embedded digits, a minute:", "rotateconv train"),
@@ -147,7 +150,7 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
     check_run(run, settings, resume=resume, overwrite=overwrite)
     if resume and (run / "summary.json").is_file():
         say(console, f"{run} is finished already")
-        _tell(console, run, fit(settings, run, resume=True))
+        _tell(console, run, fit(settings, run, resume=True), settings.epochs)
         return
     scalars = Scalars(run / "tensorboard") if tensorboard else None
     try:
@@ -160,7 +163,7 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
                     scalars(event)
 
             summary = fit(settings, run, data=images, resume=resume, overwrite=overwrite, on_event=on_event)
-        _tell(console, run, summary)
+        _tell(console, run, summary, settings.epochs)
     except KeyboardInterrupt:
         again = f"rotateconv train --resume {shlex.quote(str(run))}"
         how = f"go on from the last checkpoint with {again}" if (run / "config.json").is_file() else "nothing was saved"
@@ -174,15 +177,13 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
             PartialState().destroy_process_group()
 
 
-def _tell(console: Any, run: Path, summary: dict[str, Any]) -> None:
+def _tell(console: Any, run: Path, summary: "RunSummary", epochs: int) -> None:
     """Print what a finished run found, and what to do with it."""
     from rotateconv.lab.cli.console import duration, say
 
-    text = f"test accuracy {summary['test_accuracy']:.2f} %, loss {summary['test_loss']:.4f}"
-    if summary["best_epoch"] is not None:
-        text += (
-            f"; best validation accuracy {summary['best_validation_accuracy']:.2f} % in epoch {summary['best_epoch']}"
-        )
+    text = f"test accuracy {summary.test_accuracy:.2f} %, loss {summary.test_loss:.4f}"
+    if summary.best_epoch is not None:
+        text += f"; best validation accuracy {summary.best_validation_accuracy:.2f} % in epoch {summary.best_epoch}"
     console.print(f"[bold]{text}[/bold]", soft_wrap=True)
-    say(console, f"{summary['epochs']} epochs in {duration(summary['seconds'])}, kept in {run}")
+    say(console, f"{epochs} epochs in {duration(summary.seconds)}, kept in {run}")
     say(console, f"look closer with: rotateconv evaluate {shlex.quote(str(run))}")

@@ -7,7 +7,8 @@ from typing import Any
 
 from rotateconv.lab.report.figures import save_png, scale_parameters
 from rotateconv.lab.report.statistics import Row, Spread
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.study.angles import RunAnalysis
+from rotateconv.lab.study.run_record import RunRecord
 
 _DOTS_PER_INCH = 110
 _MARKERS = "osD^vP*X"
@@ -123,7 +124,7 @@ def draw_parameters(rows: Sequence[Row], path: str | Path, published: Sequence[P
     save_png(figure, path, _DOTS_PER_INCH)
 
 
-def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[float] | None] = ()) -> None:
+def draw_angles(analysis: RunAnalysis, path: str | Path, epochs: Sequence[Sequence[float] | None] = ()) -> None:
     """Draw what became of a run's angles as a PNG file.
 
     Panels: mean movement of each layer, accuracy lost when a layer's angles are shuffled, all angles before and after.
@@ -135,10 +136,11 @@ def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[fl
             did not record it.
     """
     figure, (moved, lost, spread) = _figure(3, 3.4)
-    angles = analysis["angles"]
-    layers = angles["layers"]
+    angles = analysis.angles
+    assert angles is not None
+    layers = angles.layers
     places = range(1, len(layers) + 1)
-    moved.bar(places, [layer["movement"]["mean"] for layer in layers], color=_color(0))
+    moved.bar(places, [layer.movement.mean for layer in layers], color=_color(0))
     moved.set(xlabel="layer, from the input on", ylabel="mean angle movement (rad)")
     for number, means in enumerate(epochs, 1):
         if means is not None and len(means) == len(layers):
@@ -147,17 +149,18 @@ def draw_angles(analysis: Record, path: str | Path, epochs: Sequence[Sequence[fl
             moved.plot(places, means, color=shade, linewidth=0.9, label=first_or_last)
     if moved.get_legend_handles_labels()[0]:
         moved.legend(fontsize=8, frameon=False)
-    drops = [analysis["validation_accuracy"] - layer["shuffled"]["mean"] for layer in layers]
-    deviations = [layer["shuffled"]["std"] for layer in layers]  # None after a single shuffle
+    drops = [analysis.validation_accuracy - layer.shuffled.mean for layer in layers]
+    deviations = [layer.shuffled.std for layer in layers]  # None after a single shuffle
     errors = deviations if None not in deviations else None
     lost.bar(places, drops, yerr=errors, color=_color(1), capsize=2)
     lost.set(xlabel="layer, from the input on", ylabel="points lost when its angles are shuffled")
     for axes in (moved, lost):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    counts = angles["all"]["histogram"]
-    edges = [number * angles["period"] / len(counts["before"]) for number in range(len(counts["before"]) + 1)]
-    for name, color in (("before", "#777777"), ("after", "#d55e00")):
-        spread.stairs(counts[name], edges, color=color, label=name)
+    counts = angles.all.histogram
+    assert counts is not None
+    edges = [number * angles.period / len(counts.before) for number in range(len(counts.before) + 1)]
+    for name, found, color in (("before", counts.before, "#777777"), ("after", counts.after, "#d55e00")):
+        spread.stairs(found, edges, color=color, label=name)
     spread.set(xlabel="angle (rad)", ylabel="slices")
     spread.set_ylim(bottom=0)
     spread.legend(fontsize=8, frameon=False)
@@ -176,11 +179,12 @@ def draw_study(study: str, rows: Sequence[Row], folder: str | Path) -> list[str]
         folder: of the pictures.
     """
     names = picture_names(study, rows)
-    data = {run["data"]["name"] for row in rows for run in row.runs}
+    data = {run.data.name for row in rows for run in row.runs}
     draw_curves(rows, Path(folder, names[0]))
     draw_parameters(rows, Path(folder, names[1]), PUBLISHED if data <= {"cifar10", "cifar10-jpeg"} else ())
     for name, run in zip(names[2:], _analysed(rows), strict=True):
-        draw_angles(run["analysis"], Path(folder, name), run["metrics"].get("angle_movement_layers") or ())
+        assert run.analysis is not None
+        draw_angles(run.analysis, Path(folder, name), run.curves.angle_movement_layers)
     return names
 
 
@@ -192,15 +196,15 @@ def picture_names(study: str, rows: Sequence[Row]) -> list[str]:
         ['gpu-svhn-curves.png', 'gpu-svhn-parameters.png']
     """
     stem = study.replace("/", "-")
-    angles = [f"{stem}-{run['run']}-angles.png" for run in _analysed(rows)]
+    angles = [f"{stem}-{run.name}-angles.png" for run in _analysed(rows)]
     return [f"{stem}-curves.png", f"{stem}-parameters.png", *angles]
 
 
-def _analysed(rows: Sequence[Row]) -> list[Record]:
+def _analysed(rows: Sequence[Row]) -> list[RunRecord]:
     """Return the first run of each row whose angles were analysed."""
-    found: list[Record] = []
+    found: list[RunRecord] = []
     for row in rows:
-        runs = [run for run in row.runs if run["analysis"] is not None and run["analysis"]["angles"] is not None]
+        runs = [run for run in row.runs if run.analysis is not None and run.analysis.angles is not None]
         found += runs[:1]
     return found
 

@@ -7,12 +7,16 @@ from pathlib import Path
 from rotateconv.errors import RunError, nearest
 from rotateconv.lab.report.figures_runs import picture_names
 from rotateconv.lab.report.figures_sizes import draw_sizes
-from rotateconv.lab.report.sizes_report import from_records, markdown
+from rotateconv.lab.report.sizes_report import markdown
 from rotateconv.lab.report.statistics import Row, make_rows
 from rotateconv.lab.report.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.study.conversions import ConversionRecord
+from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.study.sizes import SizesTable
 
-Studies = Mapping[str, Sequence[Record]]
+Studies = Mapping[str, Sequence[RunRecord]]
+Sizes = Mapping[str, SizesTable]
+Conversions = Mapping[str, Sequence[ConversionRecord]]
 
 PICTURES = "results"
 """Folder of a page's pictures, beside it."""
@@ -20,7 +24,7 @@ PICTURES = "results"
 _BLOCK = re.compile(r"<!-- report: (?P<kind>\w+) (?P<study>[\w./-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def fill_page(text: str, studies: Studies, sizes: Studies | None = None, conversions: Studies | None = None) -> str:
+def fill_page(text: str, studies: Studies, sizes: Sizes | None = None, conversions: Conversions | None = None) -> str:
     """Return a Markdown page with its blocks made anew.
 
     A block is what lies between `<!-- report: KIND STUDY -->` and `<!-- end -->`.
@@ -54,7 +58,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def make_block(
-    kind: str, study: str, studies: Studies, sizes: Studies | None = None, conversions: Studies | None = None
+    kind: str, study: str, studies: Studies, sizes: Sizes | None = None, conversions: Conversions | None = None
 ) -> str:
     """Return the text of a block; a study without a run, or without what `compare --sizes` measures, says so."""
     kinds = (*KINDS, "pictures", "sizes", "conversions")
@@ -96,15 +100,15 @@ def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw_page_sizes(study: str, records: Sequence[Record], folder: Path) -> None:
+def draw_page_sizes(study: str, sizes: SizesTable, folder: Path) -> None:
     """Draw the picture that a block of the kind "sizes" shows, into a folder that exists.
 
     Args:
         study: its name, from which the file is called.
-        records: of `rotateconv.lab.study.records.find_sizes`.
+        sizes: of `rotateconv.lab.study.records.find_sizes`.
         folder: of the pictures.
     """
-    draw_sizes(from_records(records), folder / size_picture(study), str(records[0]["dataset"]))
+    draw_sizes(sizes.rows, folder / size_picture(study), sizes.dataset)
 
 
 def size_picture(study: str) -> str:
@@ -117,9 +121,9 @@ def size_picture(study: str) -> str:
     return f"{study.replace('/', '-')}-sizes.png"
 
 
-def _sizes(study: str, records: Sequence[Record]) -> str:
+def _sizes(study: str, sizes: SizesTable) -> str:
     """The table of accuracy against bytes, as `compare --sizes` shows it, and its picture."""
-    table = markdown(from_records(records), str(records[0]["dataset"])).rstrip()
+    table = markdown(sizes.rows, sizes.dataset).rstrip()
     return f"{table}\n\n{_image(size_picture(study), PICTURES + '/')}"
 
 

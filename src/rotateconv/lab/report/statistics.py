@@ -1,7 +1,7 @@
 """What the runs of a study say together: a row a configuration, and who beats whom."""
 
+import dataclasses
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotateconv.errors import RunError
-from rotateconv.lab.config import PRESETS, RunConfig, current_keys, to_json
+from rotateconv.lab.config import PRESETS, RunConfig
 from rotateconv.lab.study.comparison import BASELINE
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.models import CONVS
 
 _NET = ("model", "conv", "width", "growth")
 _ALWAYS = ("recipe", "data")
-_DEFAULTS: Record = json.loads(to_json(RunConfig()))
 _SAME_SIZE = 1.2  # a dense net narrowed to another's size is at most this much larger or smaller
 # The nets that are judged, each beside the dense net, that of equal size, and what shows whether a part of it does
 # anything.
@@ -73,8 +72,8 @@ class Row:
     width: float
     equal_to: str | None
     setting: str
-    runs: tuple[Record, ...]
-    failed: tuple[Record, ...]
+    runs: tuple[RunRecord, ...]
+    failed: tuple[RunRecord, ...]
 
     @property
     def label(self) -> str:
@@ -84,21 +83,21 @@ class Row:
     @property
     def parameters(self) -> int | None:
         """Of the net; None where no run has a result."""
-        return self.runs[0]["summary"]["parameters"] if self.runs else None
+        return self.runs[0].result.parameters if self.runs else None
 
     @property
     def accuracy(self) -> Spread | None:
         """Test accuracy in percent after the last epoch."""
-        return Spread.of(run["summary"]["test_accuracy"] for run in self.runs)
+        return Spread.of(run.result.test_accuracy for run in self.runs)
 
     @property
     def validation(self) -> Spread | None:
         """Validation accuracy in percent after the last epoch; None where the runs trained on that split."""
-        return Spread.of(run["metrics"]["validation_accuracy"][-1] for run in self.runs)
+        return Spread.of(run.curves.validation_accuracy[-1] for run in self.runs)
 
     def curve(self, quantity: str) -> list[Spread]:
         """Return a quantity of `METRICS` epoch by epoch, as far as every run has it."""
-        epochs = zip(*(run["metrics"][quantity] for run in self.runs), strict=True)
+        epochs = zip(*(getattr(run.curves, quantity) for run in self.runs), strict=True)
         spreads = [Spread.of(values) for values in epochs]
         return [spread for spread in spreads if spread is not None]
 
@@ -128,37 +127,34 @@ class Contrast:
         return "loses" if self.difference < 0 else "wins"
 
 
-def make_rows(runs: Sequence[Record]) -> list[Row]:
+def make_rows(runs: Sequence[RunRecord]) -> list[Row]:
     """Return a row a configuration: models as they come, settings, then `CONVS`, narrowed nets after what they match.
 
     Raises:
         RunError: a configuration has the same seed twice.
     """
-    groups: dict[str, list[Record]] = {}
+    groups: dict[RunConfig, list[RunRecord]] = {}
     for run in runs:
-        config = {**_DEFAULTS, **current_keys(run["config"]), "seed": None}  # a key that is not recorded came later
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
-    configs = [json.loads(key) for key in groups]
-    varying = (
-        [key for key in configs[0] if key not in _NET and len({repr(c[key]) for c in configs}) > 1] if groups else []
-    )
+        groups.setdefault(dataclasses.replace(run.config, seed=0), []).append(run)
+    keys = sorted(field.name for field in dataclasses.fields(RunConfig) if field.name not in _NET)
+    varying = [key for key in keys if len({getattr(config, key) for config in groups}) > 1]
     rows = []
-    for config, group in zip(configs, groups.values(), strict=True):
-        group.sort(key=lambda run: run["config"]["seed"])
+    for config, group in groups.items():
+        group.sort(key=lambda run: run.config.seed)
         for one, next_one in itertools.pairwise(group):
-            if one["config"]["seed"] == next_one["config"]["seed"]:
+            if one.config.seed == next_one.config.seed:
                 raise RunError(
-                    f"{one['run']} and {next_one['run']} have the same configuration and seed: leave one of them out"
+                    f"{one.name} and {next_one.name} have the same configuration and seed: leave one of them out"
                 )
         rows.append(
             Row(
-                model=config["model"],
-                conv=config["conv"],
-                width=config["width"],
-                equal_to=group[0]["equal_to"],
+                model=config.model,
+                conv=config.conv,
+                width=config.width,
+                equal_to=group[0].equal_to,
                 setting=_setting(config, varying),
-                runs=tuple(run for run in group if run["summary"] is not None),
-                failed=tuple(run for run in group if run["summary"] is None),
+                runs=tuple(run for run in group if run.summary is not None),
+                failed=tuple(run for run in group if run.summary is None),
             )
         )
     models = list(dict.fromkeys(row.model for row in rows))
@@ -226,7 +222,8 @@ def _same_size(row: Row, rows: Sequence[Row]) -> Row | None:
     return nearest if ratio(nearest) <= _SAME_SIZE else None
 
 
-def _setting(config: Record, varying: Sequence[str]) -> str:
+def _setting(config: RunConfig, varying: Sequence[str]) -> str:
     """Return those of the varying keys that are not as the recipe has them."""
-    recipe = json.loads(to_json(PRESETS.get(config["recipe"], RunConfig())))
-    return ", ".join(f"{key}={config[key]}" for key in varying if key in _ALWAYS or config[key] != recipe[key])
+    recipe = PRESETS.get(config.recipe, RunConfig())
+    changed = [(key, getattr(config, key)) for key in varying]
+    return ", ".join(f"{key}={value}" for key, value in changed if key in _ALWAYS or value != getattr(recipe, key))

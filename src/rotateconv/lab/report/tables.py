@@ -1,23 +1,21 @@
 """Markdown tables of a study's rows: accuracies, settings, who loses against whom, angles."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from rotateconv.lab.report.statistics import Contrast, Row, Spread, contrast, contrasts, dense_of
-from rotateconv.lab.train.environment import machine, stages
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.study.angles import RunAnalysis
+from rotateconv.lab.study.conversions import ConversionRecord
 
 CAPTION = (
     "Percent, mean ± standard deviation (n - 1) over seeds, of the net after the last epoch. Differences are in "
     "points, ± the standard error √(s₁²/n₁ + s₂²/n₂), unpaired."
 )
 _ANGLES = (
-    "Validation accuracy of the net as trained, with the angles of all layers permuted over their slices, with those "
-    "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles, not calibrated). V is Kuiper's "
-    "distance of the angles from the uniform law over their period, **bold** where that law is rejected at 1 in 1,000. "
-    "The mean of cos 4θ is 1 for lines along rows and columns and -1 along diagonals; its deviation is that under the "
-    "uniform law."
+    "Validation accuracy of the model as trained, with the angles of all layers permuted over their slices, with those "
+    "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles, not calibrated). The mean of cos 4θ "
+    "is 1 for filters along rows and columns and -1 along diagonals; its deviation is that under the uniform law."
 )
 
 
@@ -74,42 +72,32 @@ def angle_table(rows: Sequence[Row]) -> str:
             lines.append([row.model, row.label + setting, f"{mean.mean:.3f}", f"{largest.mean:.2f}", _count(row)])
     head = ["model", "conv", "mean movement, rad", "largest movement, rad", "n"]
     parts = [_table(head, lines, 2)]
-    analysed = [(row, [a for run in row.runs if (a := run["analysis"]) and a["angles"]]) for row in found]
+    analysed = [(row, [a for run in row.runs if (a := run.analysis) and a.angles]) for row in found]
     lines = [_shuffle_line(row, analyses) for row, analyses in analysed if analyses]
     if lines:
         head = ["model", "conv", "layer that loses most", "validation %", "all shuffled", "that layer shuffled"]
-        head += ["packed", "V before", "V after", "cos 4θ before", "cos 4θ after", "its deviation", "n"]
-        seen = any(analysis["validation_seen"] for _, analyses in analysed for analysis in analyses)
+        head += ["packed", "cos 4θ before", "cos 4θ after", "its deviation", "n"]
+        seen = any(analysis.validation_seen for _, analyses in analysed for analysis in analyses)
         parts += [_table(head, lines, 3), _ANGLES + (" The validation images were trained on too." if seen else "")]
     return "\n\n".join(parts)
 
 
-def _shuffle_line(row: Row, analyses: Sequence[Record]) -> list[str]:
+def _shuffle_line(row: Row, analyses: Sequence[RunAnalysis]) -> list[str]:
     """A row's cells, means over its analysed runs."""
-
-    def mean(read: Callable[[Record], float]) -> float:
-        return statistics.fmean(read(analysis) for analysis in analyses)
-
-    def kuiper(when: str) -> str:
-        value = f"{mean(lambda a: a['angles']['all'][when]['kuiper']):.4f}"
-        rejected = all(a["angles"]["all"][when]["probability"] < 1e-3 for a in analyses)
-        return f"**{value}**" if rejected else value
-
-    def axes(when: str) -> str:
-        return f"{mean(lambda a: a['angles']['all'][when]['axes']):+.4f}"
-
-    layers = zip(*(analysis["angles"]["layers"] for analysis in analyses), strict=True)
-    kept = {same[0]["name"]: statistics.fmean(layer["shuffled"]["mean"] for layer in same) for same in layers}
+    mean = statistics.fmean
+    angles = [analysis.angles for analysis in analyses if analysis.angles is not None]
+    layers = zip(*(found.layers for found in angles), strict=True)
+    kept = {same[0].name: mean(layer.shuffled.mean for layer in same) for same in layers}
     worst = min(kept, key=kept.__getitem__)
     return [
         *(row.model, row.label, worst),
-        f"{mean(lambda a: a['validation_accuracy']):.2f}",
-        f"{mean(lambda a: a['angles']['all']['shuffled']['mean']):.2f}",
+        f"{mean(a.validation_accuracy for a in analyses):.2f}",
+        f"{mean(a.all.shuffled.mean for a in angles):.2f}",
         f"{kept[worst]:.2f}",
-        f"{mean(lambda a: a['packed']['validation_accuracy']):.2f}",
-        *(kuiper(when) for when in ("before", "after")),
-        *(axes(when) for when in ("before", "after")),
-        f"{(2 * analyses[0]['angles']['all']['slices']) ** -0.5:.4f}",
+        f"{mean(a.packed.validation_accuracy for a in analyses):.2f}",
+        f"{mean(a.all.before.axes for a in angles):+.4f}",
+        f"{mean(a.all.after.axes for a in angles):+.4f}",
+        f"{(2 * angles[0].all.slices) ** -0.5:.4f}",
         f"{len(analyses)}",
     ]
 
@@ -118,17 +106,17 @@ def _protocol(rows: Sequence[Row]) -> str:
     """The recipe and the machine of a table, in one line."""
     runs = [run for row in rows for run in (*row.runs, *row.failed)]
     first = runs[0]
-    recipes = {f"recipe {run['config']['recipe']}, {run['config']['epochs']} epochs" for run in runs}
+    recipes = {f"recipe {run.config.recipe}, {run.config.epochs} epochs" for run in runs}
     machines: dict[str, None] = {}
     versions: dict[str, None] = {}
     commits: dict[str, None] = {}
     for run in runs:
-        for _, found in stages(run["environment"]):
-            machines[machine(found)] = None
-            versions[f"torch {found.get('versions', {}).get('torch')}"] = None
-            commits[str(found.get("commit"))[:12]] = None
-    held = "" if first["config"]["validation"] else "; the validation images were trained on too"
-    data = ", ".join(dict.fromkeys(run["data"]["name"] for run in runs))
+        for stage in run.environment.stages:
+            machines[stage.environment.hardware] = None
+            versions[f"torch {stage.environment.versions.get('torch')}"] = None
+            commits[str(stage.environment.commit)[:12]] = None
+    held = "" if first.config.validation else "; the validation images were trained on too"
+    data = ", ".join(dict.fromkeys(run.data.name for run in runs))
     made = f"{' and '.join(machines)}; {' and '.join(versions)}; commit {' and '.join(commits)}"
     return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {made}."
 
@@ -136,21 +124,21 @@ def _protocol(rows: Sequence[Row]) -> str:
 def _moves(rows: Sequence[Row]) -> list[str]:
     told = []
     for row, run in [(one, run) for one in rows for run in one.runs]:
-        for (_, before), (step, after) in pairwise(stages(run["environment"])):
-            if machine(before) != machine(after):
-                where = f"step {step:,} of {run['summary']['steps']:,} on {machine(after)}"
-                told.append(f"- {row.model}, {row.label}, seed {run['config']['seed']}: from {where}")
+        for before, after in pairwise(run.environment.stages):
+            if before.environment.hardware != after.environment.hardware:
+                where = f"step {after.step:,} of {run.result.steps:,} on {after.environment.hardware}"
+                told.append(f"- {row.model}, {row.label}, seed {run.config.seed}: from {where}")
     return ["\n".join(["Finished on another machine:", "", *told])] if told else []
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:
     failed = [(row, run) for row in rows for run in row.failed]
-    told = [f"- {row.model}, {row.label}, seed {run['config']['seed']}: {run['failed']}" for row, run in failed]
+    told = [f"- {row.model}, {row.label}, seed {run.config.seed}: {run.failed}" for row, run in failed]
     return ["\n".join(["Without a result:", "", *told])] if told else []
 
 
 def _packed(row: Row) -> str:
-    sizes = [run["analysis"]["packed"]["bytes"] for run in row.runs if run["analysis"]]
+    sizes = [run.analysis.packed.bytes for run in row.runs if run.analysis]
     return f"{sum(sizes) / len(sizes):,.0f}" if sizes else "-"
 
 
@@ -181,26 +169,26 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> st
     return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def conversion_table(conversions: Sequence[Record]) -> str:
+def conversion_table(conversions: Sequence[ConversionRecord]) -> str:
     """A row for each trained net that was converted: test accuracy of it, of the fit, and after fine-tuning."""
     words = ("data", "net", "taps", "bits", "parameters", "trained", "fitted", "calibrated")
     head = (*words, "fine-tuned", "difference", "epochs")
     lines = ["| " + " | ".join(head) + " |", "| --- | --- | --- | --- |" + " ---: |" * (len(head) - 4)]
     for row in conversions:
-        test = row["test_accuracy"]
-        gained = round(test["fine_tuned"] - test["source"], 2) + 0.0
+        test = row.test_accuracy
+        gained = round(test.fine_tuned - test.source, 2) + 0.0
         cells = (
-            row["dataset"],
-            row["net"],
-            row["lines"],
-            "float32" if row["quantised"] is None else str(row["quantised"][0]),
-            f"{row['parameters_before']:,} to {row['parameters_after']:,}",
+            row.dataset,
+            row.model,
+            row.taps,
+            "float32" if row.bits is None else str(row.bits[0]),
+            f"{row.parameters_before:,} to {row.parameters_after:,}",
             *(
-                f"{test[name]:.2f}" if name in test else "-"
-                for name in ("source", "fitted", "calibrated", "fine_tuned")
+                "-" if value is None else f"{value:.2f}"
+                for value in (test.source, test.fitted, test.calibrated, test.fine_tuned)
             ),
             f"**{gained:+.2f}**" if gained < 0 else f"{gained:+.2f}",
-            str(row["epochs"]),
+            str(row.epochs),
         )
         lines.append("| " + " | ".join(cells) + " |")
     caption = (

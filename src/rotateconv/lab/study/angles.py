@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +16,10 @@ from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.pretrained import initial_model
-from rotateconv.lab.train.run_folder import Record, read_json
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack import load_packed, pack
 
@@ -25,96 +27,203 @@ _BINS = 36
 _AGREE = 1e-3  # relative: of the movement found here and the one that the run recorded
 
 
-def analyse(run: str | Path, images: ImageData, draws: int = 3) -> Record:
-    """Return what became of a finished run's angles, and how much of its accuracy fits into a packed file.
+@dataclass(frozen=True)
+class Movement(Plain):
+    """Mean and largest |angle - start| in radians."""
 
-    Args:
-        run: its folder.
-        images: that the run was trained on.
-        draws: shuffles of each layer.
+    mean: float
+    max: float
 
-    Returns:
-        validation_accuracy: percent, of the net as it is.
-        validation_seen: whether the run was trained on those images too.
-        packed: bytes of the file that `pack` writes by default, and the validation accuracy of what is in it.
-        angles: as `analyse_angles` returns it, or None for a net without angles.
+
+@dataclass(frozen=True)
+class Alignment(Plain):
+    """How angles lie: `axes` is the mean of cos 4θ.
+
+    It is 1 where all filters lie along rows and columns, -1 where they lie along diagonals, and 0 ± 1/√(2N) for N
+    angles that are uniform over a turn.
+    """
+
+    axes: float
+
+
+@dataclass(frozen=True)
+class Shuffled(Plain):
+    """Accuracy in percent with the angles permuted over their slices: mean and deviation (None of one) of the draws."""
+
+    mean: float
+    std: float | None
+    draws: int
+
+
+@dataclass(frozen=True)
+class Histogram(Plain):
+    """How many angles, taken modulo the period, lie in each of its equal parts, before and after training."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerAngles(Plain):
+    """What the angles of a RotateConv layer did, or those of all layers together.
+
+    Attributes:
+        slices: Number of angles.
+        movement: From their start.
+        before, after: How they lay at the start and lie at the end.
+        shuffled: What the model is worth when they are permuted.
+        name: Of the layer; "" for all together.
+        histogram: Of all together; None for a layer.
+    """
+
+    slices: int
+    movement: Movement
+    before: Alignment
+    after: Alignment
+    shuffled: Shuffled
+    name: str = ""
+    histogram: Histogram | None = None
+
+
+@dataclass(frozen=True)
+class AngleAnalysis(Plain):
+    """What all angles of a model did.
+
+    Attributes:
+        period: Radians after which an angle gives the same kernel: π where all taps are shared, else 2π.
+        layers: In the order of the model.
+        all: All layers together.
+    """
+
+    period: float
+    layers: tuple[LayerAngles, ...]
+    all: LayerAngles
+
+
+@dataclass(frozen=True)
+class PackedResult(Plain):
+    """Bytes of the file that `pack` writes by default, and the validation accuracy in percent of what is in it."""
+
+    bytes: int
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class RunAnalysis(Plain):
+    """What `rotateconv report --analysis` found of a run: analysis.json.
+
+    Attributes:
+        validation_accuracy: Percent, of the model as it is.
+        validation_seen: Whether the run was trained on those images too.
+        packed: What is left of it in a packed file.
+        angles: What they did; None for a model without angles.
+    """
+
+    validation_accuracy: float
+    validation_seen: bool
+    packed: PackedResult
+    angles: AngleAnalysis | None
+
+
+def analysis_from_json(value: object, where: str | Path) -> RunAnalysis:
+    """Return the analysis in a run's analysis.json or in a study's record, of version 0.1 too.
 
     Raises:
-        RunError: other images, or a start that does not follow from its seed here.
+        RunError: It is something else.
+    """
+    return from_json(RunAnalysis, _without_kuiper(value), where)
+
+
+def _without_kuiper(value: Any) -> Any:
+    """Return JSON without Kuiper's test, which version 0.1 wrote beside the mean of cos 4θ."""
+    if isinstance(value, list):
+        return [_without_kuiper(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _without_kuiper(item) for k, item in value.items() if k not in ("kuiper", "probability")}
+    return value
+
+
+def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
+    """Return what a finished run's angles did, and how much of its accuracy fits into a packed file.
+
+    Args:
+        run: Its folder.
+        images: That the run was trained on.
+        draws: Shuffles of each layer.
+
+    Raises:
+        RunError: Other images, or a start that does not follow from its seed here.
     """
     run = Path(run)
     trained = load_run(run)
     if DataDescription.of(images) != trained.data:
         raise RunError(f"{run} was trained on other images of {trained.data.name}: give it the same --data-dir")
 
-    def accuracy(net: nn.Module) -> float:
-        return evaluate_split(net, trained.config, trained.data, images.validation).accuracy
+    def accuracy(model: nn.Module) -> float:
+        return evaluate_split(model, trained.config, trained.data, images.validation).accuracy
 
     angles = None
-    if lines_of(trained.model):
-        start = start_net(trained.config, trained.data)
+    if rotate_layers(trained.model):
+        start = starting_model(trained.config, trained.data)
         _check_start(run, trained.config, start, trained.model)
         angles = analyse_angles(start, trained.model, lambda: accuracy(trained.model), draws, trained.config.seed)
     with TemporaryDirectory() as folder:
-        file = Path(folder, "net.rcp")
+        file = Path(folder, "model.rcp")
         pack(trained.model, file)
-        packed = {"bytes": file.stat().st_size, "validation_accuracy": accuracy(load_packed(file))}
-    return {
-        "validation_accuracy": accuracy(trained.model),
-        "validation_seen": not trained.config.validation,
-        "packed": packed,
-        "angles": angles,
-    }
+        packed = PackedResult(file.stat().st_size, accuracy(load_packed(file)))
+    return RunAnalysis(accuracy(trained.model), not trained.config.validation, packed, angles)
 
 
 def analyse_angles(
     start: nn.Module, end: nn.Module, accuracy: Callable[[], float], draws: int = 3, seed: int = 0
-) -> Record:
-    """Return what the angles did between two states of a net, layer by layer and all together.
+) -> AngleAnalysis:
+    """Return what the angles did between two states of a model, layer by layer and all together.
 
     Shuffling permutes the angles of `end` over the slices of a layer; weights and the statistics of norms stay.
 
     Args:
-        start, end: nets of the same RotateConv2d layers, at least one; `end` is left as it was.
-        accuracy: measures `end`.
-        draws: shuffles of each layer.
-        seed: of the permutations.
-
-    Returns:
-        period: of the angles: π where all taps are shared, since turning by π gives the same kernel; else 2π.
-        layers, all: a dict a layer with its name, and one of all layers together, each with slices (how many
-            angles), movement (mean and max |angle - start| in rad), before and after (`uniformity` of start and
-            end) and shuffled (mean and std of the accuracy). `all` has a histogram before and after besides.
+        start, end: Models of the same RotateConv2d layers, at least one; `end` is left as it was.
+        accuracy: Measures `end`.
+        draws: Shuffles of each layer.
+        seed: Of the permutations.
     """
-    lines, starts = lines_of(end), lines_of(start)
-    before = {name: starts[name].angle.detach().flatten().cpu().double() for name in lines}
-    after = {name: layer.angle.detach().flatten().cpu().double() for name, layer in lines.items()}
-    period = math.pi if all(layer.taps == "shared" for layer in lines.values()) else 2 * math.pi
+    layers, starts = rotate_layers(end), rotate_layers(start)
+    before = {name: starts[name].angle.detach().flatten().cpu().double() for name in layers}
+    after = {name: layer.angle.detach().flatten().cpu().double() for name, layer in layers.items()}
+    period = math.pi if all(layer.taps == "shared" for layer in layers.values()) else 2 * math.pi
     generator = torch.Generator().manual_seed(seed)
 
-    def shuffle(layers: Sequence[RotateConv2d]) -> Record:
+    def describe(
+        shuffle: Sequence[RotateConv2d], first: Tensor, last: Tensor, name: str = "", counts: Histogram | None = None
+    ) -> LayerAngles:
         found = []
         for _ in range(draws):
-            with shuffled(layers, generator):
+            with shuffled(shuffle, generator):
                 found.append(accuracy())
-        return {"mean": statistics.fmean(found), "std": statistics.stdev(found) if draws > 1 else None, "draws": draws}
+        moved = (last - first).abs()
+        return LayerAngles(
+            slices=last.numel(),
+            movement=Movement(moved.mean().item(), moved.max().item()),
+            before=Alignment(mean_cos4(first)),
+            after=Alignment(mean_cos4(last)),
+            shuffled=Shuffled(statistics.fmean(found), statistics.stdev(found) if draws > 1 else None, draws),
+            name=name,
+            histogram=counts,
+        )
 
-    layers = []
-    for name, layer in lines.items():
-        layers.append({"name": name, **_describe(before[name], after[name], period), "shuffled": shuffle([layer])})
+    each = tuple(describe([layer], before[name], after[name], name) for name, layer in layers.items())
     first, last = torch.cat(list(before.values())), torch.cat(list(after.values()))
-    together = {**_describe(first, last, period), "shuffled": shuffle(list(lines.values()))}
-    together["histogram"] = {"before": histogram(first, period), "after": histogram(last, period)}
-    return {"period": period, "layers": layers, "all": together}
+    counts = Histogram(histogram(first, period), histogram(last, period))
+    return AngleAnalysis(period, each, describe(list(layers.values()), first, last, counts=counts))
 
 
-def lines_of(net: nn.Module) -> dict[str, RotateConv2d]:
+def rotate_layers(model: nn.Module) -> dict[str, RotateConv2d]:
     """Return the layers that have angles, by name."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, RotateConv2d)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, RotateConv2d)}
 
 
-def start_net(config: RunConfig, data: DataDescription) -> nn.Module:
-    """Return the net of a run as it was before the first step; the caller's random state stays as it was."""
+def starting_model(config: RunConfig, data: DataDescription) -> nn.Module:
+    """Return the model of a run as it was before the first step; the caller's random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return initial_model(config, data)
@@ -125,8 +234,8 @@ def shuffled(layers: Sequence[RotateConv2d], generator: torch.Generator) -> Iter
     """Permute the angles of each layer over its slices, and put them back afterwards.
 
     Args:
-        layers: each is shuffled by itself.
-        generator: of the permutations, on the CPU.
+        layers: Each is shuffled by itself.
+        generator: Of the permutations, on the CPU.
     """
     kept = [layer.angle.detach().clone() for layer in layers]
     try:
@@ -139,84 +248,32 @@ def shuffled(layers: Sequence[RotateConv2d], generator: torch.Generator) -> Iter
             layer.angle.data.copy_(angle)
 
 
-def uniformity(angles: Tensor, period: float) -> Record:
-    """Return how far angles are from uniform over their period.
-
-    Kuiper's V = max(F - u) + max(u - F), F the empirical and u the uniform distribution function, does not
-    depend on where the period begins. With λ = (√N + 0.155 + 0.24/√N) V its probability under the uniform law is
-
-        p = 2 Σ_{j≥1} (4 j² λ² - 1) exp(-2 j² λ²)
-
-    The mean of cos 4θ is 1 where all lines lie along rows and columns, -1 where they lie along diagonals, and under
-    the uniform law 0 ± 1/√(2N).
-
-    Args:
-        angles: radians, of any shape.
-        period: radians after which an angle means the same.
-
-    Returns:
-        kuiper: V; probability: p; axes: the mean of cos 4θ.
+def mean_cos4(angles: Tensor) -> float:
+    """Return the mean of cos 4θ of angles in radians: 1 along rows and columns, -1 along diagonals.
 
     Example:
-        >>> uniformity(torch.linspace(0, 2 * math.pi, 1001)[:-1], 2 * math.pi)["kuiper"] < 0.002
-        True
-
-    Reference:
-        Kuiper, "Tests concerning random points on a circle" (1960); Stephens, "Use of the Kolmogorov-Smirnov,
-        Cramér-von Mises and related statistics without extensive tables" (1970) for λ.
+        >>> round(mean_cos4(torch.tensor([0.0, math.pi / 2, math.pi / 4])), 6)
+        0.333333
     """
-    turned = angles.flatten().double()
-    count = turned.numel()
-    u = (turned.remainder(period) / period).sort().values
-    steps = torch.arange(count, dtype=torch.float64, device=u.device)
-    kuiper = ((steps + 1) / count - u).max().item() + (u - steps / count).max().item()
-    root = math.sqrt(count)
-    return {
-        "kuiper": kuiper,
-        "probability": kuiper_probability((root + 0.155 + 0.24 / root) * kuiper),
-        "axes": (4 * turned).cos().mean().item(),
-    }
+    return (4 * angles.double()).cos().mean().item()
 
 
-def kuiper_probability(scaled: float) -> float:
-    """Return the probability that λ is at least as large under the uniform law; 1 where the series has no digits left.
-
-    Example:
-        >>> round(kuiper_probability(1.747), 3)  # the tabled 5 % point
-        0.05
-    """
-    if scaled < 0.4:  # p > 1 - 1e-7 there, and the terms cancel
-        return 1.0
-    squares = [(j * scaled) ** 2 for j in range(1, 101)]
-    return min(1.0, max(0.0, 2 * math.fsum((4 * s - 1) * math.exp(-2 * s) for s in squares)))
-
-
-def histogram(angles: Tensor, period: float) -> list[int]:
+def histogram(angles: Tensor, period: float) -> tuple[int, ...]:
     """Return how many angles, taken modulo the period, lie in each of its equal parts, 36 of them."""
     parts = (angles.flatten().remainder(period) / period * _BINS).long().clamp(max=_BINS - 1)
-    return [int(count) for count in torch.bincount(parts, minlength=_BINS)]
-
-
-def _describe(before: Tensor, after: Tensor, period: float) -> dict[str, Any]:
-    moved = (after - before).abs()
-    return {
-        "slices": after.numel(),
-        "movement": {"mean": moved.mean().item(), "max": moved.max().item()},
-        "before": uniformity(before, period),
-        "after": uniformity(after, period),
-    }
+    return tuple(torch.bincount(parts, minlength=_BINS).tolist())
 
 
 def _check_start(run: Path, config: RunConfig, start: nn.Module, end: nn.Module) -> None:
     """Raise RunError where the start found here is not the one that the run moved away from."""
     if config.ema_decay is not None or config.qat:
         return  # the run keeps other angles than those whose movement it recorded
-    starts = lines_of(start)
-    pairs = [(layer.angle.detach(), starts[name].angle.detach()) for name, layer in lines_of(end).items()]
+    starts = rotate_layers(start)
+    pairs = [(layer.angle.detach(), starts[name].angle.detach()) for name, layer in rotate_layers(end).items()]
     found = torch.cat([(after - before).abs().flatten() for after, before in pairs]).mean().item()
-    recorded = read_json(run / "summary.json")["last"]["angle_movement_mean"]
-    if not math.isclose(found, recorded, rel_tol=_AGREE, abs_tol=1e-5):
+    recorded = read_records(run)[-1].angle_movement_mean
+    if recorded is None or not math.isclose(found, recorded, rel_tol=_AGREE, abs_tol=1e-5):
         raise RunError(
-            f"the angles of {run} moved by {recorded:.4g} rad, from the start that its seed gives here by {found:.4g}: "
-            "analyse it with the versions that its environment.json names"
+            f"the angles of {run} moved by {recorded or 0:.4g} rad, from the start that its seed gives here by "
+            f"{found:.4g}: analyse it with the versions that its environment.json names"
         )

@@ -1,5 +1,6 @@
 """The table of a comparison: rows from run folders, as JSON, Markdown and a picture."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,8 +11,17 @@ from pathlib import Path
 
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.report.figures import draw_comparison
-from rotateconv.lab.train.environment import machine, stages
-from rotateconv.lab.train.run_folder import Record, read_json, write_bytes
+from rotateconv.lab.train.environment import Environment
+from rotateconv.lab.train.run_folder import (
+    SUMMARY,
+    Record,
+    read_environment,
+    read_json,
+    read_records,
+    read_summary,
+    write_bytes,
+)
+from rotateconv.lab.train.run_results import RunSummary
 
 BASELINE = "conv3x3"
 """The dense convolution that the others are compared with."""
@@ -113,17 +123,21 @@ def _known(number: int | None) -> str:
 
 def _row(entry: Entry, seeds: int, out: Path, failed: Mapping[str, str]) -> Record:
     """Return what the finished runs of a configuration found."""
-    summaries: dict[int, Record] = {}
-    environments: list[Record] = []  # of the runs, in all their stages
+    summaries: dict[int, RunSummary] = {}
+    validations: list[float | None] = []
+    environments: list[Environment] = []  # of the runs, in all their stages
     for seed in range(seeds):
         folder = out / "runs" / entry.run(seed)
-        if (folder / "summary.json").is_file() and (folder / "config.json").is_file():
-            summaries[seed] = read_json(folder / "summary.json")
-            environments += [found for _, found in stages(read_json(folder / "environment.json"))]
+        if (folder / SUMMARY).is_file() and (folder / "config.json").is_file():
+            summaries[seed] = read_summary(folder)
+            validations.append(read_records(folder)[-1].validation_accuracy)
+            environments += [stage.environment for stage in read_environment(folder).stages]
     found = list(summaries.values())
-    environment = environments[0] if environments else {}
-    accuracies = [summary["test_accuracy"] for summary in found]
-    validations = [summary["last"]["validation_accuracy"] for summary in found]
+    dataset = next(
+        (read_json(out / "runs" / entry.run(seed) / "data.json")["name"] for seed in summaries), entry.config.data
+    )
+    environment = dataclasses.asdict(environments[0]) if environments else {}
+    accuracies = [summary.test_accuracy for summary in found]
     config = entry.config
     return {
         "model": config.model,
@@ -131,23 +145,23 @@ def _row(entry: Entry, seeds: int, out: Path, failed: Mapping[str, str]) -> Reco
         "width": config.width,
         "equal_to": entry.equal_to,
         "label": config.conv if config.width == 1 else f"{config.conv} x{config.width:.2f}",
-        "dataset": found[0]["dataset"] if found else config.data,
+        "dataset": str(dataset),
         "recipe": config.recipe,
         "epochs": config.epochs,
-        "parameters": found[0]["parameters"] if found else None,
-        "multiply_adds": found[0]["multiply_adds"] if found else None,
+        "parameters": found[0].parameters if found else None,
+        "multiply_adds": found[0].multiply_adds if found else None,
         "accuracy_mean": statistics.fmean(accuracies) if accuracies else None,
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "n": len(accuracies),
         "seeds": list(summaries),
         "accuracies": accuracies,
         "validation_accuracies": validations,
-        "validation_accuracy_mean": statistics.fmean(validations) if validations and None not in validations else None,
-        "seconds_per_epoch": statistics.median(s["seconds_per_epoch"] for s in found) if found else None,
+        "validation_accuracy_mean": _mean(validations),
+        "seconds_per_epoch": statistics.median(s.seconds_per_epoch for s in found) if found else None,
         "runs": [os.path.join("runs", entry.run(seed)) for seed in summaries],  # noqa: PTH118
         "failed": {str(seed): failed[entry.run(seed)] for seed in range(seeds) if entry.run(seed) in failed},
         "hardware": {key: environment.get(key) for key in ("cpu", "physical_cores", "logical_cores", "threads", "gpu")},
-        "machines": list(dict.fromkeys(map(machine, environments))),
+        "machines": list(dict.fromkeys(found.hardware for found in environments)),
         "versions": {"python": environment.get("python"), **environment.get("versions", {})},
     }
 
@@ -162,3 +176,8 @@ def _difference(row: Record, baseline: Record | None) -> Record:
         return {**nothing, "difference": difference}
     error = math.sqrt(sum(r["accuracy_std"] ** 2 / r["n"] for r in (row, baseline)))
     return {"difference": difference, "difference_standard_error": error}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None

@@ -15,12 +15,14 @@ from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.plain import to_json
+from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer
 from rotateconv.lab.study.events import ConversionEvent, ModelFitted, OnConversionEvent, StageStart
 from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
-from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, Record, check_run, write_bytes, write_json
+from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, check_run, write_bytes, write_json
 
 __all__ = ["convert_run", "fine_tuning", "nets_of", "stages_of"]
 
@@ -33,14 +35,14 @@ NETS = {
 """The nets of a conversion in the order of its tables, and what they are called there."""
 
 
-def nets_of(result: Record) -> dict[str, str]:
+def nets_of(result: ConversionRecord) -> dict[str, str]:
     """Return `NETS` with the epochs of a conversion: what each of its nets is called, by name.
 
     Example:
-        >>> nets_of({"epochs": 1})["fine_tuned"]
+        >>> nets_of(record)["fine_tuned"]  # doctest: +SKIP
         'fine-tuned for 1 epoch'
     """
-    epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}"
+    epochs = f"{result.epochs} epoch{'' if result.epochs == 1 else 's'}"
     return {name: text.format(epochs=epochs) for name, text in NETS.items()}
 
 
@@ -76,7 +78,7 @@ def convert_run(
     stages: int = 1,
     overwrite: bool = False,
     on_event: OnConversionEvent | None = None,
-) -> Record:
+) -> ConversionRecord:
     """Convert `config.source`, fine-tune it into the run folder `out`, and return what its conversion.json holds.
 
     The same call goes on after an interruption. The validation split is evaluated before and after the fit; the
@@ -128,22 +130,24 @@ def convert_run(
         )
     tuned = evaluate_split(load_run(out).model, config, description, data.validation)
     test = {name: evaluate_split(net, config, description, data.test).accuracy for name, net in nets.items()}
-    result = {
-        "source": config.source,
-        "net": summary["model"] if config.factory is None else config.factory,
-        "dataset": description.name,
-        "lines": config.convert_taps,
-        "epochs": sum(settings.epochs for _, settings in plan),
-        "stages": len(plan),
-        "quantised": None if config.bits is None else list(config.bits),
-        "parameters_before": layers.parameters_before,
-        "parameters_after": layers.parameters_after,
-        "validation_accuracy": {**validation, "fine_tuned": tuned.accuracy},
-        "validation_was_trained_on": not config.validation,
-        "test_accuracy": {**test, "fine_tuned": summary["test_accuracy"]},
-        "layers": [{**dataclasses.asdict(entry), "shape": list(entry.shape)} for entry in layers.entries],
-    }
-    write_json(out / CONVERSION, result)
+    assert config.convert_taps is not None
+    bits = config.bits
+    result = ConversionRecord(
+        source=config.source,
+        model=config.model if config.factory is None else config.factory,
+        dataset=description.name,
+        taps=config.convert_taps,
+        epochs=sum(settings.epochs for _, settings in plan),
+        stages=len(plan),
+        bits=None if bits is None else (bits.weight, bits.angle, bits.dense),
+        parameters_before=layers.parameters_before,
+        parameters_after=layers.parameters_after,
+        validation_accuracy=Accuracies(**validation, fine_tuned=tuned.accuracy),
+        validation_was_trained_on=not config.validation,
+        test_accuracy=Accuracies(**test, fine_tuned=summary.test_accuracy),
+        layers=tuple(ConvertedLayer(**dataclasses.asdict(entry)) for entry in layers.entries),
+    )
+    write_json(out / CONVERSION, to_json(result))
     write_bytes(out / CONVERSION_TABLE, markdown(result, layers).encode())
     return result
 
@@ -175,31 +179,31 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
     return runs
 
 
-def markdown(result: Record, layers: ConversionReport) -> str:
+def markdown(result: ConversionRecord, layers: ConversionReport) -> str:
     """Return conversion.md: the accuracies, then the table of layers."""
     lines = [
-        f"**{result['net']} on {result['dataset']}, converted to {result['lines']} taps**",
+        f"**{result.model} on {result.dataset}, converted to {result.taps} taps**",
         "",
         "| net | parameters | validation accuracy % | test accuracy % |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, text in nets_of(result).items():
-        parameters = result["parameters_before" if name == "source" else "parameters_after"]
-        accuracies = (result[key][name] for key in ("validation_accuracy", "test_accuracy"))
+        parameters = result.parameters_before if name == "source" else result.parameters_after
+        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
         lines.append(f"| {text} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")
     notes = _notes(result)
     return "\n".join([*lines, "", *notes, "```", str(layers), "```", ""])
 
 
-def _notes(result: Record) -> Sequence[str]:
+def _notes(result: ConversionRecord) -> Sequence[str]:
     notes = []
-    if result["quantised"] is not None:
-        weight, angle, dense = result["quantised"]
+    if result.bits is not None:
+        weight, angle, dense = result.bits
         notes.append(
             f"The fine-tuned net is rounded to {weight} bits a weight, {angle} an angle, {dense} a number of stem, "
             "1x1 and linear layers."
         )
-    if result["validation_was_trained_on"]:
+    if result.validation_was_trained_on:
         notes.append("The validation images were trained on.")
     return [*notes, ""] if notes else []
 

@@ -1,5 +1,6 @@
 """Accuracy against bytes: finished runs, each packed with several numbers of bits, and the dense ones beside them."""
 
+import dataclasses
 import math
 import statistics
 import tempfile
@@ -13,6 +14,7 @@ from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig, net_name
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.quantize import quantize
@@ -25,7 +27,7 @@ _ANGLE_BITS = {8: 8, 7: 7, 6: 6, 5: 6, 4: 5, 3: 5, 2: 4}
 
 
 @dataclass(frozen=True)
-class SizeRow:
+class SizeRow(Plain):
     """A net at so many bits.
 
     Args:
@@ -62,6 +64,58 @@ class SizeRow:
     def deviation(self) -> float | None:
         """The standard deviation, of two runs or more."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+@dataclass(frozen=True)
+class SizesTable:
+    """Accuracy against bytes on a data set: sizes.json."""
+
+    dataset: str
+    rows: tuple[SizeRow, ...]
+
+    @classmethod
+    def from_json(cls, value: Sequence[object], where: str | Path) -> "SizesTable":
+        """Return what `to_json` described.
+
+        Raises:
+            RunError: Something of a row is missing or of another type, or there is no row.
+        """
+        dataset, rows = "", []
+        for item in value:
+            if not isinstance(item, dict) or not isinstance(item.get("dataset"), str):
+                raise RunError(f"{where}: expected a row with a dataset, found {item!r}: write it again")
+            dataset = item["dataset"]
+            own = {key: found for key, found in item.items() if key not in _DERIVED}
+            rows.append(from_json(SizeRow, own, where))
+        if not rows:
+            raise RunError(f"{where} has no row: write it again with rotateconv compare --sizes")
+        return cls(dataset, tuple(rows))
+
+    def to_json(self) -> list[dict[str, object]]:
+        """Return it as `json.dumps` takes it, with the statistics of each row for other readers."""
+        return [
+            {
+                **dataclasses.asdict(row),
+                "dataset": self.dataset,
+                "accuracy_mean": row.accuracy,
+                "accuracy_std": row.deviation,
+                "n": len(row.accuracies),
+            }
+            for row in self.rows
+        ]
+
+    def merged(self, more: "SizesTable") -> "SizesTable":
+        """Return it with the rows of more runs, as `merge_sizes` does.
+
+        Raises:
+            RunError: They cannot be merged, or are of two data sets.
+        """
+        if more.dataset != self.dataset:
+            raise RunError(f"sizes on {self.dataset} and {more.dataset} make no table: record those of one data set")
+        return SizesTable(self.dataset, tuple(merge_sizes(self.rows, more.rows)))
+
+
+_DERIVED = ("dataset", "accuracy_mean", "accuracy_std", "n")
 
 
 def measure_sizes(
@@ -139,7 +193,7 @@ def with_differences(rows: Sequence[SizeRow]) -> list[SizeRow]:
     """Return the rows, the nets with lines compared with the dense ones at the same bytes."""
     frontier = pareto([row for row in rows if row.dense])
     return [
-        row if row.dense else SizeRow(**{**vars(row), "above_dense": _above(row, frontier)})
+        row if row.dense else dataclasses.replace(row, above_dense=_above(row, frontier))
         for row in sorted(rows, key=lambda row: (not row.dense, row.label, -row.bytes))
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotateconv.lab.train.run_folder import Record
+from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class StepEnd:
 class EpochEnd:
     """An epoch is trained, evaluated and written; `record` is its line of metrics.jsonl."""
 
-    record: Record
+    record: EpochRecord
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class RunWarning:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The run is finished; `summary` is what summary.json holds."""
+    """The run is finished; `summary` is its summary.json."""
 
-    summary: Record
+    summary: RunSummary
 
 
 Event = RunStart | StepEnd | EpochEnd | CheckpointSaved | RunWarning | RunEnd

@@ -29,8 +29,8 @@ from rotateconv.lab.train.pretrained import StartingPoint
 from rotateconv.lab.train.run_folder import (
     CHECKPOINTS,
     INITIAL,
+    SUMMARY,
     WEIGHTS,
-    Record,
     append_record,
     check_run,
     create_run,
@@ -38,9 +38,11 @@ from rotateconv.lab.train.run_folder import (
     note_resumption,
     read_json,
     read_records,
+    read_summary,
     write_bytes,
-    write_json,
+    write_summary,
 )
+from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import factor, set_learning_rate
 from rotateconv.lab.train.train_state import (
@@ -113,7 +115,7 @@ def train_epoch(state: TrainingState, between_steps: Callable[[], None]) -> None
         between_steps()
 
 
-def finish_epoch(state: TrainingState, run: Path) -> Record:
+def finish_epoch(state: TrainingState, run: Path) -> EpochRecord:
     """Evaluate, move on to the next epoch, and return the line of metrics.jsonl about this one."""
     loss, correct, images = state.all_reduce(state.metrics.loss, state.metrics.num_correct, state.metrics.num_samples)
     seconds = state.metrics.seconds
@@ -126,21 +128,24 @@ def finish_epoch(state: TrainingState, run: Path) -> Record:
     state.epoch += 1
     state.batches.set_epoch(state.epoch)
     state.metrics = RunningMetrics()
-    return {
-        "epoch": state.epoch,
-        "step": state.step,
-        "train_loss": loss / images,
-        "train_accuracy": 100 * correct / images,
-        "validation_loss": validation.loss if validation is not None else None,
-        "validation_accuracy": validation.accuracy if validation is not None else None,
-        "learning_rates": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
-        **movement,
-        "seconds": seconds,
-        "validation_seconds": time.perf_counter() - started,
-        "images_per_second": images / seconds,
-        "peak_memory_bytes": peak_memory(),
-        "peak_gpu_memory_bytes": peak_gpu_memory(),
-    }
+    mean, largest, layers = movement if movement is not None else (None, None, None)
+    return EpochRecord(
+        epoch=state.epoch,
+        step=state.step,
+        train_loss=loss / images,
+        train_accuracy=100 * correct / images,
+        validation_loss=validation.loss if validation is not None else None,
+        validation_accuracy=validation.accuracy if validation is not None else None,
+        learning_rates={group["name"]: group["lr"] for group in state.optimizer.param_groups},
+        angle_movement_mean=mean,
+        angle_movement_max=largest,
+        angle_movement_layers=layers,
+        seconds=seconds,
+        validation_seconds=time.perf_counter() - started,
+        images_per_second=images / seconds,
+        peak_memory_bytes=peak_memory(),
+        peak_gpu_memory_bytes=peak_gpu_memory(),
+    )
 
 
 def evaluate_split(state: TrainingState, batches: Batches) -> Evaluation:
@@ -159,8 +164,8 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     on_event: OnEvent | None = None,
-) -> Record:
-    """Train as configured, into the run folder `out`, and return what its summary.json holds.
+) -> RunSummary:
+    """Train as configured, into the run folder `out`, and return what it found: its summary.json.
 
     The validation split is evaluated after each epoch, the test split once, after the last. Under `torchrun`
     every process calls this, and the main one writes. Ctrl-C, or a KeyboardInterrupt from `on_event`, saves a
@@ -188,13 +193,13 @@ def fit(
         >>> config = make_config("digits", overrides=["epochs=1", "width=0.25"])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     summary = fit(config, Path(folder, "run"))
-        >>> summary["parameters"], summary["steps"], summary["test_accuracy"] > 10
+        >>> summary.parameters, summary.steps, summary.test_accuracy > 10
         (7974, 21, True)
     """
     run = Path(out)
     check_run(run, config, resume=resume, overwrite=overwrite)
-    if resume and (run / "summary.json").is_file():
-        return read_json(run / "summary.json")
+    if resume and (run / SUMMARY).is_file():
+        return read_summary(run)
     accelerator = start_accelerator(config)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts:
@@ -217,7 +222,7 @@ def fit(
             write_bytes(run / WEIGHTS, weights_bytes(state.result))
         summary = _summary(state, run)
         if accelerator.is_main_process:
-            write_json(run / "summary.json", summary)  # last: a run with a summary is finished
+            write_summary(run, summary)  # last: a run with a summary is finished
         report(RunEnd(summary))
         return summary
 
@@ -277,35 +282,25 @@ def _check_data(run: Path, data: DataDescription) -> None:
         raise RunError(f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data")
 
 
-def _summary(state: TrainingState, run: Path) -> Record:
+def _summary(state: TrainingState, run: Path) -> RunSummary:
     """Evaluate on the test split, the only time, and gather what the run found; the same on every process."""
-    config, records = state.config, read_records(run)
+    records = read_records(run)
     test = evaluate_split(state, state.test)
     check_finite(state, run / CHECKPOINTS, "test loss", test.loss)
     model_cost = cost(state.exact_result, state.data.input_shape)
-    best = max(records, key=lambda record: record["validation_accuracy"] or 0.0)
-    return {
-        "recipe": config.recipe,
-        "model": config.model,
-        "conv": config.conv,
-        "lines": config.convert_taps,
-        "width": config.width,
-        "dataset": state.data.name,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "steps": state.step,
-        "parameters": model_cost.parameters,
-        "multiply_adds": model_cost.multiply_adds,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "test_class_accuracy": test.class_accuracy,
-        "test_confusion": test.confusion.tolist(),
-        "last": records[-1],
-        "best_epoch": best["epoch"] if state.validation is not None else None,
-        "best_validation_accuracy": best["validation_accuracy"],
-        "seconds": sum(record["seconds"] + record["validation_seconds"] for record in records),
-        "seconds_per_epoch": statistics.median(record["seconds"] for record in records),
-        "images_per_second": statistics.median(record["images_per_second"] for record in records),
-        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
-        "data": state.data.to_record(),
-    }
+    best = max(records, key=lambda record: record.validation_accuracy or 0.0)
+    return RunSummary(
+        steps=state.step,
+        parameters=model_cost.parameters,
+        multiply_adds=model_cost.multiply_adds,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        test_class_accuracy=test.class_accuracy,
+        best_epoch=best.epoch if state.validation is not None else None,
+        best_validation_accuracy=best.validation_accuracy,
+        seconds=sum(record.seconds + record.validation_seconds for record in records),
+        seconds_per_epoch=statistics.median(record.seconds for record in records),
+        images_per_second=statistics.median(record.images_per_second for record in records),
+        peak_memory_bytes=max(record.peak_memory_bytes for record in records),
+        test_confusion=tuple(map(tuple, test.confusion.tolist())),
+    )

@@ -12,9 +12,16 @@ from typing import Any
 from rotateconv._files import TEMPORARY, replacing
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, differences, from_json, to_json
-from rotateconv.lab.train.environment import OF_THE_CALL, environment
+from rotateconv.lab.plain import from_json as from_plain
+from rotateconv.lab.plain import to_json as to_plain
+from rotateconv.lab.train.environment import Environment, EnvironmentHistory
+from rotateconv.lab.train.run_results import SAID_ELSEWHERE, EpochRecord, RunSummary
 
 Record = dict[str, Any]
+"""A JSON object as it is read or written: it goes no further than the function that does."""
+
+SUMMARY = "summary.json"
+"""What makes a run a finished one."""
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
@@ -32,7 +39,7 @@ ANALYSIS = "analysis.json"
 """What `rotateconv report --analysis` adds to a run's folder."""
 
 _FILES = (
-    *("config.json", "data.json", "environment.json", "metrics.jsonl", "summary.json", WEIGHTS, INITIAL),
+    *("config.json", "data.json", "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),
     *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
 )
 # They say where the data lie and how often to save, not what is computed: a run may go on with others.
@@ -66,22 +73,22 @@ def create_run(run: Path, config: RunConfig, data: Record) -> None:
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
         run.mkdir(parents=True, exist_ok=True)
     write_json(run / "data.json", data)
-    write_json(run / "environment.json", environment())
+    write_json(run / "environment.json", EnvironmentHistory.of(Environment.now()).to_json())
     write_bytes(run / "config.json", to_json(config).encode())
 
 
 def note_resumption(run: Path, step: int) -> None:
-    """Note in environment.json where a run goes on in another environment than before.
+    """Note in environment.json where a run goes on, after so many steps, in another environment than before."""
+    history = read_environment(run)
+    now = history.resumed(step, Environment.now())
+    if now != history:
+        write_json(run / "environment.json", now.to_json())
 
-    "resumed" is a list of {"step": the steps done before, and all that is other than at the beginning}.
-    """
-    record, now = read_json(run / "environment.json"), environment()
-    other = {key: now[key] for key in now if key not in OF_THE_CALL and now[key] != record.get(key)}
-    resumed = record.setdefault("resumed", [])
-    before = {key: value for key, value in resumed[-1].items() if key != "step"} if resumed else {}
-    if other != before:
-        resumed.append({"step": step, **other})
-        write_json(run / "environment.json", record)
+
+def read_environment(run: Path) -> EnvironmentHistory:
+    """Return the environments that a run went through; RunError where their file is missing or damaged."""
+    path = run / "environment.json"
+    return EnvironmentHistory.from_json(read_json(path), path)
 
 
 def read_config(run: Path) -> RunConfig:
@@ -97,29 +104,29 @@ def read_config(run: Path) -> RunConfig:
         raise RunError(f"{run} is no run folder: it has no readable config.json") from None
 
 
-def append_record(run: Path, record: Record) -> None:
+def append_record(run: Path, record: EpochRecord) -> None:
     """Add one line to metrics.jsonl and see it on the disk."""
-    line = json.dumps(record, allow_nan=False) + "\n"
     with disk_errors(run), (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(line)
+        file.write(_line(record))
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_records(run: Path) -> list[Record]:
+def read_records(run: Path) -> list[EpochRecord]:
     """Return the lines of metrics.jsonl; a last line that a crash cut off is left out.
 
     Raises:
-        RunError: another line is damaged.
+        RunError: Another line is damaged.
     """
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            value = json.loads(line)
         except json.JSONDecodeError:
             raise RunError(f"line {number} of {path} is no JSON: remove it or restore the file") from None
+        records.append(from_plain(EpochRecord, value, f"line {number} of {path}"))
     return records
 
 
@@ -128,7 +135,22 @@ def keep_records(run: Path, epochs: int) -> None:
     records = read_records(run)
     if len(records) < epochs:
         raise RunError(f"{run / 'metrics.jsonl'} has {len(records)} of {epochs} epochs: overwrite the run")
-    write_bytes(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records[:epochs]).encode())
+    write_bytes(run / "metrics.jsonl", "".join(map(_line, records[:epochs])).encode())
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(to_plain(record), allow_nan=False) + "\n"
+
+
+def write_summary(run: Path, summary: RunSummary) -> None:
+    """Write summary.json, which makes the run a finished one."""
+    write_json(run / SUMMARY, to_plain(summary))
+
+
+def read_summary(run: Path) -> RunSummary:
+    """Return what a finished run found; RunError where summary.json is missing or damaged."""
+    found = {key: value for key, value in read_json(run / SUMMARY).items() if key not in SAID_ELSEWHERE}
+    return from_plain(RunSummary, found, run / SUMMARY)
 
 
 def write_json(path: Path, value: Record) -> None:
@@ -138,15 +160,27 @@ def write_json(path: Path, value: Record) -> None:
 
 def read_json(path: Path) -> Record:
     """Return a JSON file's object; RunError where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        raise RunError(f"{path} is no JSON: restore it or run again") from None
+    value = _parsed(path)
     if not isinstance(value, dict):
         raise RunError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def read_json_list(path: Path) -> list[object]:
+    """Return a JSON file's list; RunError where it is missing or damaged."""
+    value = _parsed(path)
+    if not isinstance(value, list):
+        raise RunError(f"{path} must hold a JSON list, not {type(value).__name__}")
+    return value
+
+
+def _parsed(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise RunError(f"{path} is no JSON: restore it or write it again") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -21,7 +21,6 @@ from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
-from rotateconv.lab.train.run_folder import Record
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.nn.batched import batched_kernels
@@ -230,16 +229,14 @@ def build_state(
     )
 
 
-def angle_movement(state: TrainingState) -> Record:
+def angle_movement(state: TrainingState) -> tuple[float, float, tuple[float, ...]] | None:
     """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
     pairs = zip(_angles(state.model), state.start_angles, strict=True)
     moved = [(angle.detach() - start).abs().flatten() for angle, start in pairs]
-    every = torch.cat(moved) if moved else None
-    return {
-        "angle_movement_mean": every.mean().item() if every is not None else None,
-        "angle_movement_max": every.max().item() if every is not None else None,
-        "angle_movement_layers": torch.stack([layer.mean() for layer in moved]).tolist() if moved else None,
-    }
+    if not moved:
+        return None
+    every = torch.cat(moved)
+    return every.mean().item(), every.max().item(), tuple(torch.stack([layer.mean() for layer in moved]).tolist())
 
 
 def save_state(state: TrainingState, folder: Path) -> Path | None:
