@@ -13,7 +13,7 @@ CLASSES = ("apple", "bird", "cat")
 
 
 def write_folder(root: Path) -> Path:
-    """12 training and 6 test images of 6 x 5 pixels in three classes, each of its own colours."""
+    """12 training and 6 test images of 6 x 5 pixels in three classes, each of its own colors."""
     pixels = np.random.default_rng(0)
     for split, each in (("train", 4), ("test", 2)):
         for name in CLASSES:

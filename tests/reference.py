@@ -15,14 +15,14 @@ PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def tap_places(angle: Any, size: int, path: str) -> tuple[Array, Array]:
-    """Rows and columns of the taps, from the centre, (..., T): row = -t·ρ·sin θ, column = t·ρ·cos θ."""
+    """Rows and columns of the taps, from the center, (..., T): row = -t·ρ·sin θ, column = t·ρ·cos θ."""
     sin, cos = np.sin(np.asarray(angle, dtype=np.float64)), np.cos(np.asarray(angle, dtype=np.float64))
     rho = {"circle": np.ones_like(sin), "square": 1 / np.maximum(np.abs(sin), np.abs(cos))}[path]
     taps = np.arange(size) - (size - 1) / 2
     return -taps * (rho * sin)[..., None], taps * (rho * cos)[..., None]
 
 
-def footprints(angle: Any, size: int, path: str) -> Array:
+def splats(angle: Any, size: int, path: str) -> Array:
     """S of every tap: Λ(row of the tap - r)·Λ(column of the tap - c), (..., T, k, k)."""
     rows, cols = tap_places(angle, size, path)
     cells = np.arange(size) - (size - 1) / 2
@@ -34,7 +34,7 @@ def footprints(angle: Any, size: int, path: str) -> Array:
 def line_kernel(weight: Any, angle: Any, size: int = 3, path: str = "circle") -> Array:
     """K = Σ_t W_t·S_t, from weights (..., T) or (..., 1) and angles (...)."""
     weight = np.asarray(weight, dtype=np.float64)
-    return (weight[..., None, None] * footprints(angle, size, path)).sum(-3)
+    return (weight[..., None, None] * splats(angle, size, path)).sum(-3)
 
 
 def distance_to_kink(angle: Any, size: int, path: str) -> Array:
@@ -59,7 +59,7 @@ def best_residual(kernel: Any, angles: Array, size: int, path: str, profile: Any
     """
     cells = np.asarray(kernel, dtype=np.float64).reshape(-1, size * size)
     best = np.full(len(cells), np.inf)
-    for basis in footprints(angles, size, path).reshape(len(angles), size, -1):
+    for basis in splats(angles, size, path).reshape(len(angles), size, -1):
         vectors = basis if profile is None else (np.asarray(profile) @ basis)[None]
         orthonormal = np.linalg.svd(vectors, full_matrices=False)[2]
         best = np.minimum(best, np.linalg.norm(cells - cells @ orthonormal.T @ orthonormal, axis=1))
@@ -103,7 +103,7 @@ def rotate_conv2d(
 
     A dilation d spreads the cells of the kernel: it is laid on its own k x k grid first, and the cell (r, c)
     then reads the pixel d·(r, c) away. So an output sees the sublattice of pixels that are d apart and holds
-    its centre, and samples that lattice bilinearly at the place of the tap counted in lattice steps. (Sampling
+    its center, and samples that lattice bilinearly at the place of the tap counted in lattice steps. (Sampling
     all pixels at d times the place would mix the nearest pixels instead, which no k x k kernel can do.)
 
     Args:
@@ -124,7 +124,7 @@ def rotate_conv2d(
     out_cols = (padded.shape[3] - 2 * half * apart_col - 1) // step_col + 1
 
     def pixels(channel: int, row: int, col: int) -> Array:
-        """For every output, the pixel (row, col) lattice steps from its centre, (N, H', W')."""
+        """For every output, the pixel (row, col) lattice steps from its center, (N, H', W')."""
         if max(abs(row), abs(col)) > half:  # beyond the kernel: only ever asked for with a share of zero
             return np.zeros((len(images), out_rows, out_cols))
         top, left = (half + row) * apart_row, (half + col) * apart_col

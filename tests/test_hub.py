@@ -53,12 +53,12 @@ def test_it_can_be_pushed() -> None:
 
 
 def test_other_nets() -> None:
-    with pytest.raises(ValueError, match="expected a net of build_model with a conv of CONVS, got a Linear"):
+    with pytest.raises(ValueError, match="expected a model of build_model with a conv of CONVS, got a Linear"):
         RotateConvNet.from_net(nn.Linear(2, 2))
     net = build_model("resnet20", width=0.25)
     net.classifier = nn.Linear(16, 3)
     with pytest.raises(
-        ValueError, match="the net is not what build_model built any more: size mismatch for classifier"
+        ValueError, match="the model is not what build_model built any more: size mismatch for classifier"
     ):
         RotateConvNet.from_net(net)
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rotateconv.kernels import fused as ops
-from rotateconv.kernels import fused_triton as triton_ops
+from rotateconv.kernels import fused, fused_triton
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 
@@ -25,8 +24,8 @@ each_case = pytest.mark.parametrize(("size", "path", "taps"), CASES)
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send the tensors of a CPU to the Triton kernels."""
-    monkeypatch.setattr(ops, "_on_gpu", lambda angle: True)
-    monkeypatch.setattr(ops, "_backward", poisoned)
+    monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
+    monkeypatch.setattr(fused, "_backward", poisoned)
 
 
 def poisoned(*arguments: Any) -> Tensor:
@@ -54,10 +53,10 @@ def test_equals_the_plain_form(size: int, path: Any, taps: int, dtype: torch.dty
     grad = torch.randn_like(kernel)
     expected = torch.autograd.grad(kernel, (weight, angle), grad)
     guarded = torch.full((len(angle) + 2, *kernel.shape[1:]), NAN, dtype=dtype)
-    triton_ops.line_kernel_forward(weight.detach(), angle.detach(), size, path, guarded[1:-1])
+    fused_triton.line_kernel_forward(weight.detach(), angle.detach(), size, path, guarded[1:-1])
     assert guarded[[0, -1]].isnan().all()  # nothing is written outside
     assert_close(guarded[1:-1], kernel.detach(), TOLERANCE[dtype])
-    found = triton_ops.line_kernel_backward(weight.detach(), angle.detach(), grad, size, path, 0.5)
+    found = fused_triton.line_kernel_backward(weight.detach(), angle.detach(), grad, size, path, 0.5)
     for mine, other, scale in zip(found, expected, (1.0, 0.5), strict=True):
         assert mine.dtype == dtype
         assert mine.is_contiguous()
@@ -71,7 +70,7 @@ def test_on_the_kinks(path: Any, taps: int) -> None:
     weight = torch.randn(10, taps, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(10, 3, 3, dtype=torch.float64)
     expected = torch.autograd.grad(line_kernel(weight, angle, 3, path), (weight, angle), grad)
-    found = triton_ops.line_kernel_backward(weight.detach(), angle.detach(), grad, 3, path)
+    found = fused_triton.line_kernel_backward(weight.detach(), angle.detach(), grad, 3, path)
     for mine, other in zip(found, expected, strict=True):
         assert_close(mine, other, 1e-10)
 
@@ -84,14 +83,14 @@ def test_every_layout_and_dtype(out_dtype: torch.dtype, taps: int) -> None:
         exact = line_kernel(weight, angle)
         for memory in (torch.contiguous_format, torch.channels_last):
             out = torch.full((4, 11, 3, 3), NAN, dtype=out_dtype).contiguous(memory_format=memory)
-            triton_ops.line_kernel_forward(weight, angle, 3, "circle", out)
+            fused_triton.line_kernel_forward(weight, angle, 3, "circle", out)
             # The interpreter cuts bfloat16 off where a GPU rounds.
             assert_close(out.float(), exact, max(1e-5, torch.finfo(out_dtype).eps))
         grad = torch.randn(3, 3, 11, 4).permute(3, 2, 0, 1).to(out_dtype)
         leaves = [tensor.detach().requires_grad_() for tensor in (weight, angle)]
         expected = torch.autograd.grad(line_kernel(*leaves), leaves, grad.float())
         for mine, other in zip(
-            triton_ops.line_kernel_backward(weight, angle, grad, 3, "circle"), expected, strict=True
+            fused_triton.line_kernel_backward(weight, angle, grad, 3, "circle"), expected, strict=True
         ):
             assert_close(mine, other, 1e-5)
 
@@ -101,9 +100,9 @@ def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
     weight, angle = inputs(shape, 3)
     kernel = line_kernel(weight, angle)
     out, grad = torch.full_like(kernel, NAN), torch.randn_like(kernel)
-    triton_ops.line_kernel_forward(weight.detach(), angle.detach(), 3, "circle", out)
+    fused_triton.line_kernel_forward(weight.detach(), angle.detach(), 3, "circle", out)
     torch.testing.assert_close(out, kernel.detach(), rtol=0, atol=1e-10)
-    found = triton_ops.line_kernel_backward(weight.detach(), angle.detach(), grad, 3, "circle")
+    found = fused_triton.line_kernel_backward(weight.detach(), angle.detach(), grad, 3, "circle")
     expected = torch.autograd.grad(kernel, (weight, angle), grad)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
@@ -146,7 +145,7 @@ def test_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(jacobians, expected, rtol=0, atol=1e-10)
 
     monkeypatch.undo()  # what follows is done by torch: second derivatives, and gradients of a batch
-    monkeypatch.setattr(ops, "_on_gpu", lambda angle: True)
+    monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
     arguments = (weight.detach()[:1], angle.detach()[:1])
     batched = torch.autograd.functional.jacobian(fused_line_kernel, arguments, vectorize=True)
     torch.testing.assert_close(batched, expected, rtol=0, atol=1e-10)
@@ -167,7 +166,7 @@ def test_a_tensor_that_stands_for_another_is_left_to_torch(monkeypatch: pytest.M
     class Counted(Tensor):
         pass
 
-    monkeypatch.setattr(triton_ops, "line_kernel_forward", poisoned)
+    monkeypatch.setattr(fused_triton, "line_kernel_forward", poisoned)
     weight, angle = (tensor.detach() for tensor in inputs((2, 3), 3))
     kernel = fused_line_kernel(weight.as_subclass(Counted), angle)
     assert_close(kernel.as_subclass(Tensor), line_kernel(weight, angle), 1e-10)

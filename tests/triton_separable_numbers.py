@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from rotateconv import RotateConv2d
-from rotateconv.kernels import separable
-from rotateconv.kernels import separable_triton as triton_separable
+from rotateconv.kernels import separable, separable_triton
 from rotateconv.kernels.separable_triton import filter_backward, filter_forward, line_filters, plain_filters
 
 NAN = float("nan")
@@ -104,9 +103,9 @@ def test_the_layer_runs_through_it(taps: Any, layout: torch.memory_format, monke
     expected = layer(images)
     wanted = torch.autograd.grad(expected.square().sum(), tuple(layer.parameters()))
     ran: list[Any] = []
-    right = triton_separable.line_filters
+    right = separable_triton.line_filters
     monkeypatch.setattr(separable, "_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(triton_separable, "line_filters", lambda *a: (ran.append(a), right(*a))[1])
+    monkeypatch.setattr(separable_triton, "line_filters", lambda *a: (ran.append(a), right(*a))[1])
     found = layer(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert found.is_contiguous(memory_format=layout)

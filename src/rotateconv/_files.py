@@ -12,7 +12,7 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`; what the body writes there gets the name `path` at the end.
 
     If the body raises, the temporary file is removed and a file that was at `path` stays as it was.
@@ -26,24 +26,24 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with written_whole(Path(folder) / "net.bin") as temporary:
+        ...     with atomic_write(Path(folder) / "model.bin") as temporary:
         ...         _ = temporary.write_bytes(b"all of it")
         ...     os.listdir(folder)
-        ['net.bin']
+        ['model.bin']
     """
     target = Path(path)
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder; give the name of a file")
     try:
-        with replacing(target) as temporary:
+        with atomic_replace(target) as temporary:
             yield temporary
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """The same as `written_whole`, for a caller with sentences of its own: an OSError stays what it is."""
+def atomic_replace(target: Path) -> Iterator[Path]:
+    """The same as `atomic_write`, for a caller with sentences of its own: an OSError stays what it is."""
     # The ending stays last, because some writers look at it.
     temporary = target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY}{target.suffix}")
     try:

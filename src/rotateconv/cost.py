@@ -235,7 +235,7 @@ def _cells(counts: Counts) -> list[str]:
 
 
 def _kernel_multiply_adds(layer: RotateConv2d) -> int:
-    """k³ products for the footprints of k taps on k² cells, k³ multiply-adds to weigh them: 2k³ a line."""
+    """k³ products for the splats of k taps on k² cells, k³ multiply-adds to weigh them: 2k³ a line."""
     k, slices = layer.kernel_size[0], math.prod(layer.weight.shape[:2])
     if layer.angle_groups is None or layer.taps == "free":
         times_profile = 0 if layer.profile is None else slices * k

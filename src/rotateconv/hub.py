@@ -1,4 +1,4 @@
-"""Nets on the Hugging Face Hub, or in folders of its form: needs the extra `hub`."""
+"""Models on the Hugging Face Hub, or in folders of its form: needs the extra `hub`."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class RotateConvNet(
     license="mit",
     tags=["image-classification", "rotateconv"],
 ):
-    """A net of `build_model` with the Hub's save_pretrained, from_pretrained and push_to_hub.
+    """A model of `build_model` with the Hub's save_pretrained, from_pretrained and push_to_hub.
 
     A folder holds config.json, the arguments below, and model.safetensors, the state dict of `net`; nothing in
     it can run code.
@@ -34,15 +34,15 @@ class RotateConvNet(
     Args:
         name, conv, num_classes, in_channels, width, growth, dropout: As in build_model.
         classes: Names of the classes, in the order of the outputs.
-        mean, std: Per channel, of images between 0 and 1: the net sees (image - mean) / std.
+        mean, std: Per channel, of images between 0 and 1: the model sees (image - mean) / std.
         layers: Options of the RotateConv2d layers that build_model does not make by itself (`RotateConfig.to_dict`),
-            by name: of a net that was converted.
+            by name: of a model that was converted.
 
     Attributes:
         net: What build_model gave.
 
     Raises:
-        ValueError: If build_model does not know or cannot build the net.
+        ValueError: If build_model does not know or cannot build the model.
 
     Example:
         >>> import tempfile
@@ -84,14 +84,14 @@ class RotateConvNet(
         mean: list[float] | None = None,
         std: list[float] | None = None,
     ) -> "RotateConvNet":
-        """A copy of a net that build_model built, converted or not, ready to be saved.
+        """A copy of a model that build_model built, converted or not, ready to be saved.
 
         Raises:
-            ValueError: If the net is not one of build_model's, or was changed since in another way.
+            ValueError: If it is not one of build_model's, or was changed since in another way.
         """
         arguments: dict[str, Any] | None = getattr(net, "build_arguments", None)
         if arguments is None:
-            raise InputError(f"expected a net of build_model with a conv of CONVS, got a {type(net).__name__}")
+            raise InputError(f"expected a model of build_model with a conv of CONVS, got a {type(net).__name__}")
         with torch.random.fork_rng(devices=[]):
             added = added_layers(net, build_model(**arguments))
             layers = {name: config.to_dict() for name, config in added.items()}
@@ -100,7 +100,7 @@ class RotateConvNet(
             model.net.load_state_dict(net.state_dict())
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
-            raise InputError(f"the net is not what build_model built any more: {first}") from None
+            raise InputError(f"the model is not what build_model built any more: {first}") from None
         return model
 
     def forward(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from rotateconv import build_model, quantize, recalibrate
-from rotateconv.quantization.primitives import to_half
+from rotateconv.quantization.primitives import to_bf16
 
 
 def batches(*sizes: int, channels: int = 3) -> list[Tensor]:
@@ -94,7 +94,7 @@ def test_no_image_is_refused_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("conv", ["conv3x3", "rotate4", "mask4"])
-def test_quantising_with_images_is_rounding_measuring_and_rounding(conv: str) -> None:
+def test_quantizing_with_images_is_rounding_measuring_and_rounding(conv: str) -> None:
     net = build_model("resnet20", conv, width=0.5)
     recalibrate(net, batches(4))  # not the ones of the start, which are exact in 16 bits
     original = statistics(net)
@@ -104,8 +104,8 @@ def test_quantising_with_images_is_rounding_measuring_and_rounding(conv: str) ->
     measured = statistics(expected)
     for name, tensor in found.state_dict().items():
         if "running" in name:
-            assert torch.equal(tensor, to_half(measured[name]).float()), name
-            assert not torch.equal(tensor, to_half(original[name]).float()), name
+            assert torch.equal(tensor, to_bf16(measured[name]).float()), name
+            assert not torch.equal(tensor, to_bf16(original[name]).float()), name
         else:
             assert torch.equal(tensor, expected.state_dict()[name]), name
     assert all(torch.equal(value, statistics(net)[name]) for name, value in original.items())

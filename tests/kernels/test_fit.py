@@ -11,7 +11,7 @@ from torch import Tensor
 
 import reference
 from rotateconv import LineFit, fit_line, line_kernel
-from rotateconv.kernels import fit_search as search
+from rotateconv.kernels import fit_search
 from tolerances import TOLERANCE
 
 SIZES, PATHS, FREE_OR_SHARED = (3, 5, 7, 9), ("circle", "square"), ("free", "shared")
@@ -30,7 +30,7 @@ def slices_with_angles(size: int, path: str, taps: str) -> Tensor:
     angle = torch.cat([torch.rand(count, dtype=torch.float64) * 2 * torch.pi, near, on_grid])
     weight = torch.randn(len(angle), size if taps == "free" else 1, dtype=torch.float64)
     if taps == "free":
-        weight[: count // 5, size // 2] *= 1000  # a large centre and tiny ends
+        weight[: count // 5, size // 2] *= 1000  # a large center and tiny ends
         weight[count // 5 : count // 4, 0] = 0  # one end missing
         weight[count // 4 : count // 3, : size // 2] = weight[count // 4 : count // 3, size // 2 + 1 :].flip(-1)
     weight[count // 3] = 0
@@ -172,7 +172,7 @@ def test_does_not_depend_on_the_chunks(taps: Any, angle_groups: int | None, monk
         return parts
 
     monkeypatch.setattr(torch.Tensor, "split", counted)
-    monkeypatch.setattr(search, "_CHUNK", 4000)
+    monkeypatch.setattr(fit_search, "_CHUNK", 4000)
     parts = fit_line(kernel, taps, angle_groups=angle_groups)
     assert max(calls) > 1
     for name, found in parts._asdict().items():
@@ -182,7 +182,7 @@ def test_does_not_depend_on_the_chunks(taps: Any, angle_groups: int | None, monk
 
 def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     largest: list[int] = []
-    in_chunks = search.in_chunks
+    in_chunks = fit_search.in_chunks
 
     def watched(function: Any, numbers: int, *tensors: Tensor) -> Any:
         def part(*parts: Tensor) -> Any:
@@ -191,11 +191,11 @@ def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return in_chunks(part, numbers, *tensors)
 
-    monkeypatch.setattr(search, "in_chunks", watched)
+    monkeypatch.setattr(fit_search, "in_chunks", watched)
     monkeypatch.setattr("rotateconv.kernels.fit.in_chunks", watched)
     fit_line(torch.randn(4000, 3, 3))
     assert len(largest) > 2
-    assert max(largest) <= search._CHUNK
+    assert max(largest) <= fit_search._CHUNK
 
 
 def test_leaves_its_input_and_its_graph() -> None:

@@ -34,7 +34,7 @@ def layer_with(fit: Any, taps: Any, path: Any, size: int, angle_groups: int | No
 def best_shared_residual(bundle: np.ndarray, size: int, path: str, taps: str) -> float:
     """The least ‖X - W·S(θ)‖ over a grid of angles, for slices X (n, cell) that share θ (and their profile)."""
     best = np.inf
-    for basis in reference.footprints(GRID, size, path).reshape(len(GRID), size, -1):
+    for basis in reference.splats(GRID, size, path).reshape(len(GRID), size, -1):
         vectors = basis.sum(0, keepdims=True) if taps == "shared" else basis
         orthonormal = np.linalg.svd(vectors, full_matrices=False)[2]
         explained = np.linalg.svd(bundle @ orthonormal.T, compute_uv=False) ** 2
@@ -78,7 +78,7 @@ def test_groups_are_never_above_the_best_angle_of_a_grid(size: int, path: Any, t
 def alternated(rows: Tensor, profile: np.ndarray, size: int, path: str, turns: int = 10) -> float:
     """A plain fit of one row (in, k, k): the best angle of a grid for a profile, the best profile for the angles."""
     cells = rows.numpy().reshape(len(rows), -1)
-    basis = reference.footprints(GRID[::4], size, path).reshape(-1, size, size * size)
+    basis = reference.splats(GRID[::4], size, path).reshape(-1, size, size * size)
     for _ in range(turns):
         lines = profile @ basis  # [angle, cell]
         share = cells @ lines.T / np.linalg.norm(lines, axis=1)
@@ -145,7 +145,7 @@ def test_rows_of_more_dimensions_and_of_zeros() -> None:
 
 @each_grid
 def test_a_turn_solves_for_the_profile_at_the_best_angles(size: int, path: Any) -> None:
-    basis = torch.from_numpy(reference.footprints(GRID[::15], size, path).reshape(-1, size, size * size))
+    basis = torch.from_numpy(reference.splats(GRID[::15], size, path).reshape(-1, size, size * size))
     rows, profile = torch.randn(3, 8, size * size, dtype=torch.float64), torch.randn(3, size, dtype=torch.float64)
     _, index, explained = _take_turns(rows, profile, basis, turns=0)
     turned, _, _ = _take_turns(rows, profile, basis, turns=1)

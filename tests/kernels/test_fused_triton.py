@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rotateconv.kernels import fused as ops
+from rotateconv.kernels import fused
 from triton_tests import run_triton_tests
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -34,17 +34,17 @@ def test_compiles_for_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from rotateconv.kernels import fused_triton as triton_ops
+    from rotateconv.kernels import fused_triton
 
     if "nvidia" not in backends:
         pytest.skip("this Triton is built without NVIDIA's compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(triton_ops, name)
-    options = triton_ops.compile_options(size, shared, square, torch.float32)
+    function = getattr(fused_triton, name)
+    options = fused_triton.compile_options(size, shared, square, torch.float32)
     pointers = {
         "kernels": "*bf16",
         "grad": "*bf16",
-        **dict.fromkeys(("weight", "angle", "to_weight", "to_angle"), "*fp32"),
+        **dict.fromkeys(("weight", "angle", "grad_weight", "grad_angle"), "*fp32"),
     }
     types: dict[str, Any] = {**dict.fromkeys(function.arg_names, "i32"), **pointers, "scale": "fp32"}
     types |= dict.fromkeys(options, "constexpr")
@@ -55,9 +55,9 @@ def test_compiles_for_a_gpu(
 
 
 def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_on_gpu", lambda angle: True)
+    monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
     weight, angle = torch.randn(4, 3, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    expected = ops.line_kernel(weight, angle)
+    expected = fused.line_kernel(weight, angle)
     for error in (ImportError, RuntimeError):
 
         class Missing:
@@ -65,12 +65,12 @@ def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
                 if name == "rotateconv.kernels.fused_triton":
                     raise error("no driver")
 
-        ops._import_triton_ops.cache_clear()
+        fused._import_fused_triton.cache_clear()
         monkeypatch.delitem(sys.modules, "rotateconv.kernels.fused_triton", raising=False)
         monkeypatch.delattr("rotateconv.kernels.fused_triton", raising=False)
         with monkeypatch.context() as patched:
             patched.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-            found = ops.fused_line_kernel(weight, angle)
+            found = fused.fused_line_kernel(weight, angle)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
             for mine, other in zip(
                 torch.autograd.grad(found.sum(), (weight, angle)),
@@ -78,5 +78,5 @@ def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
                 strict=True,
             ):
                 torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
-            assert ops._import_triton_ops() is None
-    ops._import_triton_ops.cache_clear()
+            assert fused._import_fused_triton() is None
+    fused._import_fused_triton.cache_clear()

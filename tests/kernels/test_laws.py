@@ -54,7 +54,7 @@ BROKEN: dict[str, tuple[KernelFunction, list[str]]] = {
         broken(taps=lambda half: torch.arange(1 - half, half + 1).double()),
         ["half_turn_reverses", "splats", "horizontal_at_zero", "square_on_grid_lines"],
     ),
-    "the line starts at the centre": (
+    "the line starts at the center": (
         broken(taps=lambda half: torch.arange(2 * half + 1).double()),
         ["half_turn_reverses", "splats", "horizontal_at_zero", "square_on_grid_lines"],
     ),

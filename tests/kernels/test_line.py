@@ -13,7 +13,7 @@ from torch import Tensor
 import reference
 from laws import LAWS
 from rotateconv import line_kernel
-from rotateconv.kernels.line import mean_gram, tap_direction, tap_footprints, tap_slopes, unit_profile
+from rotateconv.kernels.line import mean_gram, tap_direction, tap_slopes, tap_splats, unit_profile
 from tolerances import TOLERANCE, assert_close
 
 SIZES, PATHS = (3, 5, 7, 9), ("circle", "square")
@@ -56,8 +56,8 @@ def test_laws(law: Callable[..., None], size: int, path: str) -> None:
 @given(values=angles, seed=seeds)
 def test_equals_the_slow_twin(size: int, path: str, values: list[float], seed: int) -> None:
     angle = torch.tensor(values, dtype=torch.float64)
-    footprints = reference.footprints(angle.numpy(), size, path)
-    assert_close(tap_footprints(angle, size, path), torch.from_numpy(footprints))
+    splats = reference.splats(angle.numpy(), size, path)
+    assert_close(tap_splats(angle, size, path), torch.from_numpy(splats))
     rows, cols = reference.tap_places(angle.numpy(), size, path)
     row, col = tap_direction(angle, path)
     assert_close(row, torch.from_numpy(rows[:, size // 2 + 1]))
@@ -83,14 +83,14 @@ def test_gradcheck_and_gradgradcheck(size: int, path: str) -> None:
 @given(values=angles)
 def test_autograd_is_the_closed_form(size: int, path: str, values: list[float]) -> None:
     angle = torch.tensor([*values, 0.0, torch.pi / 2, torch.pi / 4, -torch.pi], dtype=torch.float64)
-    by_angle = torch.func.jacrev(lambda a: tap_footprints(a, size, path).sum(0))(angle)  # [tap, row, col, angle]
+    by_angle = torch.func.jacrev(lambda a: tap_splats(a, size, path).sum(0))(angle)  # [tap, row, col, angle]
     assert_close(tap_slopes(angle, size, path), by_angle.movedim(-1, 0), scale=size)
 
 
 @each_grid
 def test_closed_form_is_the_slope_of_the_slow_twin(size: int, path: str) -> None:
     angle, step = smooth_angles(size, path, count=50), 1e-5
-    after, before = (reference.footprints(angle.numpy() + side * step, size, path) for side in (1, -1))
+    after, before = (reference.splats(angle.numpy() + side * step, size, path) for side in (1, -1))
     expected = torch.from_numpy((after - before) / (2 * step))
     torch.testing.assert_close(tap_slopes(angle, size, path), expected, rtol=0, atol=1e-7)
 
@@ -100,11 +100,11 @@ def test_slope_at_a_kink_is_the_mean_of_both_sides(size: int, path: str) -> None
     step = 1e-7
     for turn in range(-4, 5):  # cos(π/2) and sin(π) are not 0 in floating point, and yet these are the kinks
         angle = torch.tensor(turn * torch.pi / 2, dtype=torch.float64)
-        ahead, here, behind = (reference.footprints(angle.item() + side * step, size, path) for side in (1, 0, -1))
+        ahead, here, behind = (reference.splats(angle.item() + side * step, size, path) for side in (1, 0, -1))
         left, right = torch.from_numpy((here - behind) / step), torch.from_numpy((ahead - here) / step)
         assert (left - right).abs().max() > 0.5  # it is a kink
         mean = (left + right) / 2
-        found = torch.func.jacrev(lambda a: tap_footprints(a, size, path))(angle)
+        found = torch.func.jacrev(lambda a: tap_splats(a, size, path))(angle)
         torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
         torch.testing.assert_close(tap_slopes(angle, size, path), mean, rtol=0, atol=1e-5)
 
@@ -176,9 +176,9 @@ def test_autocast_changes_nothing(size: int, path: str) -> None:
 
 @each_grid
 def test_mean_gram_is_the_mean_over_a_turn(size: int, path: str) -> None:
-    footprints = reference.footprints((np.arange(20001) + 0.3) * (2 * np.pi / 20001), size, path)
-    footprints = footprints.reshape(-1, size, size * size)
-    expected = torch.from_numpy(np.einsum("asc,atc->st", footprints, footprints) / len(footprints))
+    splats = reference.splats((np.arange(20001) + 0.3) * (2 * np.pi / 20001), size, path)
+    splats = splats.reshape(-1, size, size * size)
+    expected = torch.from_numpy(np.einsum("asc,atc->st", splats, splats) / len(splats))
     gram = mean_gram(size, path)
     assert (gram.dtype, gram.device.type) == (torch.float64, "cpu")
     torch.testing.assert_close(gram, expected, rtol=0, atol=1e-5)
@@ -220,7 +220,7 @@ def test_vmap_and_jacobians(size: int, path: str) -> None:
     found = torch.func.vmap(lambda w, a: line_kernel(w, a, size, path))(weight, angle)
     assert torch.equal(found, line_kernel(weight, angle, size, path))
     by_weight, by_angle = torch.func.jacrev(lambda w, a: line_kernel(w, a, size, path), (0, 1))(weight[0], angle[0])
-    assert_close(by_weight.movedim(-1, 0), tap_footprints(angle[0], size, path))
+    assert_close(by_weight.movedim(-1, 0), tap_splats(angle[0], size, path))
     assert_close(by_angle, (weight[0, :, None, None] * tap_slopes(angle[0], size, path)).sum(0), scale=size)
     found = torch.func.jacfwd(lambda w, a: line_kernel(w, a, size, path), 1)(weight[0], angle[0])
     assert_close(found, by_angle, scale=size)
@@ -248,7 +248,7 @@ def test_compiled_gradient() -> None:
         assert_close(got, wanted, scale=3)
 
 
-@pytest.mark.parametrize("function", [line_kernel, tap_footprints, tap_slopes, mean_gram, unit_profile])
+@pytest.mark.parametrize("function", [line_kernel, tap_splats, tap_slopes, mean_gram, unit_profile])
 @pytest.mark.parametrize("size", [-3, 0, 1, 2, 4])
 def test_even_or_small_kernel_size(function: Callable[..., Tensor], size: int) -> None:
     tensors = {line_kernel: 2, mean_gram: 0}.get(function, 1)
@@ -268,7 +268,7 @@ def test_kernel_size_that_is_no_integer(size: object) -> None:
     [
         lambda path: line_kernel(torch.zeros(1, 3), torch.zeros(1), 3, path),
         lambda path: tap_direction(torch.zeros(1), path),
-        lambda path: tap_footprints(torch.zeros(1), 3, path),
+        lambda path: tap_splats(torch.zeros(1), 3, path),
         lambda path: tap_slopes(torch.zeros(1), 3, path),
         lambda path: mean_gram(3, path),
     ],

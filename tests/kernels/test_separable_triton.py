@@ -30,13 +30,13 @@ def test_compiles_for_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from rotateconv.kernels import separable_triton as triton_separable
+    from rotateconv.kernels import separable_triton
 
     if "nvidia" not in backends:
         pytest.skip("this Triton is built without NVIDIA's compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(triton_separable, name)
-    options = triton_separable.compile_options(groups, size, last)
+    function = getattr(separable_triton, name)
+    options = separable_triton.compile_options(groups, size, last)
     types: dict[str, Any] = {**dict.fromkeys(function.arg_names, "i32"), **dict.fromkeys(options, "constexpr")}
     types |= {key: "*bf16" for key in types if key in ("input", "lines", "out", "grad", "to_input")}
     source = ASTSource(function, {key: types[key] for key in function.arg_names}, options)

@@ -124,7 +124,7 @@ def test_channels_of_a_compressed_densenet() -> None:
     assert net.classifier.in_features == 150 + 192
 
 
-def test_the_layers_keep_their_own_initialisation() -> None:
+def test_the_layers_keep_their_own_initialization() -> None:
     made: list[tuple[RotateConv2d, Tensor]] = []
 
     def conv(*args: int, **kwargs: int) -> RotateConv2d:
@@ -175,7 +175,7 @@ def test_equal_size_width_of_resnet20() -> None:
 @pytest.mark.parametrize(
     ("name", "conv"), [("resnet20", "conv3x3"), ("resnet32", "rotate4"), ("densenet40", "conv3x3")]
 )
-def test_equal_size_width_has_no_nearer_neighbour(name: str, conv: str) -> None:
+def test_equal_size_width_has_no_nearer_neighbor(name: str, conv: str) -> None:
     step = 1 / 12 if name.startswith("densenet") else 1 / 16
     for target in (1, COUNTS[name][2], 3_000_000):
         width = equal_size_width(name, target, conv=conv, num_classes=100, in_channels=1)

@@ -1,4 +1,4 @@
-"""What torch can do with a RotateConv2d: differentiate, autocast, copy, materialise, save, stack."""
+"""What torch can do with a RotateConv2d: differentiate, autocast, copy, materialize, save, stack."""
 
 import copy
 import pickle
@@ -177,7 +177,7 @@ def test_copies(form: dict[str, Any], learn_angle: bool) -> None:
 
 @pytest.mark.parametrize("learn_angle", [True, False])
 @each_form
-def test_materialised_from_the_meta_device(form: dict[str, Any], learn_angle: bool) -> None:
+def test_materialized_from_the_meta_device(form: dict[str, Any], learn_angle: bool) -> None:
     with torch.device("meta"):
         layer = RotateConv2d(4, 8, 3, **form, learn_angle=learn_angle)
     assert all(value.is_meta for value in layer.state_dict().values())

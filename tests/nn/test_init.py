@@ -16,7 +16,7 @@ each_size = pytest.mark.parametrize("size", SIZES)
 
 @lru_cache
 def images_and_mean_squared_output(size: int, groups: int) -> tuple[Tensor, float]:
-    """White noise, one output pixel an image (neighbours would not be independent), and what Kaiming-normal makes."""
+    """White noise, one output pixel an image (neighbors would not be independent), and what Kaiming-normal makes."""
     with torch.random.fork_rng(), torch.no_grad():  # so that the layer drawn next does not depend on the cache
         images = torch.randn(900 * groups // size, 256, size, size)
         kaiming = nn.Conv2d(256, 256, size, groups=groups, bias=False)

@@ -70,7 +70,7 @@ def test_any_bits(bits: tuple[int, int, int], tmp_path: Path) -> None:
     assert describe_packed(tmp_path / "net").bits == [weight, angle, dense]
 
 
-def test_what_is_quantised_already_is_packed_without_loss(tmp_path: Path) -> None:
+def test_what_is_quantized_already_is_packed_without_loss(tmp_path: Path) -> None:
     model = quantize(build_model("resnet20", width=0.5), 3, 4)
     pack(model, tmp_path / "net", weight_bits=3, angle_bits=4)
     assert_same(load_packed(tmp_path / "net"), model)
@@ -290,7 +290,7 @@ def test_bits_out_of_range_and_numbers_that_are_not_finite(tmp_path: Path) -> No
         pack(nn.Linear(2, 2), tmp_path / "net", weight_bits=9)
     model = nn.Linear(2, 2)
     model.bias.data[0] = float("inf")
-    with pytest.raises(ValueError, match="cannot quantise bias: only finite numbers"):
+    with pytest.raises(ValueError, match="cannot quantize bias: only finite numbers"):
         pack(model, tmp_path / "net")
     assert not list(tmp_path.iterdir())
 

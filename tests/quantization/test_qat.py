@@ -10,15 +10,15 @@ from rotateconv.quantization.qat import QuantizedTraining
 
 def losses(model: nn.Module, images: Tensor, labels: Tensor, steps: int, bits: dict[str, int] | None) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    quantised = QuantizedTraining(model, **bits) if bits else None
+    quantized = QuantizedTraining(model, **bits) if bits else None
     found = []
     for _ in range(steps):
         optimizer.zero_grad()
-        if quantised is None:
+        if quantized is None:
             loss = nn.functional.cross_entropy(model(images), labels)
             loss.backward()
         else:
-            with quantised():
+            with quantized():
                 loss = nn.functional.cross_entropy(model(images), labels)
                 loss.backward()
         optimizer.step()

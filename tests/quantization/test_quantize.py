@@ -1,4 +1,4 @@
-"""Quantisation: the grids, the nearest values on them, idempotence, and bad input."""
+"""Quantization: the grids, the nearest values on them, idempotence, and bad input."""
 
 import math
 
@@ -10,13 +10,13 @@ from rotateconv import CONVS, RotateConv2d, build_model, quantize
 from rotateconv.nn.baselines import MaskedConv2d
 from rotateconv.quantization.primitives import (
     EXPONENT_RANGE,
+    angle_period,
     decode_angle,
     decode_weight,
     encode_angle,
     encode_weight,
     scale,
-    to_half,
-    turn,
+    to_bf16,
 )
 from rotateconv.quantization.qat import QuantizedTraining
 
@@ -119,21 +119,21 @@ def test_angles_go_to_the_nearest_step_of_the_period(bits: int, period: float) -
 
 def test_half_is_the_nearest_bfloat16_and_never_infinite() -> None:
     values = torch.tensor([1.0, -2.5, 1e-40, 3.4028e38, -3.4028e38, 0.0])
-    assert torch.equal(to_half(values)[:3], values[:3].to(torch.bfloat16))
-    assert to_half(values).isfinite().all()
+    assert torch.equal(to_bf16(values)[:3], values[:3].to(torch.bfloat16))
+    assert to_bf16(values).isfinite().all()
     doubles = torch.tensor([1e300, -1e300], dtype=torch.float64)
-    assert to_half(doubles).isfinite().all()
+    assert to_bf16(doubles).isfinite().all()
 
 
 @pytest.mark.parametrize("conv", CONVS)
 def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
     model = build_model("resnet20", conv, width=0.5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    quantised = quantize(model, weight_bits=3, angle_bits=4, dense_bits=6)
-    assert type(quantised) is type(model)
+    quantized = quantize(model, weight_bits=3, angle_bits=4, dense_bits=6)
+    assert type(quantized) is type(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     seen = set()
-    for name, module in quantised.named_modules():
+    for name, module in quantized.named_modules():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue
@@ -167,7 +167,7 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
 
 
 @pytest.mark.parametrize("conv", CONVS)
-def test_quantising_twice_changes_nothing(conv: str) -> None:
+def test_quantizing_twice_changes_nothing(conv: str) -> None:
     once = quantize(build_model("resnet20", conv, width=0.25))
     twice = quantize(once).state_dict()
     assert all(torch.equal(tensor, twice[name]) for name, tensor in once.state_dict().items())
@@ -177,14 +177,16 @@ def test_quantising_twice_changes_nothing(conv: str) -> None:
 def test_only_directions_without_weights_are_dropped(conv: str) -> None:
     layer = CONVS[conv](8, 16, 3)
     bits = {"weight_bits": 2, "angle_bits": 8}
-    quantised = quantize(layer, **bits)
+    quantized = quantize(layer, **bits)
     kept = quantize(layer, weight_bits=2, angle_bits=8)
     with torch.no_grad():
-        kept.angle.copy_(decode_angle(encode_angle(layer.angle, 8, turn(layer.taps)), 8, turn(layer.taps)))
-    changed = kept.angle != quantised.angle
-    assert changed.any() == (conv not in ("rotate4-g4",))  # no direction of that one is idle
-    assert (quantised.angle[changed] == 0).all()
-    assert torch.equal(kept.kernel(), quantised.kernel())
+        kept.angle.copy_(
+            decode_angle(encode_angle(layer.angle, 8, angle_period(layer.taps)), 8, angle_period(layer.taps))
+        )
+    changed = kept.angle != quantized.angle
+    assert changed.any() == (conv not in ("rotate4-g4",))  # no direction of that one is unused
+    assert (quantized.angle[changed] == 0).all()
+    assert torch.equal(kept.kernel(), quantized.kernel())
 
 
 @pytest.mark.parametrize("taps", ["free", "profile"])
@@ -222,18 +224,18 @@ def test_tied_parameters_stay_tied() -> None:
     model = quantize(nn.Sequential(first, second), angle_bits=3)
     assert model[0].angle is model[1].angle
     turned = decode_angle(encode_angle(second.angle, 3, FULL), 3, FULL)
-    assert torch.equal(model[1].angle, turned)  # idle in the first layer, not in the second
+    assert torch.equal(model[1].angle, turned)  # unused in the first layer, not in the second
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes_and_flags_are_kept(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), RotateConv2d(4, 4, 3), nn.BatchNorm2d(4)).to(dtype).eval()
     model[0].weight.requires_grad_(False)
-    quantised = quantize(model)
-    assert all(tensor.dtype == dtype for tensor in quantised.parameters())
-    assert not quantised.training
-    assert not quantised[0].weight.requires_grad
-    assert quantised[1].weight.requires_grad
+    quantized = quantize(model)
+    assert all(tensor.dtype == dtype for tensor in quantized.parameters())
+    assert not quantized.training
+    assert not quantized[0].weight.requires_grad
+    assert quantized[1].weight.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -257,12 +259,12 @@ def test_bits_out_of_range(arguments: dict[str, int], match: str) -> None:
 def test_numbers_that_are_not_finite(key: str) -> None:
     model = nn.Sequential(RotateConv2d(2, 2, 3, taps="profile"))
     getattr(model[0], key).data.view(-1)[0] = float("nan")
-    with pytest.raises(ValueError, match=f"cannot quantise 0.{key}: only finite numbers can be rounded .* of nan"):
+    with pytest.raises(ValueError, match=f"cannot quantize 0.{key}: only finite numbers can be quantized .* nan"):
         quantize(model)
 
 
 def test_complex_numbers_are_refused() -> None:
     model = nn.Module()
     model.register_buffer("spectrum", torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(ValueError, match=r"cannot quantise spectrum: expected real numbers, got torch.complex64"):
+    with pytest.raises(ValueError, match=r"cannot quantize spectrum: expected real numbers, got torch.complex64"):
         quantize(model)

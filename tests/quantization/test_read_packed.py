@@ -63,9 +63,9 @@ def test_the_scores_are_those_of_the_model(
     pack(model, file, weight_bits=weight, angle_bits=angle, dense_bits=dense, mean=mean, std=std)
     images = torch.randint(256, (4, 3, 9, 12), dtype=torch.uint8)
     scores, names = reader.classify(file, images.numpy())
-    normalised = (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    normalized = (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.no_grad():
-        expected = load_packed(file)(normalised)
+        expected = load_packed(file)(normalized)
     torch.testing.assert_close(torch.from_numpy(scores).float(), expected, rtol=1e-4, atol=1e-4)
     assert list(names) == list(range(7))
 

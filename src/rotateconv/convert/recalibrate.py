@@ -1,4 +1,4 @@
-"""The statistics of batch norms measured again, for a net whose weights were changed after its training."""
+"""The statistics of batch norms recalibrated, for a model whose weights were changed after its training."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,25 +11,25 @@ from rotateconv.errors import InputError
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
-    """Measure the running means and variances of a model's batch norms again, in place, without labels.
+    """Recalibrate the running means and variances of a model's batch norms, in place, without labels.
 
-    Rounded weights (`quantize`) and lines put in the place of trained kernels (`convert`) shift what each norm
-    sees, and the statistics that it kept from the training no longer fit: with few bits most of the accuracy
+    Quantized weights (`quantize`) and line segments in the place of trained kernels (`convert`) shift what each
+    norm sees, and the statistics that it kept from the training no longer fit: with few bits most of the accuracy
     that is lost is lost here. Each norm takes the mean over the batches b, weighted by their images n_b::
 
         running_mean = Σ n_b mean_b / Σ n_b,    running_var = Σ n_b var_b / Σ n_b
 
-    of its input, where the norms before it already normalise by the batch, as in training. All else, dropout
+    of its input, where the norms before it already normalize by the batch, as in training. All else, dropout
     too, is in evaluation mode. Norms that keep no statistics stay as they are.
 
     Args:
         model: Its training flags and the momentum of its norms are as before afterwards.
         batches: Images on the model's device, each batch large enough for its variances to mean something, or
             sequences that begin with them, as a DataLoader gives; a few hundred to a few thousand images, of the
-            kind that the model will see: normalised, not augmented.
+            kind that the model will see: normalized, not augmented.
 
     Raises:
-        ValueError: If there is no image, or a batch has a single value a channel.
+        ValueError: If there is no image, or a batch has a single value per channel.
 
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1))
@@ -39,7 +39,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
 
     Reference:
         Sun et al., "Hybrid 8-bit floating point (HFP8) training and inference for deep neural networks", NeurIPS
-        2019, re-tunes the statistics in this way after quantisation; `torch.optim.swa_utils.update_bn`
+        2019, re-tunes the statistics in this way after quantization; `torch.optim.swa_utils.update_bn`
         does it for averaged weights, with dropout as in training.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv._files import written_whole
+from rotateconv._files import atomic_write
 from rotateconv.convert.fuse import fuse
 from rotateconv.errors import InputError
 from rotateconv.nn import arguments
@@ -74,12 +74,12 @@ def export_onnx(
 
     Example:
         >>> from rotateconv import build_model
-        >>> export_onnx(build_model("resnet20"), "net.onnx", input_size=(3, 32, 32)).opset  # doctest: +SKIP
+        >>> export_onnx(build_model("resnet20"), "model.onnx", input_size=(3, 32, 32)).opset  # doctest: +SKIP
         18
     """
     onnx, runtime = _onnx()
     fused, batches, expected = _prepare(model, input_size)
-    with _quiet(), _told(model, "ONNX"):
+    with _quiet(), _reported(model, "ONNX"):
         program = torch.onnx.export(
             fused,
             (batches[-1],),
@@ -94,7 +94,7 @@ def export_onnx(
         _strip(proto)
         onnx.helper.set_model_props(proto, _metadata(input_size, classes, mean, std))
         onnx.checker.check_model(proto)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         onnx.save(proto, temporary)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # not every core of a machine that others use too
@@ -131,17 +131,17 @@ def export_torch(
 
     Example:
         >>> from rotateconv import build_model
-        >>> export_torch(build_model("resnet20"), "net.pt2", input_size=(3, 32, 32)).bytes  # doctest: +SKIP
+        >>> export_torch(build_model("resnet20"), "model.pt2", input_size=(3, 32, 32)).bytes  # doctest: +SKIP
         1121873
     """
     fused, batches, expected = _prepare(model, input_size)
-    with _quiet(), _told(model, "torch.export"):
+    with _quiet(), _reported(model, "torch.export"):
         shapes = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(fused, (batches[-1],), dynamic_shapes=shapes)
         metadata = json.dumps(_metadata(input_size, classes, mean, std))
         buffer = io.BytesIO()  # saving to a path insists on its ending
         torch.export.save(program, buffer, extra_files={"metadata.json": metadata})
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
         with _quiet(), temporary.open("rb") as file, torch.no_grad():
             loaded = torch.export.load(io.BytesIO(file.read())).module()
@@ -190,7 +190,7 @@ def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, li
 
 
 def _strip(proto: Any) -> None:
-    """Remove the exporter's notes: stack traces with paths of this computer, as large as a small net."""
+    """Remove the exporter's notes: stack traces with paths of this computer, as large as a small model."""
     for noted in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         noted.ClearField("metadata_props")
         noted.ClearField("doc_string")
@@ -226,7 +226,7 @@ def _compare(found: list[Tensor], expected: list[Tensor], runtime: str) -> float
 
 
 @contextlib.contextmanager
-def _told(model: nn.Module, what: str) -> Iterator[None]:
+def _reported(model: nn.Module, what: str) -> Iterator[None]:
     """Whatever the exporter raises, as a sentence."""
     try:
         yield
@@ -237,7 +237,7 @@ def _told(model: nn.Module, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of their own deprecations and log every step; neither is for who exports a net."""
+    """Exporters warn of their own deprecations and log every step; neither is for who exports a model."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

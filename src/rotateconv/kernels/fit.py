@@ -27,10 +27,10 @@ class LineFit(NamedTuple):
 
 
 def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angle_groups: int | None = None) -> LineFit:
-    """Find weights and angles (and profiles) that minimise ‖kernel - line_kernel(W, angle)‖² for every slice.
+    """Find weights and angles (and profiles) that minimize ‖kernel - line_kernel(W, angle)‖² for every slice.
 
     For a given angle the best weights are a linear least-squares problem with a closed form, so what is left is
-    one number a slice: it is searched over a grid of the whole turn, then refined in float64 to rounding by the
+    one number per slice: it is searched over a grid of the whole turn, then refined in float64 to rounding by the
     zero of the derivative, one cell of the grid at a time because the derivative jumps at the kinks. With
     taps="profile" the slices of a row share their profile: profile and angles take turns, from several starts,
     and a Gauss-Newton iteration with the weights and angles projected out finishes. With `angle_groups` the

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rotateconv.kernels.fit_search import GRID, Segments, best_on_grid, grid_angles, in_chunks, refine
-from rotateconv.kernels.line import Path, tap_footprints, tap_slopes, unit_profile
+from rotateconv.kernels.line import Path, tap_slopes, tap_splats, unit_profile
 
 _COARSE = 15  # every so many angles of the grid are enough to decide between the starts: 48 in a turn
 _FINE = 3  # every so many angles are enough where Gauss-Newton follows
@@ -15,7 +15,7 @@ _STEPS = 12  # of Gauss-Newton: it ends at rounding after 4 to 8 where the slice
 
 
 def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
-    """Minimise Σ_i ‖K_i - w_i · Σ_t profile[t] · S_t(angle_i)‖² for every row of slices K_i.
+    """Minimize Σ_i ‖K_i - w_i · Σ_t profile[t] · S_t(angle_i)‖² for every row of slices K_i.
 
     Given the profile, every slice searches its own angle on the grid; given angles and weights, the profile is a
     T x T linear problem. The two take turns on few angles from several starts; the best goes on with more angles
@@ -136,7 +136,7 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
     """
 
     def taps(at: Tensor) -> Tensor:
-        return tap_footprints(at, size, path).flatten(-2)  # [row, slice, tap, cell]
+        return tap_splats(at, size, path).flatten(-2)  # [row, slice, tap, cell]
 
     def explained(profile: Tensor, angle: Tensor) -> Tensor:
         lines = (profile[:, None, None] @ taps(angle))[:, :, 0]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rotateconv.kernels.line import Path, tap_footprints, tap_slopes
+from rotateconv.kernels.line import Path, tap_slopes, tap_splats
 
 GRID = 720  # angles in a full turn that are tried first: half a degree apart
 CELL = 2 * torch.pi / GRID
@@ -21,8 +21,8 @@ class Segments(NamedTuple):
     size: k. path: "circle" or "square".
     profile: None for free taps, else [bundle, tap] or [1, tap].
     rank_one: the slices of a bundle must use multiples of one segment: the profile is unknown but shared.
-    outer: leave out the centre tap and the centre cell. A free centre tap fits that cell exactly at every angle,
-        so the best angle is the same without it; and a large centre cannot drown the rest in rounding.
+    outer: leave out the center tap and the center cell. A free center tap fits that cell exactly at every angle,
+        so the best angle is the same without it; and a large center cannot drown the rest in rounding.
     """
 
     size: int
@@ -33,7 +33,7 @@ class Segments(NamedTuple):
 
     def basis(self, angle: Tensor) -> Tensor:
         """[bundle] angles -> [bundle, vector, cell], the vectors that the weights multiply."""
-        return self._combined(tap_footprints(angle, self.size, self.path).flatten(2))
+        return self._combined(tap_splats(angle, self.size, self.path).flatten(2))
 
     def slope(self, angle: Tensor) -> Tensor:
         """The derivative of `basis` by the angle."""

@@ -1,4 +1,4 @@
-"""line_kernel made fast: one forward and one hand-derived backward, of few vectorised operations or as Triton's."""
+"""line_kernel made fast: one forward and one hand-derived backward, of few vectorized operations or as Triton's."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -25,7 +25,7 @@ def fused_line_kernel(
 ) -> Tensor:
     """`line_kernel`, as one node of the autograd graph that keeps only its inputs for the backward pass.
 
-    The taps t and -t have the same footprint, turned by half a turn: S_{-t}[r,c] = S_t[-r,-c]. With G the gradient
+    The taps t and -t have the same splat, reversed_grad by half a turn: S_{-t}[r,c] = S_t[-r,-c]. With G the gradient
     of the kernel, G~[r,c] = G[-r,-c], and S_t = R_t ⊗ C_t the product of the row hats and the column hats::
 
         ∂/∂weight[t]  = Σ_rc G · S_t,        ∂/∂weight[-t] = Σ_rc G~ · S_t
@@ -56,7 +56,7 @@ def fused_line_kernel(
     """
     check_inputs(weight, angle, kernel_size)
     dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
-    if needs_the_plain_form(weight, angle):
+    if needs_reference(weight, angle):
         if isinstance(angle_grad_scale, Tensor) or angle_grad_scale != 1.0:
             angle = scale_gradient(angle, angle_grad_scale)
         kernel = line_kernel(weight, angle, kernel_size, path).to(dtype)
@@ -94,8 +94,8 @@ class _LineKernel(torch.autograd.Function):
         channels_last = channels_last and angle.dim() == 2
         layout = torch.channels_last if channels_last else torch.contiguous_format
         kernel = torch.empty((*angle.shape, size, size), dtype=dtype, device=angle.device, memory_format=layout)
-        if triton_ops := _triton_ops(angle):
-            triton_ops.line_kernel_forward(weight, angle, size, path, kernel)
+        if fused_triton := _fused_triton(angle):
+            fused_triton.line_kernel_forward(weight, angle, size, path, kernel)
             return kernel
         weight, angle = _computable(weight, angle)
         for part in _parts(angle):
@@ -110,43 +110,43 @@ class _LineKernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
-        gradients = _plain_gradients if torch.is_grad_enabled() or not _has_memory(grad) else _gradients
+        gradients = _reference_gradients if torch.is_grad_enabled() or not _has_memory(grad) else _gradients
         weight, angle = ctx.saved_tensors
         return *gradients(weight, angle, grad, *ctx.options), None, None, None, None, None
 
 
-def _plain_gradients(
+def _reference_gradients(
     weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight and angle through `line_kernel`, to be differentiated themselves."""
     kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, size, path), weight, angle)
-    to_weight, to_angle = pull_back(grad.to(kernel.dtype))
-    return to_weight, scale * to_angle
+    grad_weight, grad_angle = pull_back(grad.to(kernel.dtype))
+    return grad_weight, scale * grad_angle
 
 
 def _gradients(
     weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight and angle, by Triton or a part at a time."""
-    if triton_ops := _triton_ops(angle):
+    if fused_triton := _fused_triton(angle):
         one = 1.0 if isinstance(scale, Tensor) else scale
-        to_weight, to_angle = triton_ops.line_kernel_backward(weight, angle, grad, size, path, one)
-        return to_weight, to_angle.mul_(scale) if isinstance(scale, Tensor) else to_angle
-    to_weight, to_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
+        grad_weight, grad_angle = fused_triton.line_kernel_backward(weight, angle, grad, size, path, one)
+        return grad_weight, grad_angle.mul_(scale) if isinstance(scale, Tensor) else grad_angle
+    grad_weight, grad_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
     weight, angle = _computable(weight, angle)
     for part in _parts(angle):
-        to_taps, turn = _backward(weight[part], angle[part], grad[part], size, path)
-        torch.stack(list(to_taps), -1, out=to_weight[part])
-        torch.mul(turn, scale[part] if isinstance(scale, Tensor) else scale, out=to_angle[part])
-    return to_weight, to_angle
+        part_taps, part_angle = _backward(weight[part], angle[part], grad[part], size, path)
+        torch.stack(list(part_taps), -1, out=grad_weight[part])
+        torch.mul(part_angle, scale[part] if isinstance(scale, Tensor) else scale, out=grad_angle[part])
+    return grad_weight, grad_angle
 
 
-def needs_the_plain_form(*tensors: Tensor) -> bool:
+def needs_reference(*tensors: Tensor) -> bool:
     """In a compiler and in a transform, and for tensors that only stand for others."""
     return torch.compiler.is_compiling() or _in_transform() or not all(map(_has_memory, tensors))
 
 
-# Of torch.func; what torch.autograd.Function asks as well. Where torch has it no more, the plain form is always right.
+# Of torch.func; what torch.autograd.Function asks as well. Where torch has it no more, the reference is always right.
 _in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
@@ -165,18 +165,18 @@ def _on_gpu(angle: Tensor) -> bool:
     return angle.is_cuda
 
 
-def _triton_ops(angle: Tensor) -> ModuleType | None:
+def _fused_triton(angle: Tensor) -> ModuleType | None:
     """The Triton kernels, on a GPU where Triton is installed."""
-    return _import_triton_ops() if _on_gpu(angle) else None
+    return _import_fused_triton() if _on_gpu(angle) else None
 
 
 @lru_cache
-def _import_triton_ops() -> ModuleType | None:
+def _import_fused_triton() -> ModuleType | None:
     try:
-        from rotateconv.kernels import fused_triton as triton_ops
+        from rotateconv.kernels import fused_triton
     except (ImportError, RuntimeError):
         return None
-    return triton_ops
+    return fused_triton
 
 
 def _parts(angle: Tensor) -> list[slice | EllipsisType]:
@@ -188,7 +188,7 @@ def _parts(angle: Tensor) -> list[slice | EllipsisType]:
 
 
 # Inside, the small dimensions come first, [row, col, ...]: operations run along memory. Few and small operations,
-# because with the layers of a small net the cost is the number of calls.
+# because with the layers of a small model the cost is the number of calls.
 
 
 def _forward(weight: Tensor, angle: Tensor, size: int, path: Path, out: Tensor) -> Tensor:
@@ -219,32 +219,32 @@ def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path
     position, taps = _position(angle, path), _taps_first(weight, size)
     position = torch.hardshrink(position, 4 * torch.finfo(position.dtype).eps)  # `on_axis`
     grad = _cells_first(grad.to(position.dtype))  # G
-    turned = grad.flip(0, 1)  # G~
-    to_taps = position.new_empty(size, *angle.shape)
-    to_taps[half] = grad[half, half]
+    reversed_grad = grad.flip(0, 1)  # G~
+    grad_taps = position.new_empty(size, *angle.shape)
+    grad_taps[half] = grad[half, half]
     for t in range(1, half + 1):
         distance = _distances(position, t, half)
         nearness = _nearness(distance)
         rows, cols = nearness.relu().unbind()
         rows = rows.unsqueeze(1)
         splat = rows * cols
-        torch.sum(grad * splat, (0, 1), out=to_taps[half + t])
-        torch.sum(splat.mul_(turned), (0, 1), out=to_taps[half - t])
-        to_splat = (grad * taps[half + t]).addcmul_(turned, taps[half - t])  # H
+        torch.sum(grad * splat, (0, 1), out=grad_taps[half + t])
+        torch.sum(splat.mul_(reversed_grad), (0, 1), out=grad_taps[half - t])
+        grad_splat = (grad * taps[half + t]).addcmul_(reversed_grad, taps[half - t])  # H
         # Λ' = -sign z · (1 + sign(1 - |z|)) / 2: on the kinks the mean of both sides.
         sign = distance.sign_()
         slopes = torch.addcmul(sign, sign, nearness.sign_())  # -2 Λ'
-        to_rows = (to_splat * cols).sum(1).mul_(slopes[0]).sum(0)
-        to_cols = to_splat.mul_(rows).sum(0).mul_(slopes[1]).sum(0)
+        grad_rows = (grad_splat * cols).sum(1).mul_(slopes[0]).sum(0)
+        grad_cols = grad_splat.mul_(rows).sum(0).mul_(slopes[1]).sum(0)
         if t == 1:
-            to_row, to_col = to_rows, to_cols
+            grad_row, grad_col = grad_rows, grad_cols
         else:
-            to_row.add_(to_rows, alpha=t)
-            to_col.add_(to_cols, alpha=t)
+            grad_row.add_(grad_rows, alpha=t)
+            grad_col.add_(grad_cols, alpha=t)
     row, col = position.unbind()
     row_speed, col_speed = (-col, row) if path == "circle" else tap_velocity(angle, path)
-    to_angle = to_row.mul_(row_speed).addcmul_(to_col, col_speed).mul_(-0.5)
-    return to_taps.unbind() if weight.shape[-1] == size else [to_taps.sum(0)], to_angle
+    grad_angle = grad_row.mul_(row_speed).addcmul_(grad_col, col_speed).mul_(-0.5)
+    return grad_taps.unbind() if weight.shape[-1] == size else [grad_taps.sum(0)], grad_angle
 
 
 def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
     With W = (weight[1], weight[-1]) times the columns' shares (left, mid, right) of either tap, the rows are
     up · W_1 + down · W_-1, level · (W_1 + W_-1) and down · W_1 + up · W_-1.
     """
-    *_, other, centre, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
+    *_, other, center, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
     sin, cos = angle.sin(), angle.cos()
     up, right = sin.relu(), cos.relu()
     down, left = up - sin, right - cos
@@ -264,14 +264,14 @@ def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
         torch.mul(mine, up, out=cells[col]).addcmul_(others, down)
         torch.mul(mine, down, out=cells[6 + col]).addcmul_(others, up)
         torch.mul(mine.add_(others), level, out=cells[3 + col])
-    cells[4].add_(centre)
+    cells[4].add_(center)
     return out
 
 
 def _backward_3(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[list[Tensor], Tensor]:
     """The gradients of the taps and of the angle, for 3 x 3 kernels of the circle, by even and odd parts.
 
-    Of three neighbours, let C be the middle one, E the mean of the outer ones less C, and O half their difference; G
+    Of three neighbors, let C be the middle one, E the mean of the outer ones less C, and O half their difference; G
     has the nine parts CC to OO, rows first. A tap at (row, col) then reads from G, with s = sin θ and c = cos θ,
     the sum (even) and for t = -1 the difference (even - odd) of::
 
@@ -291,17 +291,17 @@ def _backward_3(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[list[Tenso
     odd = (cos * across).addcmul_(sin, along)
     # d|sin θ| and -d|cos θ|: 0 on the kinks, the mean of both sides.
     rise, fall = sin.sign() * cos, cos.sign() * sin
-    turn_even = (rise * rows).addcmul_(fall, cols, value=-1).addcmul_(cos * cos - sin * sin, oo)
-    turn_odd = (cos * along).addcmul_(sin, across, value=-1)
-    turn_odd.addcmul_(rise * cos, eo).addcmul_(fall * sin, oe, value=-1)
-    turn = turn_even.mul_(tap + other).addcmul_(turn_odd, tap - other)
+    angle_even = (rise * rows).addcmul_(fall, cols, value=-1).addcmul_(cos * cos - sin * sin, oo)
+    angle_odd = (cos * along).addcmul_(sin, across, value=-1)
+    angle_odd.addcmul_(rise * cos, eo).addcmul_(fall * sin, oe, value=-1)
+    grad_angle = angle_even.mul_(tap + other).addcmul_(angle_odd, tap - other)
     if weight.shape[-1] == 1:
-        return [even + even + cc], turn
-    return [even - odd, cc, even + odd], turn
+        return [even + even + cc], grad_angle
+    return [even - odd, cc, even + odd], grad_angle
 
 
 def _even_and_odd(one: Tensor, middle: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """C, E and O of three neighbours."""
+    """C, E and O of three neighbors."""
     mean = torch.lerp(one, other, 0.5)
     return middle, mean - middle, one - mean
 

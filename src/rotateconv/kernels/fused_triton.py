@@ -43,12 +43,12 @@ def line_kernel_backward(
     Returns:
         Contiguous tensors with the shapes and dtypes of weight and angle.
     """
-    to_weight, to_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
+    grad_weight, grad_angle = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (weight, angle))
     length, weight, angle = _flat(weight, angle)
-    grad = grad if to_angle.dim() == 2 else grad.contiguous()
+    grad = grad if grad_angle.dim() == 2 else grad.contiguous()
     places = (angle.numel(), length, angle_grad_scale, *_strides(grad, length, size), *weight.stride())
-    _launch(_backward, weight, angle, size, path, (weight, angle, grad, to_weight, to_angle, *places))
-    return to_weight, to_angle
+    _launch(_backward, weight, angle, size, path, (weight, angle, grad, grad_weight, grad_angle, *places))
+    return grad_weight, grad_angle
 
 
 def _flat(weight: Tensor, angle: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -189,8 +189,8 @@ def _backward(
     weight,
     angle,
     grad,
-    to_weight,
-    to_angle,
+    grad_weight,
+    grad_angle,
     count,
     length,
     scale,
@@ -238,10 +238,10 @@ def _backward(
         if SHARED:
             weight_sum += splat_sum
         else:
-            at_tap = to_weight + index * SIZE + tap
-            tl.store(at_tap, splat_sum.to(to_weight.dtype.element_ty), mask=inside)
+            at_tap = grad_weight + index * SIZE + tap
+            tl.store(at_tap, splat_sum.to(grad_weight.dtype.element_ty), mask=inside)
         slope = row_speed[:, None] * _hat_slope(to_row) * cols + col_speed[:, None] * rows * _hat_slope(to_col)
         angle_sum += place * value * tl.sum(kernel_grad * slope, axis=1)
     if SHARED:
-        tl.store(to_weight + index, weight_sum.to(to_weight.dtype.element_ty), mask=inside)
-    tl.store(to_angle + index, (scale * angle_sum).to(to_angle.dtype.element_ty), mask=inside)
+        tl.store(grad_weight + index, weight_sum.to(grad_weight.dtype.element_ty), mask=inside)
+    tl.store(grad_angle + index, (scale * angle_sum).to(grad_angle.dtype.element_ty), mask=inside)

@@ -19,7 +19,7 @@ def line_kernel(weight: Tensor, angle: Tensor, kernel_size: int = 3, path: Path 
 
         K[..., r, c] = Σ_t weight[..., t] · Λ(t·ρ·u_row - r) · Λ(t·ρ·u_col - c)
         u(θ) = (u_row, u_col) = (-sin θ, cos θ),   Λ(z) = max(0, 1 - |z|)
-        ρ(θ) = 1                          path="circle": tap t stays at the distance |t| of the centre
+        ρ(θ) = 1                          path="circle": tap t stays at the distance |t| of the center
         ρ(θ) = 1 / max(|sin θ|, |cos θ|)  path="square": tap t stays on the square ring of the grid
 
     Counter-clockwise as displayed, row 0 on top; θ = 0 is a horizontal 1 x k kernel. Differentiable any number
@@ -28,7 +28,7 @@ def line_kernel(weight: Tensor, angle: Tensor, kernel_size: int = 3, path: Path 
     there the gradient is finite, but not that mean.)
 
     Args:
-        weight: (..., T) one weight a tap, or (..., 1) one weight that all taps share.
+        weight: (..., T) one weight per tap, or (..., 1) one weight that all taps share.
         angle: (...), in radians.
         kernel_size: k, odd and at least 3.
         path: "circle" or "square".
@@ -86,7 +86,7 @@ def tap_direction(angle: Tensor, path: Path = "circle") -> tuple[Tensor, Tensor]
 
 
 def tap_velocity(angle: Tensor, path: Path = "circle") -> tuple[Tensor, Tensor]:
-    """The derivative of `tap_direction` by the angle, row and column: cells a radian at the tap t = 1.
+    """The derivative of `tap_direction` by the angle, row and column: positions per radian at the tap t = 1.
 
     Args:
         angle: (...), in radians, floating point.
@@ -113,8 +113,8 @@ def tap_velocity(angle: Tensor, path: Path = "circle") -> tuple[Tensor, Tensor]:
     return (-cos - row * growth) / size, (-sin - col * growth) / size
 
 
-def tap_footprints(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Tensor:
-    """The footprint of every tap t on the grid: S(t·ρ(θ)·u(θ)), what `line_kernel` makes of that tap alone.
+def tap_splats(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Tensor:
+    """The splat of every tap t on the grid: S(t·ρ(θ)·u(θ)), what `line_kernel` makes of that tap alone.
 
     Args:
         angle: (...), in radians, floating point.
@@ -122,14 +122,14 @@ def tap_footprints(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -
         path: "circle" or "square".
 
     Returns:
-        (..., T, k, k) in the dtype and on the device of `angle`: each footprint is >= 0 and sums to 1.
+        (..., T, k, k) in the dtype and on the device of `angle`: each splat is >= 0 and sums to 1.
 
     Raises:
         TypeError: If kernel_size is not an integer.
         ValueError: If kernel_size is even or below 3, or path is unknown.
 
     Example:
-        >>> tap_footprints(torch.tensor(0.0))[2]
+        >>> tap_splats(torch.tensor(0.0))[2]
         tensor([[0., 0., 0.],
                 [0., 0., 1.],
                 [0., 0., 0.]])
@@ -139,7 +139,7 @@ def tap_footprints(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -
 
 
 def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Tensor:
-    """The derivative of every footprint by the angle, in closed form; with p = ρ(θ)·u(θ)::
+    """The derivative of every splat by the angle, in closed form; with p = ρ(θ)·u(θ)::
 
         dS_t/dθ [r,c] = t · (p'_row · Λ'(t·p_row - r) · Λ(t·p_col - c) + p'_col · Λ(t·p_row - r) · Λ'(t·p_col - c))
         Λ'(z) = -sign z for |z| < 1, half of that at |z| = 1, and 0 beyond
@@ -150,14 +150,14 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
         path: "circle" or "square".
 
     Returns:
-        (..., T, k, k) in the dtype and on the device of `angle`: what autograd gives for `tap_footprints`.
+        (..., T, k, k) in the dtype and on the device of `angle`: what autograd gives for `tap_splats`.
 
     Raises:
         TypeError: If kernel_size is not an integer.
         ValueError: If kernel_size is even or below 3, or path is unknown.
 
     Example:
-        >>> tap_slopes(torch.tensor(torch.pi / 4))[1].abs().max()  # the centre tap does not move
+        >>> tap_slopes(torch.tensor(torch.pi / 4))[1].abs().max()  # the center tap does not move
         tensor(0.)
     """
     check_kernel_size(kernel_size)
@@ -171,14 +171,14 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
 
 
 def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
-    """The Gram matrix of the taps' footprints on the grid, averaged over all angles.
+    """The Gram matrix of the taps' splats on the grid, averaged over all angles.
 
-    With S_t(θ) the footprint (splat) of tap t::
+    With S_t(θ) the splat (splat) of tap t::
 
         gram[s, t] = mean over θ of Σ_{r,c} S_s(θ)[r,c] · S_t(θ)[r,c]
 
     so a kernel with tap weights w has the expected squared norm wᵀ·gram·w under a uniform angle: what the
-    initialisation of a layer needs.
+    initialization of a layer needs.
 
     Args:
         kernel_size: k, odd and at least 3.
@@ -191,7 +191,7 @@ def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
         ValueError: If kernel_size is even or below 3, or path is unknown.
 
     Example:
-        >>> mean_gram(3)[1, 1].item()  # the centre tap always fills one cell
+        >>> mean_gram(3)[1, 1].item()  # the center tap always fills one cell
         1.0
     """
     return torch.tensor(_mean_gram(kernel_size, path), device="cpu", dtype=torch.float64)
@@ -262,8 +262,8 @@ def _mean_gram(kernel_size: int, path: Path) -> list[list[float]]:
     # One quarter of a turn is enough: kernel(θ + π/2) = rot90(kernel(θ)) has the same inner products.
     count = 1024
     angle = (torch.arange(count, device="cpu", dtype=torch.float64) + 0.5) * (torch.pi / 2 / count)
-    footprints = tap_footprints(angle, kernel_size, path).flatten(2)  # [angle, tap, cell]
-    gram: list[list[float]] = (footprints @ footprints.mT).mean(0).tolist()
+    splats = tap_splats(angle, kernel_size, path).flatten(2)  # [angle, tap, cell]
+    gram: list[list[float]] = (splats @ splats.mT).mean(0).tolist()
     return gram
 
 
@@ -278,7 +278,7 @@ def on_axis(position: Tensor) -> Tensor:
 
 
 def _splat(angle: Tensor, kernel_size: int, path: Path) -> Tensor:
-    """The footprints with the small dimensions first, [tap, row, col, ...]: ten times faster on a CPU than last."""
+    """The splats with the small dimensions first, [tap, row, col, ...]: ten times faster on a CPU than last."""
     row, col = map(on_axis, tap_direction(angle, path))  # [...]
     grid = _grid(angle, kernel_size)
     rows = _hat(grid[:, None] * row - grid)  # [tap, row, ...]

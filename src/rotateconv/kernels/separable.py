@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rotateconv.errors import InputError
-from rotateconv.kernels.fused import in_layout, needs_the_plain_form
+from rotateconv.kernels.fused import in_layout, needs_reference
 
 Form = Literal["auto", "dense", "separable"]
 
@@ -96,25 +96,25 @@ def separable_conv2d(
     weights = weight.unflatten(0, (groups, -1))[..., None, None]
     biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
     maps: Iterable[Tensor]
-    if triton := _triton_separable(input, lines):
+    if separable_triton := _separable_triton(input, lines):
         dtype = compute_dtype(input, weight)
-        maps = triton.line_filters(input.to(dtype), lines.to(dtype), stride, padding, dilation)
+        maps = separable_triton.line_filters(input.to(dtype), lines.to(dtype), stride, padding, dilation)
     else:
-        # One call a group: oneDNN is slow at a depthwise convolution with several outputs a channel.
+        # One call per group: oneDNN is slow at a depthwise convolution with several outputs per channel.
         maps = (F.conv2d(input, line[:, None], None, stride, padding, dilation, channels) for line in lines)
     outputs = [F.conv2d(*arguments) for arguments in zip(maps, weights, biases, strict=True)]
     output = outputs[0] if groups == 1 else torch.cat(outputs, -3)
     return output.contiguous() if reorder else output
 
 
-def _triton_separable(input: Tensor, lines: Tensor) -> ModuleType | None:
+def _separable_triton(input: Tensor, lines: Tensor) -> ModuleType | None:
     """The Triton kernel for the line filters, where it can be used: on a GPU, outside of compilers and transforms."""
-    if not _on_gpu(input) or input.dim() != 4 or needs_the_plain_form(input, lines):
+    if not _on_gpu(input) or input.dim() != 4 or needs_reference(input, lines):
         return None
-    triton_separable = _import_triton_separable()
-    if triton_separable is None or compute_dtype(input, lines) not in triton_separable.DTYPES:
+    separable_triton = _import_separable_triton()
+    if separable_triton is None or compute_dtype(input, lines) not in separable_triton.DTYPES:
         return None
-    return triton_separable if lines.shape[-1] <= triton_separable.LARGEST else None
+    return separable_triton if lines.shape[-1] <= separable_triton.LARGEST else None
 
 
 def _on_gpu(input: Tensor) -> bool:
@@ -122,12 +122,12 @@ def _on_gpu(input: Tensor) -> bool:
 
 
 @lru_cache
-def _import_triton_separable() -> ModuleType | None:
+def _import_separable_triton() -> ModuleType | None:
     try:
-        from rotateconv.kernels import separable_triton as triton_separable
+        from rotateconv.kernels import separable_triton
     except (ImportError, RuntimeError):
         return None
-    return triton_separable
+    return separable_triton
 
 
 def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _launch(
 
 @triton.jit
 def _place(count, channels, rows, cols, LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """Image, channel, row and column of the program's places, neighbours in memory beside each other."""
+    """Image, channel, row and column of the program's places, neighbors in memory beside each other."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     if LAST:

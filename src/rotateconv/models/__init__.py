@@ -1,4 +1,4 @@
-"""Nets of the literature whose 3x3 convolutions can be any of a registry."""
+"""Networks of the literature whose 3x3 convolutions can be any of a registry."""
 
 from rotateconv.models.convs import CONVS
 from rotateconv.models.registry import MODELS, build_model, equal_size_width

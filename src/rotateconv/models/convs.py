@@ -1,4 +1,4 @@
-"""The registry of convolutions that a net can be built with: callables with the signature of nn.Conv2d."""
+"""The registry of convolutions that a model can be built with: callables with the signature of nn.Conv2d."""
 
 import math
 from collections.abc import Callable
@@ -34,14 +34,14 @@ def find_conv(conv: str | Convolution) -> Convolution:
     return conv if callable(conv) else find_name("conv", CONVS, conv)
 
 
-def initialised(make: Callable[Arguments, Layer], initialise: Callable[[Layer], None]) -> Callable[Arguments, Layer]:
-    """`make`, followed by `initialise` on what it made: the same signature, other starting values."""
+def initialized(make: Callable[Arguments, Layer], initialize: Callable[[Layer], None]) -> Callable[Arguments, Layer]:
+    """`make`, followed by `initialize` on what it made: the same signature, other starting values."""
 
     @wraps(make)
     def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Layer:
         layer = make(*args, **kwargs)
         with torch.no_grad():
-            initialise(layer)
+            initialize(layer)
         return layer
 
     return build
@@ -95,10 +95,10 @@ def _wider(
     return RotateConv2d(in_channels, out_channels, size + 2, stride, padding, dilation, *args, **kwargs)
 
 
-# A plain nn.Conv2d, not a subclass: tools that match modules by type keep working on the nets.
-dense = initialised(nn.Conv2d, _kaiming)
-line = initialised(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
-bank = initialised(partial(RotateConv2d, taps="profile", learn_profile=False), deal_profiles)
+# A plain nn.Conv2d, not a subclass: tools that match modules by type keep working on the models.
+dense = initialized(nn.Conv2d, _kaiming)
+line = initialized(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
+bank = initialized(partial(RotateConv2d, taps="profile", learn_profile=False), deal_profiles)
 
 CONVS: dict[str, Convolution] = {
     "conv3x3": dense,

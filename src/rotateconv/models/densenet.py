@@ -1,4 +1,4 @@
-"""The densely connected nets for small images of Huang et al. 2017, plain and with bottlenecks."""
+"""The densely connected networks for small images of Huang et al. 2017, plain and with bottlenecks."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from rotateconv.models.convs import Convolution, dense, find_conv
 from rotateconv.models.lookup import scaled
 from rotateconv.nn import arguments
 
-GROWTH = 12  # channels that each layer adds, in most of the paper's nets and in all of ours
+GROWTH = 12  # channels that each layer adds, in most of the paper's models and in all of ours
 
 
 class DenseNet(nn.Module):
@@ -27,10 +27,10 @@ class DenseNet(nn.Module):
     Args:
         depth: 40 and 100 in the paper.
         conv: A name of `CONVS`, or any callable with the signature of `nn.Conv2d`, which keeps the
-            initialisation it gives itself.
+            initialization it gives itself.
         num_classes: Outputs of the linear layer.
         in_channels: Channels of the image.
-        width: Factor on the growth rate: round(growth · width) channels a layer.
+        width: Factor on the growth rate: round(growth · width) channels per layer.
         growth: Channels that each layer adds at width 1.
         dropout: Share of the values dropped after every convolution but the stem (the paper: 0.2 without data
             augmentation).
@@ -74,7 +74,7 @@ class DenseNet(nn.Module):
         if not 0 < compression <= 1:
             raise InputError(f"compression must be in (0, 1], got {compression}")
         make_conv = find_conv(conv)
-        growth = scaled(growth, width, "channels a layer")
+        growth = scaled(growth, width, "channels per layer")
 
         channels = 2 * growth if bottleneck else 16
         self.stem = dense(in_channels, channels, 3, padding=1, bias=False)

@@ -1,4 +1,4 @@
-"""Arguments that the nets share, checked in one place so that every net answers in the same words."""
+"""Arguments that the models share, checked in one place so that every model answers in the same words."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The registry of nets, the function that builds one by name, and the width of equal size."""
+"""The registry of models, the function that builds one by name, and the width of equal size."""
 
 import inspect
 from collections.abc import Callable
@@ -36,12 +36,12 @@ def build_model(
     growth: int | None = None,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Build the net `name` with every 3x3 convolution but the stem made by `conv`.
+    """Build the model `name` with every 3x3 convolution but the stem made by `conv`.
 
     Args:
         name: A name of `MODELS`.
         conv: A name of `CONVS`, or any callable with the signature of nn.Conv2d, which keeps the
-            initialisation it gives itself.
+            initialization it gives itself.
         num_classes: Outputs.
         in_channels: Channels of the image; its height and width may be anything from 8 x 8 up.
         width: Factor on a ResNet's 16, 32, 64 channels (all follow from round(16 · width)), and on a
@@ -50,11 +50,11 @@ def build_model(
         dropout: Of a DenseNet: the share dropped after every convolution but the stem.
 
     Returns:
-        The net, float32 (or the default dtype), in training mode. Its attribute `build_arguments` has these
+        The model, float32 (or the default dtype), in training mode. Its attribute `build_arguments` has these
         arguments, if conv is a name.
 
     Raises:
-        ValueError: If a name is unknown, a number is out of its range, or the net has no growth or dropout.
+        ValueError: If a name is unknown, a number is out of its range, or the model has no growth or dropout.
 
     Example:
         >>> sum(p.numel() for p in build_model("resnet20", conv="rotate4").parameters())
@@ -69,10 +69,10 @@ def build_model(
     for option, value in options.items():
         if option not in inspect.signature(build).parameters:
             raise InputError(f"{name} has no {option}, got {option}={value}: leave it out")
-    net = build(conv, num_classes, in_channels, width, **options)
+    model = build(conv, num_classes, in_channels, width, **options)
     if isinstance(conv, str):
-        # What JSON can hold: a packed file builds the net again from it.
-        net.build_arguments = {  # type: ignore[assignment]
+        # What JSON can hold: a packed file builds the model again from it.
+        model.build_arguments = {  # type: ignore[assignment]
             "name": name,
             "conv": conv,
             "num_classes": int(num_classes),
@@ -81,7 +81,7 @@ def build_model(
             "growth": growth,
             "dropout": dropout,
         }
-    return net
+    return model
 
 
 def equal_size_width(
@@ -92,21 +92,21 @@ def equal_size_width(
     num_classes: int = 10,
     in_channels: int = 3,
 ) -> float:
-    """The width at which a net comes nearest to a number of parameters: the baseline of equal size.
+    """The width at which a model comes nearest to a number of parameters: the baseline of equal size.
 
     Args:
         name: A name of `MODELS`.
         parameters: The number to come near to.
-        conv: Of the net that is made narrower or wider.
+        conv: Of the model that is made narrower or wider.
         num_classes: Outputs.
         in_channels: Channels of the image.
 
     Returns:
         The width: a multiple of 1/16 for a ResNet (one channel of the first stage), of 1/12 for a DenseNet
-        (one channel a layer). Of two equally near, the smaller.
+        (one channel per layer). Of two equally near, the smaller.
 
     Raises:
-        ValueError: If parameters is not a positive integer, or a net of that width cannot be built.
+        ValueError: If parameters is not a positive integer, or a model of that width cannot be built.
 
     Example:
         >>> equal_size_width("resnet20", 121_242) * 16
@@ -117,8 +117,8 @@ def equal_size_width(
 
     def count(step: int) -> int:
         with torch.device("meta"):  # counts need no memory and no random numbers
-            net = build_model(name, conv, num_classes, in_channels, step / steps)
-        return sum(parameter.numel() for parameter in net.parameters())
+            model = build_model(name, conv, num_classes, in_channels, step / steps)
+        return sum(parameter.numel() for parameter in model.parameters())
 
     # The count grows with the width: bracket the target by doubling, then halve the bracket.
     below, above = 1, 2

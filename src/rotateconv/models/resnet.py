@@ -1,4 +1,4 @@
-"""The residual nets for small images of He et al. 2015, section 4.2, with shortcut option A."""
+"""The residual networks for small images of He et al. 2015, section 4.2, with shortcut option A."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class ResNet(nn.Module):
     Args:
         depth: 6n + 2: 20, 32, 44, 56 and 110 in the paper.
         conv: A name of `CONVS`, or any callable with the signature of `nn.Conv2d`, which keeps the
-            initialisation it gives itself.
+            initialization it gives itself.
         num_classes: Outputs of the linear layer.
         in_channels: Channels of the image.
         width: Factor on the number of channels of every stage.

@@ -1,4 +1,4 @@
-"""The kernels of all layers of a net made at once, before its forward pass: the calls of one layer, not of each."""
+"""The kernels of all layers of a model made at once, before its forward pass: the calls of one layer, not of each."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv.kernels.fused import fused_line_kernel, needs_the_plain_form
+from rotateconv.kernels.fused import fused_line_kernel, needs_reference
 from rotateconv.kernels.separable import compute_dtype
 from rotateconv.nn._kernel_cache import MadeKernel, made_kernels
 from rotateconv.nn.conv import RotateConv2d
@@ -18,7 +18,7 @@ def batched_kernels(model: nn.Module) -> Iterator[None]:
     """A context whose first forward pass of the model finds the kernels of all its layers made, by one call.
 
     Layer by layer, each makes its kernels by some forty small operations, and their gradient by sixty; between the
-    convolutions of a net every one of them starts with cold caches, on a GPU with a launch. Here the weights and
+    convolutions of a model every one of them starts with cold caches, on a GPU with a launch. Here the weights and
     angles of all layers are put end to end and go through `line_kernel` together, once forward and once backward,
     with the same numbers and gradients to rounding. Worth it for training steps in eager mode; `fuse` is for
     inference.
@@ -55,7 +55,7 @@ def _make(model: nn.Module) -> dict[nn.Module, MadeKernel]:
         if not isinstance(layer, RotateConv2d) or layer.angle_groups is not None:
             continue
         sources = layer.kernel_sources()
-        if needs_the_plain_form(*sources) or any(source.is_inference() for source in sources):
+        if needs_reference(*sources) or any(source.is_inference() for source in sources):
             continue
         weight = layer.weight.shape[1:] if layer.profile is None else layer.profile.shape
         alike = weight[-1], layer.weight.dtype, layer.angle.dtype, layer.weight.device, layer.kernel_size, layer.path

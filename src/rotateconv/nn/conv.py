@@ -22,13 +22,13 @@ from rotateconv.nn.config import RotateConfig
 
 
 class RotateConv2d(ConvBase):
-    """Convolution with kernels that are line segments through the centre, each with an angle of its own.
+    """Convolution with kernels that are line segments through the center, each with an angle of its own.
 
     The slice of output channel o and input channel i is ``line_kernel(W[o, i], angle[o, i])`` with T = k taps::
 
-        taps="free"     W[o,i,t] = weight[o,i,t]                T + 1 parameters a slice   rotate4 of the paper
-        taps="shared"   W[o,i,t] = weight[o,i]                  2 parameters a slice       rotate2 of the paper
-        taps="profile"  W[o,i,t] = weight[o,i] · profile[o,t]   2 a slice, T a channel     rotate2p
+        taps="free"     W[o,i,t] = weight[o,i,t]                T + 1 parameters per slice       rotate4 of the paper
+        taps="shared"   W[o,i,t] = weight[o,i]                  2 parameters per slice           rotate2 of the paper
+        taps="profile"  W[o,i,t] = weight[o,i] · profile[o,t]   2 per slice, T per channel       rotate2p
 
     Stands in for nn.Conv2d: the same arguments, defaults and shapes. Weights and angles are ordinary parameters,
     trained by the optimizer already there; the gradient that reaches `angle` is multiplied by the constant
@@ -40,7 +40,7 @@ class RotateConv2d(ConvBase):
             as in nn.Conv2d.
         kernel_size: k, one odd number >= 3 or an equal pair.
         taps: "free", "shared" or "profile".
-        path: "circle" (a tap keeps its distance to the centre) or "square" (its ring of the grid).
+        path: "circle" (a tap keeps its distance to the center) or "square" (its ring of the grid).
         angle_groups: G equal groups of output channels; within one, all output channels share the angle of an
             input channel (and, with taps="profile", the profile): `angle` is (G, in/groups).
         learn_angle, learn_profile: False keeps the angles, the profiles as they are drawn; each is then a buffer.
@@ -54,8 +54,8 @@ class RotateConv2d(ConvBase):
         angle: (out, in/groups) or (G, in/groups), radians.
         profile: (out, T) or (G, in/groups, T) with taps="profile", else None.
         bias: (out) or None.
-        angle_grad_scale: 1 / (expected sum of weight² at initialisation over the slices that share an angle):
-            the natural step along an arc, since turning a tap of weight w moves the kernel by |w| a radian.
+        angle_grad_scale: 1 / (expected sum of weight² at initialization over the slices that share an angle):
+            the natural step along an arc, since turning a tap of weight w moves the kernel by |w| per radian.
 
     Raises:
         ValueError: If nn.Conv2d could not be built so, or the kernel is not square and odd, or a count is not
@@ -68,7 +68,7 @@ class RotateConv2d(ConvBase):
 
     Reference:
         Ma, Guo, Wang, Wang, "RotateConv: Making Asymmetric Convolutional Kernels Rotatable", ICPR 2018.
-        The initialisation keeps the kernel norm of He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
+        The initialization keeps the kernel norm of He et al., "Delving Deep into Rectifiers", 2015, eq. 10.
     """
 
     angle: nn.Parameter | Tensor
@@ -163,7 +163,7 @@ class RotateConv2d(ConvBase):
         """
         arguments.same_convolution(conv)
         if conv.weight.is_meta:
-            raise InputError("expected a convolution with values, got one on the meta device: materialise it first")
+            raise InputError("expected a convolution with values, got one on the meta device: materialize it first")
         layer = cls.like(conv, config)
         with torch.no_grad():
             fit = fit_line(conv.weight, config.taps, config.path, angle_groups=config.angle_groups)

@@ -1,4 +1,4 @@
-"""A trained model in few bytes: packed into a file of quantised numbers, and loaded from it."""
+"""A trained model in few bytes: packed into a file of quantized numbers, and loaded from it."""
 
 import copy
 import hashlib
@@ -23,7 +23,7 @@ from rotateconv.quantization.quantize import Entry, entries, quantize
 
 @dataclass(frozen=True)
 class PackedDescription:
-    """What a packed file says of its model.
+    """The description of a model in its packed file.
 
     Attributes:
         architecture: Name of the model's class.
@@ -31,7 +31,7 @@ class PackedDescription:
         bits: Of weights, angles and dense layers, as in quantize.
         layout: Hash of the names, kinds and shapes of its tensors.
         build: Arguments of build_model; None for a model that it did not build.
-        classes: Names of the classes, in the order of the outputs; None where pack was not told.
+        classes: Names of the classes, in the order of the outputs; None where pack was given none.
         mean, std: Per channel, of images between 0 and 1; or None.
         input_size: (channels, height, width), or None.
     """
@@ -77,11 +77,11 @@ def pack(
     std: Sequence[float] | None = None,
     input_size: Sequence[int] | None = None,
 ) -> None:
-    """Write a model into one small file, rounded as by `quantize` with the same bits.
+    """Write a model into one small file, quantized as by `quantize` with the same bits.
 
-    docs/packed-format.md describes the file byte by byte. `load_packed` builds a net of `build_model` from it
-    alone; of any other model it holds the numbers and which convolutions are lines, and `load_packed` is given
-    the rest.
+    docs/packed-format.md describes the file byte by byte. `load_packed` builds a model of `build_model` from it
+    alone; of any other model it holds the numbers and which convolutions are RotateConv2d layers, and
+    `load_packed` is given the rest.
 
     Args:
         model: Of float32 numbers; not changed.
@@ -98,20 +98,20 @@ def pack(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pack(build_model("resnet20", "rotate2"), f"{folder}/net.rotateconv")
-        ...     net = load_packed(f"{folder}/net.rotateconv")
-        >>> sum(parameter.numel() for parameter in net.parameters())
+        ...     pack(build_model("resnet20", "rotate2"), f"{folder}/model.rotateconv")
+        ...     model = load_packed(f"{folder}/model.rotateconv")
+        >>> sum(parameter.numel() for parameter in model.parameters())
         61850
     """
-    quantised = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
+    quantized = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
     bits = [weight_bits, angle_bits, dense_bits]
-    tensors = entries(quantised, *bits)
+    tensors = entries(quantized, *bits)
     for entry in tensors:
         if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
             raise InputError(
                 f"pack needs float32 numbers, and {entry.name} is {entry.tensor.dtype}: call model.float()"
             )
-    build, layers = _recipe(quantised)
+    build, layers = _recipe(quantized)
     description = PackedDescription(
         architecture=type(model).__qualname__,
         build=build,
@@ -131,8 +131,8 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
 
     Args:
         path: A file that `pack` wrote.
-        fused: Whether every RotateConv2d becomes the nn.Conv2d with the same output: faster, and not to be
-            trained as lines any more.
+        fused: Whether every RotateConv2d becomes the nn.Conv2d with the same output: faster, and no
+            longer to be trained as line segments.
         model: For a file of a model that build_model did not build: that model, before or after `convert`, with
             any values. Not changed.
 
@@ -163,7 +163,7 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
 
 
 def describe_packed(path: str | Path) -> PackedDescription:
-    """What a packed file says of its model: how it was built, its bits, its classes and normalisation.
+    """The description in a packed file: how it was built, its bits, its classes and normalization.
 
     Raises:
         ValueError: If the file is missing, cut off, altered, foreign or of another version.
@@ -214,5 +214,9 @@ def _build(arguments: dict[str, Any]) -> nn.Module:
 
 def _layout(tensors: list[Entry]) -> str:
     """A hash of what the tensors are; numbers that fit by chance must not be loaded into another model."""
-    lines = [f"{entry.name} {entry.kind} {entry.bits} {list(entry.tensor.shape)}" for entry in tensors]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    rows = [
+        # Bfloat16 is called "half" in the hashes of version 1 of the format.
+        f"{entry.name} {'half' if entry.kind == 'bf16' else entry.kind} {entry.bits} {list(entry.tensor.shape)}"
+        for entry in tensors
+    ]
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from rotateconv._files import written_whole
+from rotateconv._files import atomic_write
 from rotateconv.errors import InputError
 
 FORMAT = "rotateconv-packed"
@@ -49,7 +49,7 @@ def write_packed(path: str | Path, description: Description, streams: Mapping[st
     text += b" " * (-len(text) % 8)  # safetensors aligns its body
     whole = len(text).to_bytes(8, "little") + text + body
     checksum = hashlib.sha256(whole).hexdigest().encode()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(whole.replace(_NO_CHECKSUM.encode(), checksum, 1))
 
 
@@ -89,7 +89,7 @@ def read_packed(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def _store(codes: Tensor, width: int) -> tuple[bytes, int, bool]:
-    """The shortest of: codes packed by their width, the same deflated, a byte a code deflated.
+    """The shortest of: codes packed by their width, the same deflated, one byte per code deflated.
 
     Huffman's code alone is within 1 % of the entropy of 4-bit weights: they are too random for matches, and for
     contexts (layer, input channel, the tap before) too alike.

@@ -1,4 +1,4 @@
-"""The rounded tensors of a model as streams of codes, one stream a kind of code, and back."""
+"""The quantized tensors of a model as streams of codes, one stream per kind of code, and back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from rotateconv.errors import InputError
-from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_half
+from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_bf16
 from rotateconv.quantization.quantize import Entry
 
 Streams = dict[str, tuple[Tensor, int]]
 
 
 def encode(tensors: Sequence[Entry]) -> Streams:
-    """The codes of a quantised model's entries.
+    """The codes of a quantized model's entries.
 
     Returns:
         By name: the codes, uint8, of all entries one after the other, and their width in bits.
 
             weight, dense        c + m of every weight, with m = 2^(bits-1) - 1
             scale                the exponents of all slices as int16: all low bytes, then all high bytes
-            angle                of the angles that turn something
+            angle                of the angles that have an effect
             mantissa             sign and fraction of every bfloat16
             exponent             of every tensor of bfloat16 the largest exponent, then how far each is below it:
                                  few of these distances are common
@@ -37,9 +37,9 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             weights[entry.kind].append((codes.flatten().short() + _limit(entry)).to(torch.uint8))
             scales.append(scale)
         elif entry.kind == "angle":
-            angles.append(encode_angle(values, entry.bits, entry.period)[~entry.idle().cpu()])
-        elif entry.kind == "half":
-            half = to_half(values).flatten().view(torch.int16).int() & 0xFFFF
+            angles.append(encode_angle(values, entry.bits, entry.period)[~entry.unused().cpu()])
+        elif entry.kind == "bf16":
+            half = to_bf16(values).flatten().view(torch.int16).int() & 0xFFFF
             mantissas.append(((half >> 15 << 7) | (half & 0x7F)).to(torch.uint8))
             exponent = ((half >> 7) & 0xFF).to(torch.uint8)
             exponents.append(_below_largest(exponent))
@@ -70,10 +70,10 @@ def decode(tensors: Sequence[Entry], streams: Mapping[str, Tensor]) -> None:
             codes = reader.take(entry.kind, count).view(shape).short() - _limit(entry)
             value = decode_weight(codes, reader.take("scale", shape[0]))
         elif entry.kind == "angle":
-            idle = entry.idle().cpu()
+            unused = entry.unused().cpu()
             value = torch.zeros(shape, dtype=torch.float32)
-            value[~idle] = decode_angle(reader.take("angle", int((~idle).sum())), entry.bits, entry.period)
-        elif entry.kind == "half":
+            value[~unused] = decode_angle(reader.take("angle", int((~unused).sum())), entry.bits, entry.period)
+        elif entry.kind == "bf16":
             largest, below = reader.take("exponent", 1).int(), reader.take("exponent", count).int()
             mantissa = reader.take("mantissa", count).int()
             half = (mantissa >> 7 << 15) | ((largest - below & 0xFF) << 7) | (mantissa & 0x7F)

@@ -1,4 +1,4 @@
-"""Numbers rounded to few bits, as integer codes and back: weights with scales, angles on a turn, 16-bit floats."""
+"""Numbers quantized to few bits, as integer codes and back: weights with scales, angles on a turn, 16-bit floats."""
 
 import math
 
@@ -15,8 +15,8 @@ def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
         ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8),   |c| <= m = 2^(bits-1) - 1
 
-    The scale, one of eight an octave, is the one with the least squared error of the weights Σ (w - ŵ)²: it may
-    clip the largest, and is at most 1.5 · max|w| / m. Searching up to there makes rounding idempotent: what is
+    The scale, one of eight per octave, is the one with the least squared error of the weights Σ (w - ŵ)²: it may
+    clip the largest, and is at most 1.5 · max|w| / m. Searching up to there makes quantization idempotent: what is
     on such a grid is found again, exactly.
 
     Args:
@@ -101,19 +101,19 @@ def decode_angle(codes: Tensor, bits: int, period: float) -> Tensor:
         tensor([ 0.,  2., -1.])
     """
     steps = 2**bits
-    centred = (codes.double() + steps / 2).remainder(steps) - steps / 2
-    angle: Tensor = (centred * (period / steps)).float()
+    centered = (codes.double() + steps / 2).remainder(steps) - steps / 2
+    angle: Tensor = (centered * (period / steps)).float()
     return angle
 
 
-def to_half(values: Tensor) -> Tensor:
+def to_bf16(values: Tensor) -> Tensor:
     """The nearest bfloat16: float32's range, so nothing overflows to infinity; a relative error up to 2^-9.
 
     Raises:
         ValueError: If a value is not finite.
 
     Example:
-        >>> to_half(torch.tensor([1.0, 1e38, 3.4e38]))
+        >>> to_bf16(torch.tensor([1.0, 1e38, 3.4e38]))
         tensor([1.0000e+00, 9.9692e+37, 3.3895e+38], dtype=torch.bfloat16)
     """
     _check_finite("value", values)
@@ -121,6 +121,11 @@ def to_half(values: Tensor) -> Tensor:
     # Twice rounded would not be nearest; float16 could not hold the bounds.
     exact = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     return exact.clamp(-largest, largest).to(torch.bfloat16)
+
+
+def angle_period(taps: str) -> float:
+    """The period of an angle in radians: half a turn changes nothing where all taps share one weight."""
+    return math.pi if taps == "shared" else 2 * math.pi
 
 
 def _candidates(bits: int) -> range:
@@ -147,9 +152,4 @@ def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def _check_finite(what: str, values: Tensor) -> None:
     if not values.isfinite().all():
         bad = values[~values.isfinite()].flatten()[0].item()
-        raise InputError(f"only finite numbers can be rounded to a few bits, got a {what} of {bad}")
-
-
-def turn(taps: str) -> float:
-    """The period of an angle: half a turn changes nothing where all taps share one weight."""
-    return math.pi if taps == "shared" else 2 * math.pi
+        raise InputError(f"only finite numbers can be quantized to a few bits, got the {what} {bad}")

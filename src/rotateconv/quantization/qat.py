@@ -1,4 +1,4 @@
-"""Quantisation-aware training: forward and backward with rounded numbers, steps on the exact ones."""
+"""Quantization-aware training: forward and backward with fake-quantized numbers, steps on the exact ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from rotateconv.quantization.quantize import entries, round_in_place
+from rotateconv.quantization.quantize import entries, quantize_in_place
 
 
 class QuantizedTraining:
     """Lends a model the parameters that `quantize` would give it, for a forward and a backward pass.
 
-    The gradient at the rounded parameters moves the exact ones: the straight-through estimator. The parameters
+    The gradient at the quantized parameters moves the exact ones: the straight-through estimator. The parameters
     themselves are exchanged and put back, because ``w + (round(w) - w).detach()`` is not round(w) to the last
     bit, and because wrapped and compiled models see nothing of it. Statistics of norms stay exact meanwhile.
     After the training, `quantize(model)` with the same bits has the parameters that one more forward pass would.
@@ -26,8 +26,8 @@ class QuantizedTraining:
 
     Example:
         >>> model = nn.Linear(4, 2)
-        >>> optimizer, quantised = torch.optim.SGD(model.parameters(), lr=0.1), QuantizedTraining(model, dense_bits=2)
-        >>> with quantised():
+        >>> optimizer, quantized = torch.optim.SGD(model.parameters(), lr=0.1), QuantizedTraining(model, dense_bits=2)
+        >>> with quantized():
         ...     model(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
 
@@ -43,17 +43,17 @@ class QuantizedTraining:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """The model has rounded numbers inside the context; backward passes belong inside too."""
+        """The model has quantized numbers inside the context; backward passes belong inside too."""
         parameters = {id(parameter) for parameter in self.model.parameters()}
-        rounded = [
+        chosen = [
             entry
             for entry in entries(self.model, *self.bits)
             # Buffers of 16 bits are statistics, which a forward pass moves by less than a rounding.
-            if entry.kind != "integer" and (entry.kind != "half" or id(entry.tensor) in parameters)
+            if entry.kind != "integer" and (entry.kind != "bf16" or id(entry.tensor) in parameters)
         ]
-        exact = [(entry.tensor, entry.tensor.detach().clone()) for entry in rounded]
+        exact = [(entry.tensor, entry.tensor.detach().clone()) for entry in chosen]
         try:
-            round_in_place(rounded)
+            quantize_in_place(chosen)
             yield
         finally:
             with torch.no_grad():

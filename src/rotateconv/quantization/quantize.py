@@ -1,4 +1,4 @@
-"""Round the numbers of a model to few bits; the result is an ordinary model of the same class."""
+"""Quantize the numbers of a model to few bits; the result is an ordinary model of the same class."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +12,16 @@ from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.errors import InputError
 from rotateconv.nn.baselines import MaskedConv2d
 from rotateconv.nn.conv import RotateConv2d
-from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_half, turn
+from rotateconv.quantization.primitives import (
+    angle_period,
+    decode_angle,
+    decode_weight,
+    encode_angle,
+    encode_weight,
+    to_bf16,
+)
 
-Kind = Literal["weight", "dense", "half", "integer", "angle"]
+Kind = Literal["weight", "dense", "bf16", "integer", "angle"]
 
 
 def quantize(
@@ -29,15 +36,15 @@ def quantize(
 
     ::
 
-        convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8), |c| < 2^(bits-1)   see rounding.encode_weight
-        angles               θ̂ = q · period / 2^bits                               see rounding.encode_angle
+        convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8), |c| < 2^(bits-1)   see primitives.encode_weight
+        angles               θ̂ = q · period / 2^bits                               see primitives.encode_angle
         everything else      bfloat16: profiles, biases, norms and their statistics; integers stay
 
     `weight_bits` are for what has a spatial kernel: every RotateConv2d and MaskedConv2d, and a dense convolution
     beyond 1x1 that is neither the model's first nor grouped. `dense_bits` are for the first convolution, 1x1 and
-    grouped ones and linear layers: few numbers in a net for small images, and they suffer most from rounding.
+    grouped ones and linear layers: few numbers in a model for small images, and they suffer most from quantization.
     The period of an angle is a full turn, and half of one with taps="shared". A slice whose taps all become 0
-    (the centre one aside, which does not move) has no direction: its angle becomes 0, which saves its bits in a
+    (the center one aside, which does not move) has no direction: its angle becomes 0, which saves its bits in a
     packed file and changes no kernel.
 
     Args:
@@ -46,11 +53,11 @@ def quantize(
         angle_bits: 3 to 8.
         dense_bits: 2 to 8.
         calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
-            statistics again behind the rounded weights. None keeps those of the training, which with 3 bits and
+            statistics again behind the quantized weights. None keeps those of the training, which with 3 bits and
             fewer no longer fit.
 
     Returns:
-        The copy, with dtypes, devices and training flags as they were. Quantising it again changes nothing.
+        The copy, with dtypes, devices and training flags as they were. Quantizing it again changes nothing.
 
     Raises:
         ValueError: If bits are out of their range, a number is not finite, or the calibration has no image.
@@ -63,41 +70,41 @@ def quantize(
     Reference:
         Han, Mao, Dally, "Deep Compression", ICLR 2016.
     """
-    quantised = copy.deepcopy(model)
-    tensors = entries(quantised, weight_bits, angle_bits, dense_bits)
-    round_in_place(tensors)
+    quantized = copy.deepcopy(model)
+    tensors = entries(quantized, weight_bits, angle_bits, dense_bits)
+    quantize_in_place(tensors)
     if calibration is not None:
-        recalibrate(quantised, calibration)
-        round_in_place([entry for entry in tensors if entry.kind == "half"])
-    return quantised
+        recalibrate(quantized, calibration)
+        quantize_in_place([entry for entry in tensors if entry.kind == "bf16"])
+    return quantized
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A tensor of a model and how it is rounded.
+    """A tensor of a model and how it is quantized.
 
     Attributes:
         name: In the model's state dict; the first, if it is registered under several.
         tensor: The parameter or buffer itself.
-        kind: "weight", "dense" (codes with a scale a slice), "angle", "half" (bfloat16) or "integer" (as it is).
-        bits: Of a code; 16 for "half", 64 for "integer".
-        lines: The layers that an angle belongs to, else empty; nearly always one.
+        kind: "weight", "dense" (codes with one scale per slice), "angle", "bf16" (bfloat16) or "integer" (as it is).
+        bits: Of a code; 16 for "bf16", 64 for "integer".
+        layers: The layers that an angle belongs to, else empty; nearly always one.
     """
 
     name: str
     tensor: Tensor
     kind: Kind
     bits: int
-    lines: tuple[RotateConv2d, ...] = ()
+    layers: tuple[RotateConv2d, ...] = ()
 
     @property
     def period(self) -> float:
         """Of an angle, in radians; where layers of several kinds share one, the longest."""
-        return max(turn(line.taps) for line in self.lines)
+        return max(angle_period(layer.taps) for layer in self.layers)
 
-    def idle(self) -> Tensor:
-        """Where an angle turns nothing: no tap that moves has a weight. A bool of its shape."""
-        return torch.stack([_idle(line) for line in self.lines]).all(0)
+    def unused(self) -> Tensor:
+        """Where an angle has no effect: no tap that moves has a weight. A bool of its shape."""
+        return torch.stack([_unused(layer) for layer in self.layers]).all(0)
 
 
 def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int) -> list[Entry]:
@@ -116,53 +123,53 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
     bits_of: dict[Kind, int] = {
         "weight": weight_bits,
         "dense": dense_bits,
-        "half": 16,
+        "bf16": 16,
         "integer": 64,
         "angle": angle_bits,
     }
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    lines: dict[int, list[RotateConv2d]] = {}
+    layers: dict[int, list[RotateConv2d]] = {}
     for module in model.modules():
         if isinstance(module, RotateConv2d):
-            lines.setdefault(id(module.angle), []).append(module)
+            layers.setdefault(id(module.angle), []).append(module)
 
     found: dict[int, Entry] = {}
     for name, module, key, tensor in _tensors(model):
         if tensor.is_complex():
-            raise InputError(f"cannot quantise {name}: expected real numbers, got {tensor.dtype}")
+            raise InputError(f"cannot quantize {name}: expected real numbers, got {tensor.dtype}")
         kind = _kind(module, key, tensor, module is first)
         if id(tensor) not in found:
-            owners = tuple(lines[id(tensor)]) if kind == "angle" else ()
+            owners = tuple(layers[id(tensor)]) if kind == "angle" else ()
             found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners)
     return sorted(found.values(), key=lambda entry: entry.kind == "angle")
 
 
 @torch.no_grad()
-def round_in_place(tensors: list[Entry]) -> None:
-    """Write the rounded numbers into the tensors of a model; the angles come after the weights."""
+def quantize_in_place(tensors: list[Entry]) -> None:
+    """Write the quantized numbers into the tensors of a model; the angles come after the weights."""
     for entry in tensors:
         if entry.kind != "integer":
             try:
-                entry.tensor.copy_(_rounded(entry))
+                entry.tensor.copy_(_quantized(entry))
             except ValueError as error:
-                raise InputError(f"cannot quantise {entry.name}: {error}") from None
+                raise InputError(f"cannot quantize {entry.name}: {error}") from None
 
 
-def _rounded(entry: Entry) -> Tensor:
+def _quantized(entry: Entry) -> Tensor:
     if entry.kind == "angle":
         angle = decode_angle(encode_angle(entry.tensor, entry.bits, entry.period), entry.bits, entry.period)
-        return angle.masked_fill_(entry.idle(), 0)  # the weights, earlier in the order, are rounded already
-    if entry.kind == "half":
-        return to_half(entry.tensor)
+        return angle.masked_fill_(entry.unused(), 0)  # the weights, earlier in the order, are quantized already
+    if entry.kind == "bf16":
+        return to_bf16(entry.tensor)
     return decode_weight(*encode_weight(entry.tensor, entry.bits))
 
 
-def _idle(line: RotateConv2d) -> Tensor:
-    weight = line.weight.detach()
-    if line.taps == "free":
-        weight = weight.index_fill(-1, torch.tensor(line.kernel_size[0] // 2, device=weight.device), 0)
+def _unused(layer: RotateConv2d) -> Tensor:
+    weight = layer.weight.detach()
+    if layer.taps == "free":
+        weight = weight.index_fill(-1, torch.tensor(layer.kernel_size[0] // 2, device=weight.device), 0)
     still = (weight == 0).all(-1)  # [out, in]
-    return still if line.angle_groups is None else still.unflatten(0, (line.angle_groups, -1)).all(1)
+    return still if layer.angle_groups is None else still.unflatten(0, (layer.angle_groups, -1)).all(1)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
@@ -186,4 +193,4 @@ def _kind(module: nn.Module, key: str, tensor: Tensor, first: bool) -> Kind:
             return "weight"
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             return "dense"
-    return "half"
+    return "bf16"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rotateconv._files import replacing
+from rotateconv._files import atomic_replace
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.data.sets import load_data
@@ -177,7 +177,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
 
 
 def test_a_creation_cut_off_can_be_done_again(run: Path) -> None:
-    with replacing(run / "config.json") as temporary:
+    with atomic_replace(run / "config.json") as temporary:
         temporary.write_bytes(b"{")
     (run / "config.json").rename(temporary)  # what a process that is killed there leaves
     check_run(run, CONFIG, resume=False, overwrite=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rotateconv._files import written_whole
+from rotateconv._files import atomic_write
 from rotateconv.errors import InputError
 from rotateconv.lab.bench.targets import Row
 
@@ -144,7 +144,7 @@ def write_plot(record: Record, path: Path) -> None:
         axes.legend(fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(picture.getvalue())
 
 

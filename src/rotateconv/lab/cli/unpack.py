@@ -25,7 +25,7 @@ def unpack(
     fused: Annotated[bool, typer.Option("--fused", help="Kernels in it instead of weights and angles.")] = False,
 ) -> None:
     """Check a packed file, show what it says of its net, and write its numbers as safetensors."""
-    from rotateconv._files import written_whole
+    from rotateconv._files import atomic_write
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.train.checkpoint import weights_bytes
     from rotateconv.quantization.pack import describe_packed, load_packed
@@ -48,7 +48,7 @@ def unpack(
         rows["images"] = " x ".join(map(str, description.input_size))
     if out is not None:
         model = load_packed(file, fused=fused)
-        with written_whole(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_bytes(weights_bytes(model))
         rows["written"] = f"{out}: {out.stat().st_size:,} bytes"
     facts(make_console(), rows)

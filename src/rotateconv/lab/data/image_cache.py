@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rotateconv._files import replacing
+from rotateconv._files import atomic_replace
 from rotateconv.lab.data.decode import Decoded
 
 VERSION = "2-"  # to be raised when the same files decode to other images
@@ -41,7 +41,7 @@ def write_cache(folder: Path, image_size: int | None, key: str, decoded: Decoded
     for path in _places(folder, image_size):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
+            with atomic_replace(path) as temporary:
                 save_file({"images": decoded.images, "bad": bad}, temporary, metadata=metadata)
             return
         except (OSError, SafetensorError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rotateconv._files import TEMPORARY, replacing
+from rotateconv._files import TEMPORARY, atomic_replace
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, differences, from_json, to_json
 from rotateconv.lab.plain import from_json as from_plain
@@ -185,7 +185,7 @@ def _parsed(path: Path) -> object:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name in its folder, see it on the disk, then rename it."""
-    with disk_errors(path.parent), replacing(path) as temporary:
+    with disk_errors(path.parent), atomic_replace(path) as temporary:
         temporary.write_bytes(data)
 
 
