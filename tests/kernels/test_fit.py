@@ -244,3 +244,55 @@ def test_unknown_forms() -> None:
         fit_line(torch.zeros(3, 3), "rotate4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="path must be one of 'circle', 'square', got 'ellipse'"):
         fit_line(torch.zeros(3, 3), path="ellipse")  # type: ignore[arg-type]
+
+
+SHARING = [(taps, groups) for taps in ("free", "shared", "profile") for groups in (None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(torch.float32, -73), (torch.float32, 63), (torch.float32, 120), (torch.float64, -600), (torch.float64, 500)],
+)
+@pytest.mark.parametrize("path", ["circle", "square"])
+@pytest.mark.parametrize(("taps", "groups"), SHARING)
+def test_a_fit_knows_no_unit(taps: Any, groups: int | None, path: Any, dtype: torch.dtype, exponent: int) -> None:
+    kernel = torch.randn(4, 6, 3, 3, dtype=dtype)
+    fit, scaled = (fit_line(k, taps, path, angle_groups=groups) for k in (kernel, kernel * 2.0**exponent))
+    assert torch.equal(scaled.angle, fit.angle)
+    assert torch.equal(scaled.weight, fit.weight * 2.0**exponent)
+    assert torch.equal(scaled.residual, fit.residual * 2.0**exponent)
+    assert scaled.residual.isfinite().all()
+    assert (scaled.residual > 0).all()
+    if fit.profile is not None:
+        assert torch.equal(scaled.profile, fit.profile)
+
+
+@pytest.mark.parametrize("taps", ["free", "shared"])
+def test_a_tiny_slice_beside_a_huge_one_is_fitted_as_well(taps: Any) -> None:
+    kernel = torch.randn(3, 3, 3)
+    sizes = torch.tensor([2.0**-80, 1.0, 2.0**60])
+    fit, scaled = fit_line(kernel, taps), fit_line(kernel * sizes[:, None, None], taps)
+    assert torch.equal(scaled.angle, fit.angle)
+    assert torch.equal(scaled.residual, fit.residual * sizes)
+
+
+def test_numbers_below_the_normal_ones_are_fitted() -> None:
+    fit = fit_line(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]) * 1e-44)
+    assert fit.angle % torch.pi == 0
+    assert fit.residual == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (4, 0), (0, 0)])
+@pytest.mark.parametrize(("taps", "groups"), SHARING)
+def test_a_fit_of_no_slices(taps: Any, groups: int | None, shape: tuple[int, int]) -> None:
+    fit = fit_line(torch.zeros(*shape, 3, 3), taps, angle_groups=groups)
+    out, inputs = shape
+    assert fit.weight.shape == (*shape, 3 if taps == "free" else 1)
+    assert fit.angle.shape == ((out if groups is None else groups), inputs)
+    assert fit.residual.shape == shape
+    if taps == "profile":
+        assert fit.profile is not None
+        assert fit.profile.shape == ((out, 3) if groups is None else (groups, inputs, 3))
+        assert fit.profile.isfinite().all()
+    else:
+        assert fit.profile is None

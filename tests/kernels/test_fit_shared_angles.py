@@ -10,7 +10,7 @@ from torch import Tensor
 
 import reference
 from rotateconv import RotateConv2d, fit_line
-from rotateconv.kernels.fit_profile import _take_turns
+from rotateconv.kernels.fit_profile import _alternate
 from rotateconv.kernels.line import mean_gram
 
 SIZES, PATHS, TAPS = (3, 5, 7, 9), ("circle", "square"), ("free", "shared", "profile")
@@ -147,8 +147,8 @@ def test_rows_of_more_dimensions_and_of_zeros() -> None:
 def test_a_turn_solves_for_the_profile_at_the_best_angles(size: int, path: Any) -> None:
     basis = torch.from_numpy(reference.splats(GRID[::15], size, path).reshape(-1, size, size * size))
     rows, profile = torch.randn(3, 8, size * size, dtype=torch.float64), torch.randn(3, size, dtype=torch.float64)
-    _, index, explained = _take_turns(rows, profile, basis, turns=0)
-    turned, _, _ = _take_turns(rows, profile, basis, turns=1)
+    _, index, explained = _alternate(rows, profile, basis, turns=0)
+    turned, _, _ = _alternate(rows, profile, basis, turns=1)
     for row, start, found, places, most in zip(rows, profile, turned, index, explained, strict=True):
         lines = start @ basis  # [angle, cell]
         share = row @ (lines / lines.norm(dim=1, keepdim=True)).T  # [slice, angle]

@@ -44,7 +44,8 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
         angle_groups: G equal groups of output channels that share an angle for each input channel.
 
     Returns:
-        A LineFit in the dtype and on the device of `kernel`. Memory beyond the result is bounded.
+        A LineFit in the dtype and on the device of `kernel`, which is fitted as well whatever its size: fitting
+        2^n · kernel gives the same angles and 2^n times the weights. Memory beyond the result is bounded.
 
     Raises:
         TypeError: If kernel is not a floating-point tensor.
@@ -61,6 +62,10 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
     _check_kernel(kernel, taps, angle_groups)
     size = kernel.shape[-1]
     slices = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32)).flatten(-2)  # [..., cell]
+    if kernel.numel() == 0:
+        return _fit_nothing(kernel, taps, path, angle_groups)
+    exponent = _exponents(slices, taps, angle_groups)
+    slices = _scaled(slices, -exponent[..., None])
     if angle_groups is not None:
         fit = _fit_groups(slices, taps, size, path, angle_groups)
     elif taps == "profile":
@@ -71,8 +76,46 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
         fit = LineFit(
             fit.weight.view(*shape, fit.weight.shape[-1]), fit.angle.view(shape), None, fit.residual.view(shape)
         )
+    weight, residual = _scaled(fit.weight, exponent[..., None]), _scaled(fit.residual, exponent)
     profile = None if fit.profile is None else fit.profile.to(kernel.dtype)
-    return LineFit(fit.weight.to(kernel.dtype), fit.angle.to(kernel.dtype), profile, fit.residual.to(kernel.dtype))
+    return LineFit(weight.to(kernel.dtype), fit.angle.to(kernel.dtype), profile, residual.to(kernel.dtype))
+
+
+def _exponents(slices: Tensor, taps: Taps, angle_groups: int | None) -> Tensor:
+    """The power of two next above the largest number of what is fitted together, for every slice of [..., cell].
+
+    Squares of tiny and of huge kernels would leave the range of their dtype, so each is fitted in its own unit; a
+    power of two, because that changes no digit.
+    """
+    largest = slices.abs().amax(-1)
+    if angle_groups is not None:
+        groups = largest.unflatten(0, (angle_groups, -1))
+        largest = groups.amax(1, keepdim=True).expand_as(groups).flatten(0, 1)
+    elif taps == "profile":
+        largest = largest.amax(-1, keepdim=True).expand_as(largest)
+    return torch.frexp(largest).exponent
+
+
+def _scaled(tensor: Tensor, exponent: Tensor) -> Tensor:
+    """tensor · 2^exponent, in two steps: the power itself may be out of range where the product is not."""
+    half = exponent // 2
+    return tensor * _power_of_two(half).to(tensor.dtype) * _power_of_two(exponent - half).to(tensor.dtype)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent in float64, from its bits: torch.ldexp takes the power in float32, and exp2 may round it."""
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
+def _fit_nothing(kernel: Tensor, taps: Taps, path: Path, angle_groups: int | None) -> LineFit:
+    """The fit of no slices: where angles and profiles are shared they are there all the same, 0 and the box."""
+    shape, size = kernel.shape[:-2], kernel.shape[-1]
+    shared = shape if angle_groups is None else (angle_groups, shape[-1])
+    profile = None
+    if taps == "profile":
+        profile = unit_profile(kernel.new_zeros(*(shape[:-1] if angle_groups is None else shared), size), size, path)
+    weight = kernel.new_zeros(*shape, size if taps == "free" else 1)
+    return LineFit(weight, kernel.new_zeros(shared), profile, kernel.new_zeros(shape))
 
 
 def _fit_bundles(bundles: Tensor, taps: Taps, size: int, path: Path) -> LineFit:

@@ -1,4 +1,16 @@
-"""Least squares for line segments that share a profile: one for all slices of a row, an angle for each slice."""
+"""Least squares for line segments that share a profile: one for all slices of a row, an angle for each slice.
+
+The method is variable projection: weights, which are linear, never appear as unknowns, because for given profile and
+angles the best ones are known in closed form. What is left is searched on a grid, then by Gauss-Newton.
+
+Reference:
+    Golub, Pereyra, "The Differentiation of Pseudo-Inverses and Nonlinear Least Squares Problems Whose Variables
+    Separate", SIAM Journal on Numerical Analysis, 1973.
+    Kaufman, "A variable projection method for solving separable nonlinear least squares problems", BIT, 1975: the
+    Gauss-Newton step below, which leaves out the derivative of the projection.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -6,19 +18,50 @@ from torch import Tensor
 from rotateconv.kernels.fit_search import GRID, Segments, best_on_grid, grid_angles, in_chunks, refine
 from rotateconv.kernels.line import Path, tap_slopes, tap_splats, unit_profile
 
-_COARSE = 15  # every so many angles of the grid are enough to decide between the starts: 48 in a turn
-_FINE = 3  # every so many angles are enough where Gauss-Newton follows
-_NEAR = 0.25  # a row of line segments leaves less than this share at the coarse angles, and a random one more
-_ROUNDS = 4  # of searching all angles again, for rows that are nearly exact
-_LARGEST = 3  # slices of a row whose own taps are tried as its profile
-_STEPS = 12  # of Gauss-Newton: it ends at rounding after 4 to 8 where the slices are line segments
+
+class Effort(NamedTuple):
+    """How far the search goes, and what it costs.
+
+    coarse: Every so many angles of the grid decide between the starts, 48 in a turn. Half as many angles save a
+        fifth of the time, and send some rows to a poorer start.
+    fine: Every so many angles are searched where only Gauss-Newton follows.
+    near: A row is nearly made of line segments if it leaves less than this share of its square at the coarse
+        angles; a random row leaves more. Such a row gets `rounds` searches of all 720 angles in float64, ten times
+        the time of another one.
+    rounds: Of those searches, at most.
+    largest: So many of the largest slices offer their own taps as the profile: one start each.
+    steps: Of Gauss-Newton, at most: rows of line segments end at rounding after 4 to 8.
+    """
+
+    coarse: int = 15
+    fine: int = 3
+    near: float = 0.25
+    rounds: int = 4
+    largest: int = 3
+    steps: int = 12
+
+
+_EFFORT = Effort()
+
+
+class Grid(NamedTuple):
+    """Angles to search: [angle], float64, and at each the splats of the taps, [angle, tap, cell]."""
+
+    angles: Tensor
+    basis: Tensor
+    size: int
+    path: Path
+
+    def every(self, step: int) -> "Grid":
+        """Every `step`-th of the angles."""
+        return self._replace(angles=self.angles[::step], basis=self.basis[::step])
 
 
 def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
     """Minimize Σ_i ‖K_i - w_i · Σ_t profile[t] · S_t(angle_i)‖² for every row of slices K_i.
 
     Given the profile, every slice searches its own angle on the grid; given angles and weights, the profile is a
-    T x T linear problem. The two take turns on few angles from several starts; the best goes on with more angles
+    T x T linear problem. The two alternate on few angles from several starts; the best goes on with more angles
     and ends with Gauss-Newton steps for profile and angles together. A row of line segments, or nearly, is worth
     more: there Gauss-Newton in float64 reaches rounding, once no slice is left on the wrong side of a kink.
 
@@ -31,63 +74,79 @@ def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
         The profiles [row, tap], of unit norm over a turn, and the angles [row, slice], both float64.
     """
     angles = grid_angles(rows.device)
-    free = Segments(size, path)
-    basis = free.basis(angles).to(rows.dtype)  # [angle, tap, cell]
+    grid = Grid(angles, Segments(size, path).basis(angles).to(rows.dtype), size, path)
 
     def unit(places: Tensor) -> Tensor:
-        """Some of the rows, each in its own unit: the squares of tiny and huge weights would leave float32."""
+        """Some of the rows, each scaled to a largest number of 1."""
         part = rows[places]
         return part / part.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
-
-    def begin(places: Tensor) -> tuple[Tensor, ...]:
-        part, coarse = unit(places), basis[::_COARSE]
-        tries = [_take_turns(part, start, coarse, turns=2) for start in _starts(part, basis)]
-        best = torch.stack([value for _, _, value in tries]).argmax(0)  # [row]
-        profile = torch.stack([profile for profile, _, _ in tries])[best, torch.arange(len(part), device=part.device)]
-        profile, index, value = _take_turns(part, profile, coarse, turns=4)
-        return profile.double(), angles[::_COARSE][index], 1 - value / part.square().sum((1, 2)).clamp(min=1e-30)
-
-    def finish(places: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
-        part = unit(places)
-        profile, index, _ = _take_turns(part, profile.to(part.dtype), basis[::_FINE], turns=2)
-        profile, angle, _ = _gauss_newton(part, profile, angles[::_FINE][index].to(part.dtype), size, path)
-        return profile.double(), angle.double()
-
-    def finish_near(places: Tensor, profile: Tensor, angle: Tensor) -> tuple[Tensor, ...]:
-        rows = unit(places)
-        profile, angle, _ = _gauss_newton(rows.double(), profile, angle, size, path)
-        pending = torch.arange(len(rows), device=rows.device)
-        for _ in range(_ROUNDS):
-            # Every slice searches the whole turn for the given profile, then profile and angles move together.
-            part, given = rows[pending], free._replace(profile=profile[pending].repeat_interleave(rows.shape[1], 0))
-            _, index, _ = _take_turns(part, profile[pending].to(part.dtype), basis, turns=0)
-            turned = refine(part.double().flatten(0, 1)[:, None], angles[index].flatten(), given).view_as(index)
-            found, turned, left = _gauss_newton(part.double(), profile[pending], turned, size, path)
-            profile, angle = profile.index_put((pending,), found), angle.index_put((pending,), turned)
-            # Nearly exact means exact but for slices that were left on the wrong side of a kink: go on with those.
-            pending = pending[(left < 1e-3) & (left > 1e-13)]
-            if len(pending) == 0:
-                break
-        return profile, angle
 
     # The largest temporaries of a row: what the angles explain of its slices, their kernels, a basis for each slice.
     slices, cells = rows.shape[1], size**2
     each, kernels = max(slices, cells), slices * size * cells
     everywhere = torch.arange(len(rows), device=rows.device)
-    profile, angle, left = in_chunks(begin, max(each * GRID // _COARSE, kernels), everywhere)
-    near, far = (left < _NEAR).nonzero()[:, 0], (left >= _NEAR).nonzero()[:, 0]
-    ends = (
-        (near, in_chunks(finish_near, max(each * GRID, 4 * kernels), near, profile[near], angle[near])),
-        (far, in_chunks(finish, max(each * GRID // _FINE, 4 * kernels), far, profile[far])),
+    profile, angle, left = in_chunks(
+        lambda places: _start(unit(places), grid), max(each * GRID // _EFFORT.coarse, kernels), everywhere
     )
-    for places, (found, turned) in ends:
+    near, far = (left < _EFFORT.near).nonzero()[:, 0], (left >= _EFFORT.near).nonzero()[:, 0]
+    exact = in_chunks(
+        lambda places, start, at: _finish_near(unit(places), start, at, grid),
+        max(each * GRID, 4 * kernels),
+        near,
+        profile[near],
+        angle[near],
+    )
+    rough = in_chunks(
+        lambda places, start: _finish_far(unit(places), start, grid),
+        max(each * GRID // _EFFORT.fine, 4 * kernels),
+        far,
+        profile[far],
+    )
+    for places, (found, turned) in ((near, exact), (far, rough)):
         profile, angle = profile.index_put((places,), found), angle.index_put((places,), turned)
     return unit_profile(profile, size, path), angle.remainder(2 * torch.pi)
 
 
+def _start(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of several starts on the coarse grid: profiles, angles, and the share of each row left over."""
+    coarse = grid.every(_EFFORT.coarse)
+    tries = [_alternate(rows, start, coarse.basis, turns=2) for start in _starts(rows, grid.basis)]
+    best = torch.stack([value for _, _, value in tries]).argmax(0)  # [row]
+    profile = torch.stack([profile for profile, _, _ in tries])[best, torch.arange(len(rows), device=rows.device)]
+    profile, index, value = _alternate(rows, profile, coarse.basis, turns=4)
+    return profile.double(), coarse.angles[index], 1 - value / rows.square().sum((1, 2)).clamp(min=1e-30)
+
+
+def _finish_far(rows: Tensor, profile: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Profiles and angles of rows that no line segments come near: a finer grid, then Gauss-Newton, in their dtype."""
+    fine = grid.every(_EFFORT.fine)
+    profile, index, _ = _alternate(rows, profile.to(rows.dtype), fine.basis, turns=2)
+    profile, angle, _ = _gauss_newton(rows, profile, fine.angles[index].to(rows.dtype), grid.size, grid.path)
+    return profile.double(), angle.double()
+
+
+def _finish_near(rows: Tensor, profile: Tensor, angle: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Profiles and angles of rows that are line segments, or nearly: Gauss-Newton in float64, from the best side."""
+    free = Segments(grid.size, grid.path)
+    profile, angle, _ = _gauss_newton(rows.double(), profile, angle, grid.size, grid.path)
+    pending = torch.arange(len(rows), device=rows.device)
+    for _ in range(_EFFORT.rounds):
+        # Every slice searches the whole turn for the given profile, then profile and angles move together.
+        part, given = rows[pending], free._replace(profile=profile[pending].repeat_interleave(rows.shape[1], 0))
+        _, index, _ = _alternate(part, profile[pending].to(part.dtype), grid.basis, turns=0)
+        turned = refine(part.double().flatten(0, 1)[:, None], grid.angles[index].flatten(), given).view_as(index)
+        found, turned, left = _gauss_newton(part.double(), profile[pending], turned, grid.size, grid.path)
+        profile, angle = profile.index_put((pending,), found), angle.index_put((pending,), turned)
+        # Nearly exact means exact but for slices that were left on the wrong side of a kink: go on with those.
+        pending = pending[(left < 1e-3) & (left > 1e-13)]
+        if len(pending) == 0:
+            break
+    return profile, angle
+
+
 def _starts(rows: Tensor, basis: Tensor) -> list[Tensor]:
     """Profiles to start from, [row, tap]: of the largest slices; the main even one, the main odd one, their sum."""
-    taps = _free_taps(rows, basis[: len(basis) // 2 : _COARSE])  # [row, slice, tap]
+    taps = _free_taps(rows, basis[: len(basis) // 2 : _EFFORT.coarse])  # [row, slice, tap]
     starts = []
     # Half a turn reverses the taps, so the sign of the odd part is arbitrary: the two parts are found separately.
     for part in (taps + taps.flip(-1), taps - taps.flip(-1)):
@@ -95,7 +154,7 @@ def _starts(rows: Tensor, basis: Tensor) -> list[Tensor]:
         starts.append(vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt())
     starts.append(starts[0] + starts[1])
     # Where all slices follow one profile, each of them shows it: the largest ones most exactly.
-    largest = rows.square().sum(-1).topk(min(_LARGEST, rows.shape[1]), 1).indices
+    largest = rows.square().sum(-1).topk(min(_EFFORT.largest, rows.shape[1]), 1).indices
     taps = _free_taps(rows[torch.arange(len(rows), device=rows.device)[:, None], largest], basis[: len(basis) // 2])
     return [*starts, *taps.unbind(1)]
 
@@ -109,7 +168,7 @@ def _free_taps(rows: Tensor, basis: Tensor) -> Tensor:
     return taps.view(*rows.shape[:2], -1)
 
 
-def _take_turns(rows: Tensor, profile: Tensor, basis: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
+def _alternate(rows: Tensor, profile: Tensor, basis: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Angles for the profile, profile for the angles, ...: the profile, its angles (indices) and what they explain."""
     count, vectors, cells = basis.shape
     gram = (basis @ basis.mT).flatten(1)  # [angle, tap * tap]
@@ -132,6 +191,9 @@ def _take_turns(rows: Tensor, profile: Tensor, basis: Tensor, turns: int) -> tup
 def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Steps for profiles and angles at once, quadratic near an exact fit; a step that explains less is shortened.
 
+    The weights are projected out: a step is taken in the profile and the angles alone, on the residual that is left
+    with the best weights for them.
+
     Returns the profiles, the angles, and the share of every row's squared norm that stays unexplained.
     """
 
@@ -145,7 +207,7 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
     total = rows.square().sum((1, 2)).clamp(min=1e-30)
     value = explained(profile, angle)
     scale, active = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
-    for _ in range(_STEPS):
+    for _ in range(_EFFORT.steps):
         basis, slopes = taps(angle), tap_slopes(angle, size, path).flatten(-2)
         line, turned = (
             (profile[:, None, None] @ vectors)[:, :, 0] for vectors in (basis, slopes)
