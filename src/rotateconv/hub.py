@@ -104,6 +104,7 @@ class RotateConvNet(
         return model
 
     def forward(self, images: Tensor) -> Tensor:
+        """The scores (N, num_classes) of normalized images (N, in_channels, H, W)."""
         logits: Tensor = self.net(images)
         return logits
 

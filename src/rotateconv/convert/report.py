@@ -1,4 +1,4 @@
-"""What convert did to a model: an entry for every convolution, and a table of them."""
+"""The result of a conversion: an entry for every convolution of the model, and a table of them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from rotateconv._text_table import text_table
 
 @dataclass(frozen=True)
 class ConversionEntry:
-    """What became of one convolution.
+    """The result for one convolution.
 
     Attributes:
         name: In the model; the first, if it is registered under several.
@@ -27,7 +27,7 @@ class ConversionEntry:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of every convolution of a model; `str(report)` is a table.
+    """The result for every convolution of a model; `str(report)` is a table.
 
     Attributes:
         entries: In the order of the model's modules.
@@ -40,10 +40,12 @@ class ConversionReport:
 
     @property
     def converted(self) -> tuple[ConversionEntry, ...]:
+        """The convolutions that were converted."""
         return tuple(entry for entry in self.entries if entry.reason is None)
 
     @property
     def skipped(self) -> tuple[ConversionEntry, ...]:
+        """The convolutions that stayed as they were, each with its reason."""
         return tuple(entry for entry in self.entries if entry.reason is not None)
 
     def __str__(self) -> str:

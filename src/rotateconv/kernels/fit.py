@@ -97,7 +97,7 @@ def _exponents(slices: Tensor, taps: Taps, angle_groups: int | None) -> Tensor:
 
 
 def _scaled(tensor: Tensor, exponent: Tensor) -> Tensor:
-    """tensor · 2^exponent, in two steps: the power itself may be out of range where the product is not."""
+    """The tensor times 2^exponent, in two steps: the power itself may be out of range where the product is not."""
     half = exponent // 2
     return tensor * _power_of_two(half).to(tensor.dtype) * _power_of_two(exponent - half).to(tensor.dtype)
 

@@ -20,16 +20,19 @@ from rotateconv.kernels.line import Path, tap_slopes, tap_splats, unit_profile
 
 
 class Effort(NamedTuple):
-    """How far the search goes, and what it costs.
+    """How far the search goes, and what that costs.
 
-    coarse: Every so many angles of the grid decide between the starts, 48 in a turn. Half as many angles save a
-        fifth of the time, and send some rows to a poorer start.
-    fine: Every so many angles are searched where only Gauss-Newton follows.
+    Measured on 64 x 64 random slices of 3 x 3 (58 ms on one core, a relative residual of 0.75388) and on as many
+    exact line segments (102 ms, 3e-8).
+
+    coarse: Every so many angles of the grid decide between the starts, 48 in a turn. Twice as many take 65 ms and
+        change the residual of the random slices by 1e-6.
+    fine: Every so many angles are searched where only Gauss-Newton follows. All of them take 80 ms, for 0.75384.
     near: A row is nearly made of line segments if it leaves less than this share of its square at the coarse
-        angles; a random row leaves more. Such a row gets `rounds` searches of all 720 angles in float64, ten times
-        the time of another one.
-    rounds: Of those searches, at most.
-    largest: So many of the largest slices offer their own taps as the profile: one start each.
+        angles, and a random one leaves more. Such a row gets full searches in float64: without, exact ones end at
+        4e-5; with them for all, random ones take 180 ms, for 0.75384.
+    rounds: Of full searches, at most; the rows above need one or two.
+    largest: So many of the largest slices offer their own taps as the profile, one start each: 0.75402 with one.
     steps: Of Gauss-Newton, at most: rows of line segments end at rounding after 4 to 8.
     """
 

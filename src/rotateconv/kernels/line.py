@@ -139,7 +139,9 @@ def tap_splats(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
 
 
 def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Tensor:
-    """The derivative of every splat by the angle, in closed form; with p = ρ(θ)·u(θ)::
+    """The derivative of every splat by the angle, in closed form.
+
+    With p = ρ(θ)·u(θ)::
 
         dS_t/dθ [r,c] = t · (p'_row · Λ'(t·p_row - r) · Λ(t·p_col - c) + p'_col · Λ(t·p_row - r) · Λ'(t·p_col - c))
         Λ'(z) = -sign z for |z| < 1, half of that at |z| = 1, and 0 beyond

@@ -72,7 +72,9 @@ def separable_conv2d(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Every input channel through its line filter, then a pointwise convolution; for each group g of outputs::
+    """Every input channel through its line filter, then a pointwise convolution.
+
+    For each group g of outputs::
 
         output[o] = bias[o] + Σ_i weight[o,i] · (lines[g,i] ∗ input[i])
 

@@ -21,7 +21,9 @@ _NUMBERS_A_PROGRAM = 1024  # over all groups
 
 
 def line_filters(input: Tensor, lines: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """Every input channel through the line filter of each group::
+    """Every input channel through the line filter of each group.
+
+    ::
 
         output[g, n, i] = lines[g, i] ∗ input[n, i]
 

@@ -91,6 +91,7 @@ class DenseNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The scores (N, num_classes) of images (N, in_channels, H, W)."""
         features = F.relu(self.norm(self.blocks(self.stem(images))))
         logits: Tensor = self.classifier(features.mean((-2, -1)))
         return logits
@@ -108,6 +109,7 @@ class DenseLayer(nn.Sequential):
         _append(self, in_channels, conv(in_channels, growth, 3, padding=1, bias=False), dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input (N, C, H, W) with its new channels behind it, (N, C + growth, H, W)."""
         new: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return torch.cat((x, new), 1)
 

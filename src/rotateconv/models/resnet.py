@@ -72,6 +72,7 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(inputs, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The scores (N, num_classes) of images (N, in_channels, H, W)."""
         features = self.stages(F.relu(self.norm(self.stem(images))))
         logits: Tensor = self.classifier(features.mean((-2, -1)))
         return logits
@@ -89,6 +90,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if stride == 1 else ShortcutA(out_channels - in_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -102,7 +104,9 @@ class ShortcutA(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, in + extra_channels, H / stride, W / stride)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
 
     def extra_repr(self) -> str:
+        """The arguments of the call that builds this module."""
         return f"{self.extra_channels}, {self.stride}"

@@ -176,8 +176,10 @@ def describe_packed(path: str | Path) -> PackedDescription:
 
 
 def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, RotateConfig]]:
-    """Arguments of build_model, and the layers that have to be put into what it builds; None and all layers where
-    that would not be this model."""
+    """Arguments of build_model, and the layers to put into what it builds.
+
+    None and all layers of the model, where that would not give this model.
+    """
     build = getattr(model, "build_arguments", None)
     if build is not None:
         built = _build(build)

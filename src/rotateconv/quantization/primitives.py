@@ -11,7 +11,9 @@ EXPONENT_RANGE = (-8 * 126, 8 * 127)  # of scales, in eighths of an octave: the 
 
 
 def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The nearest codes c and scale exponents e, symmetric, for every slice o of the first dimension::
+    """The nearest codes c and scale exponents e, symmetric, for every slice o of the first dimension.
+
+    ::
 
         ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8),   |c| <= m = 2^(bits-1) - 1
 
