@@ -22,6 +22,12 @@ def fixed_state() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def own_configuration_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes what the user who runs it has named before."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+
+
 @pytest.fixture
 def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's convolutions in float32, not in TF32, whose 11 bits would hide a wrong kernel."""

@@ -1,14 +1,22 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read only where they are what they say."""
 
+import errno
+import json
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rotateconv.errors import InputError
 
 TEMPORARY = ".tmp"
 """Among the suffixes of a file that is not whole yet; a process that is killed leaves it behind."""
+
+JSON_BYTES = 2**26
+"""Largest JSON file that is read: a run's metrics of ten thousand epochs have a tenth of it."""
 
 
 @contextmanager
@@ -24,7 +32,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ValueError: If the disk takes nothing there.
 
     Example:
-        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with atomic_write(Path(folder) / "model.bin") as temporary:
         ...         _ = temporary.write_bytes(b"all of it")
@@ -44,12 +51,60 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_replace(target: Path) -> Iterator[Path]:
     """The same as `atomic_write`, for a caller with sentences of its own: an OSError stays what it is."""
-    # The ending stays last, because some writers look at it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY}{target.suffix}")
+    # A random name that did not exist: nobody can have put a link there. The ending stays last, since writers look at
+    # it.
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f"{TEMPORARY}{target.suffix}", dir=target.parent)
+    temporary = Path(name)
     try:
+        os.close(handle)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's are for their owner alone
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_regular(path: Path, largest: int, *, size: int | None = None) -> bytes:
+    """Return the bytes of a regular file, whose size is looked at before any memory is taken.
+
+    Args:
+        path: Of the file; a link is followed, a device or a pipe is refused without a wait.
+        largest: Number of bytes above which it is refused.
+        size: That it must have, where that is known.
+
+    Raises:
+        OSError: If it is missing, no regular file, too large or of another size; `strerror` says so.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if size is not None and found.st_size != size:
+            raise OSError(errno.EINVAL, f"it has {found.st_size:,} bytes and should have {size:,}", str(path))
+        if found.st_size > largest:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than the {largest:,} allowed", str(path))
+        return file.read(found.st_size)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return what a JSON text holds; ValueError for anything else, brackets nested without end included.
+
+    Example:
+        >>> parse_json("[" * 100_000)
+        Traceback (most recent call last):
+        ValueError: it is nested too deeply
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _umask() -> int:
+    """The process's; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

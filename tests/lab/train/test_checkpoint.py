@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -144,9 +146,9 @@ def die_before_change(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
         return call
 
     for owner, name in [
-        *((Path, method) for method in ("open", "replace", "unlink", "mkdir")),
+        *((Path, method) for method in ("open", "replace", "unlink", "mkdir", "rmdir")),
         (runs.os, "fsync"),
-        (checkpoint.shutil, "rmtree"),
+        (checkpoint.tempfile, "mkdtemp"),
     ]:
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
 
@@ -224,3 +226,103 @@ def test_loading_never_runs_code(tmp_path: Path, raw: bool) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"every checkpoint in .* is damaged"):
         load_checkpoint(tmp_path)
+
+
+def saved(folder: Path) -> Path:
+    """A checkpoint of a small layer."""
+    return save_checkpoint(folder, {"model": nn.Linear(2, 2)}, {"step": 1})
+
+
+def test_folders_of_others_are_never_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    saved(folder)
+    kept = {folder / name / "thesis.txt" for name in ("2019", "2020", "9999", "0000001", ".000009.tmp")}
+    for file in kept:
+        file.parent.mkdir()
+        file.write_text("ten years of work")
+    mixed = folder / "000002"
+    shutil.copytree(folder / "000001", mixed)
+    (mixed / "thesis.txt").write_text("in a checkpoint")
+    for _ in range(5):
+        saved(folder)
+    checkpoint.remove_checkpoints(folder)
+    assert all(file.read_text() == "ten years of work" for file in kept)
+    assert [path.name for path in mixed.iterdir()] == ["thesis.txt"]
+    assert not list(folder.glob("00000[3-9]"))
+
+
+def test_a_link_in_the_place_of_the_checkpoints_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for _ in range(2):
+        saved(elsewhere)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(elsewhere)
+    for action in (load_checkpoint, saved, checkpoint.remove_checkpoints):
+        with pytest.raises(RunError, match="checkpoints is a link, and checkpoints are kept in the run folder itself"):
+            action(tmp_path / "run" / "checkpoints")
+    assert len(list_checkpoints(elsewhere)) == 2
+
+
+def test_a_checkpoint_that_is_a_link_is_neither_read_nor_removed(tmp_path: Path) -> None:
+    target = saved(tmp_path / "elsewhere")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "000001").symlink_to(target)
+    assert list_checkpoints(folder) == []
+    for _ in range(4):
+        saved(folder)
+    assert load_checkpoint(tmp_path / "elsewhere") is not None
+
+
+@pytest.mark.parametrize("kind", ["/dev/zero", "fifo", "link", "../000001/model.safetensors", "sparse", "wrong size"])
+def test_a_manifest_that_names_no_file_of_its_own_is_damage(tmp_path: Path, kind: str) -> None:
+    saved(tmp_path)
+    path = saved(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    weights = path / "model.safetensors"
+    if kind == "fifo":
+        weights.unlink()
+        os.mkfifo(weights)
+    elif kind == "link":
+        weights.unlink()
+        weights.symlink_to(tmp_path / "000001" / "model.safetensors")
+    elif kind == "sparse":
+        with weights.open("r+b") as file:
+            file.truncate(2**40)
+        manifest["bytes"]["model.safetensors"] = 2**40
+    elif kind == "wrong size":
+        manifest["bytes"]["model.safetensors"] += 1
+    else:
+        manifest["sha256"][kind] = "0" * 64
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.damaged) == ("000001", (path,))
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[" * 100_000, "{}", "[]", '{"sha256": 5}', '{"sha256": {"state.pt": 5}}', '{"sha256": {}}']
+)
+def test_a_manifest_of_anything_is_damage(tmp_path: Path, manifest: str) -> None:
+    saved(tmp_path)
+    (saved(tmp_path) / "manifest.json").write_text(manifest)
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found.path.name == "000001"
+
+
+def test_checkpoints_of_before_sizes_were_stated_load(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["bytes"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state == {"step": 1}
+
+
+def test_a_safetensors_file_of_anybody_is_read(tmp_path: Path) -> None:
+    tensors = {"weight": torch.ones(2), "bias": torch.zeros(2)}
+    data = safetensors.torch.save(tensors, metadata={"format": "pt", "author": "weight of the world", "bias": "weight"})
+    assert_equal(read_weights(data), tensors)
+    assert_equal(read_weights(safetensors.torch.save(tensors)), tensors)

@@ -4,10 +4,11 @@ A run's folder `checkpoints` holds numbered folders. Each is filled under a temp
 crash leaves the earlier ones untouched; its `manifest.json` has the SHA-256 of every file, so damage is seen.
 """
 
+import contextlib
 import hashlib
 import io
-import json
-import shutil
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from rotateconv._files import JSON_BYTES, TEMPORARY, parse_json, read_regular
 from rotateconv.errors import InputError, RunError
 from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 
 KEEP = 2
+MANIFEST = "manifest.json"
+LARGEST = 2**36
+"""Bytes of a checkpoint's file above which it is refused."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +53,39 @@ def save_checkpoint(folder: Path, models: Mapping[str, nn.Module], state: Mappin
 
     Args:
         folder: where the checkpoints of the run are.
-        models: nets by name; each becomes NAME.safetensors.
+        models: models by name; each becomes NAME.safetensors.
         state: nested dicts and lists of tensors, numbers, strings and None.
 
     Raises:
-        RunError: the disk takes nothing more; the earlier checkpoints are still there.
+        RunError: the disk takes nothing more; the earlier checkpoints are still there. Or `folder` is a link.
     """
     files = {f"{name}.safetensors": weights_bytes(model) for name, model in models.items()}
     buffer = io.BytesIO()  # torch.save into a file turns a full disk into an unreadable RuntimeError
     torch.save(dict(state), buffer)
     files["state.pt"] = buffer.getvalue()
 
-    numbers = [int(path.name) for path in list_checkpoints(folder)]
-    target = folder / f"{max(numbers, default=0) + 1:06d}"
-    temporary = folder / f".{target.name}.tmp"
+    number = max((_number(path.name) for path in list_checkpoints(folder)), default=0) + 1
+    while os.path.lexists(target := folder / f"{number:06d}"):
+        number += 1  # something of somebody else's has that name
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=folder))
     try:
-        with disk_errors(folder):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
         for name, data in files.items():
             write_bytes(temporary / name, data)
-        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        write_json(temporary / "manifest.json", {"sha256": hashes})
+        manifest = {
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            "bytes": {name: len(data) for name, data in files.items()},
+        }
+        write_json(temporary / MANIFEST, manifest)
         with disk_errors(folder):
+            temporary.chmod(folder.stat().st_mode)  # mkdtemp's are for their owner alone
             temporary.replace(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():
+            _remove(temporary)
     for path in list_checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     return target
 
 
@@ -88,18 +98,78 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            hashes = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-            files = {name: (path / name).read_bytes() for name in hashes}
-            if any(hashlib.sha256(data).hexdigest() != hashes[name] for name, data in files.items()):
-                raise InputError("a file differs from its hash")
+            files = {name: _read_file(path / name, *stated) for name, stated in _read_manifest(path).items()}
             state = torch.load(io.BytesIO(files.pop("state.pt")), map_location="cpu", weights_only=True)
             weights = {name.removesuffix(".safetensors"): read_weights(data) for name, data in files.items()}
+            if not isinstance(state, dict) or "model" not in weights:
+                raise InputError("it holds something else")
             return Checkpoint(path, weights, state, tuple(damaged))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError):
+        # The bytes of anything make the unpickler raise anything.
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, UnpicklingError):
             damaged.append(path)
     if damaged:
         raise RunError(f"every checkpoint in {folder} is damaged: overwrite the run to start again")
     return None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of all checkpoints, the newest last.
+
+    Raises:
+        RunError: `folder` is a link, to what may be anything of anybody's.
+    """
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link, and checkpoints are kept in the run folder itself: remove the link")
+    found = (path for path in folder.glob("[0-9]*") if path.name == f"{_number(path.name):06d}")
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=lambda p: _number(p.name))
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints that a run wrote into its folder, and the folder where nothing else is in it."""
+    for path in list_checkpoints(folder):
+        _remove(path)
+    for path in folder.glob(f".[0-9]*{TEMPORARY}"):
+        _remove(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove what `save_checkpoint` wrote: the files of its names, and the folder if nothing else was in it."""
+    if path.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        (path / MANIFEST).unlink(missing_ok=True)  # first: what is left is no checkpoint any more
+        for file in path.iterdir():
+            if file.name in ("model.safetensors", "average.safetensors", "state.pt") or TEMPORARY in file.suffixes:
+                file.unlink()
+        path.rmdir()
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[str, int | None]]:
+    """Return hash and size of every file of a checkpoint; a manifest of older versions states no sizes."""
+    manifest = parse_json(read_regular(path / MANIFEST, JSON_BYTES))
+    hashes, sizes = manifest["sha256"], manifest.get("bytes", {})
+    stated = {}
+    for name, digest in hashes.items():
+        size = sizes.get(name)
+        if Path(name).name != name or not (size is None or type(size) is int) or type(digest) is not str:
+            raise InputError("its manifest names something else than files of its folder")
+        stated[name] = (digest, size)
+    return stated
+
+
+def _read_file(path: Path, digest: str, size: int | None) -> bytes:
+    if path.is_symlink():
+        raise InputError("a file is a link")
+    data = read_regular(path, LARGEST, size=size)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise InputError("a file differs from its hash")
+    return data
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isascii() and name.isdigit() else -1
 
 
 def weights_bytes(model: nn.Module) -> bytes:
@@ -114,21 +184,23 @@ def weights_bytes(model: nn.Module) -> bytes:
             tensors[name] = tensor.detach().cpu().contiguous()
         else:
             aliases[name] = first
-    data: bytes = save_tensors(tensors, metadata=aliases)
+    data: bytes = save_tensors(tensors, metadata={"format": "pt", **aliases})
     return data
 
 
 def read_weights(data: bytes) -> dict[str, Tensor]:
-    """Return the state dict that `weights_bytes` stored; ValueError where the bytes are something else."""
+    """Return the state dict in the bytes of a safetensors file, ours or anybody's.
+
+    Metadata that name a tensor are the other names of that tensor (`weights_bytes`); all else there is left alone.
+
+    Raises:
+        ValueError: the bytes are something else.
+    """
     try:
         tensors: dict[str, Tensor] = load_tensors(data)
         length = int.from_bytes(data[:8], "little")
-        aliases = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        metadata = parse_json(data[8 : 8 + length]).get("__metadata__") or {}
     except safetensors.SafetensorError as error:
         raise InputError(f"expected a safetensors file, but {error}") from None
-    return tensors | {name: tensors[first] for name, first in aliases.items()}
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the folders of all checkpoints, the newest last."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit())
+    others = {name: tensors[first] for name, first in metadata.items() if first in tensors and name not in tensors}
+    return tensors | others
