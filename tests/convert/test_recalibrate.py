@@ -111,3 +111,38 @@ def test_quantizing_with_images_is_rounding_measuring_and_rounding(conv: str) ->
     assert all(torch.equal(value, statistics(net)[name]) for name, value in original.items())
     again = quantize(found, 3, 4).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in found.state_dict().items())
+
+
+class Norms(nn.Module):
+    """A norm that is passed twice, and one that no pass reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+        self.never.running_mean.fill_(7.0)
+        self.never.running_var.fill_(3.0)
+        self.never.num_batches_tracked.fill_(5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.twice(images)
+        return self.twice(images + 10)
+
+
+def test_a_norm_passed_twice_counts_both_and_one_never_passed_stays() -> None:
+    batches = [torch.randn(4, 1, 5, 5) for _ in range(4)]
+    model, expected = Norms(), Norms()
+    recalibrate(model, batches)
+    update_bn(batches, expected)
+    torch.testing.assert_close(model.twice.running_mean, expected.twice.running_mean)
+    torch.testing.assert_close(model.twice.running_var, expected.twice.running_var)
+    assert (model.never.running_mean, model.never.running_var, model.never.num_batches_tracked) == (7.0, 3.0, 5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused_and_change_nothing(bad: float) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the images give the norm '0' statistics that are not finite: look for NaN"):
+        recalibrate(model, [torch.randn(2, 1, 3, 3), torch.full((2, 1, 3, 3), bad)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[0].momentum == 0.1

@@ -1,5 +1,6 @@
 """The statistics of batch norms recalibrated, for a model whose weights were changed after its training."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,8 +20,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
 
         running_mean = Σ n_b mean_b / Σ n_b,    running_var = Σ n_b var_b / Σ n_b
 
-    of its input, where the norms before it already normalize by the batch, as in training. All else, dropout
-    too, is in evaluation mode. Norms that keep no statistics stay as they are.
+    of its input, where the norms before it already normalise by the batch, as in training; one that is passed several
+    times in a batch counts each of them. All else, dropout too, is in evaluation mode. Norms that keep no statistics,
+    or that no batch reaches, stay as they are.
 
     Args:
         model: Its training flags and the momentum of its norms are as before afterwards.
@@ -29,7 +31,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
             kind that the model will see: normalized, not augmented.
 
     Raises:
-        ValueError: If there is no image, or a batch has a single value per channel.
+        ValueError: If there is no image, or a batch has a single value per channel, or the statistics are not finite;
+            all norms are then as before.
 
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1))
@@ -42,29 +45,47 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
         2019, re-tunes the statistics in this way after quantization; `torch.optim.swa_utils.update_bn`
         does it for averaged weights, with dropout as in training.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    seen = 0
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+    momenta = {norm: norm.momentum for norm in norms.values()}
+    statistics = {buffer: buffer.clone() for norm in norms.values() for buffer in norm.buffers()}
+    seen: Counter[nn.Module] = Counter()  # by norm: one may be passed twice in a batch, or never
+
+    def average(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        if seen[norm] == 0:
+            norm.reset_running_stats()
+        seen[norm] += len(args[0])
+        norm.momentum = len(args[0]) / seen[norm]
+
+    hooks = [norm.register_forward_pre_hook(average) for norm in norms.values()]
+    images_seen, done = 0, False
     try:
         with evaluating(model):
-            for norm in norms:
+            for norm in norms.values():
                 norm.train()
             for batch in batches:
                 images = batch if isinstance(batch, Tensor) else batch[0]
-                if len(images) == 0:
-                    continue
-                if seen == 0:
-                    for norm in norms:
-                        norm.reset_running_stats()
-                seen += len(images)
-                for norm in norms:
-                    norm.momentum = len(images) / seen
-                model(images)
+                images_seen += len(images)
+                if len(images):
+                    model(images)
+        if images_seen == 0:
+            raise InputError("expected at least one image to measure the statistics on, not 0")
+        for name, norm in norms.items():
+            if not all(bool(value.isfinite().all()) for value in norm.buffers()):
+                raise InputError(f"the images give the norm {name!r} statistics that are not finite: look for NaN")
+        done = True
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for hook in hooks:
+            hook.remove()
+        for norm, momentum in momenta.items():
             norm.momentum = momentum
-    if seen == 0:
-        raise InputError("expected at least one image to measure the statistics on, not 0")
+        if not done:
+            for buffer, value in statistics.items():
+                buffer.copy_(value)
 
 
 @contextmanager

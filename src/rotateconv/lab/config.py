@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rotateconv._files import parse_json
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.keys import KeyValueError, field_of, from_text, read_toml
 from rotateconv.lab.run_config import Bits, RunConfig
@@ -169,8 +170,8 @@ _RENAMED = {
 def from_json(text: str) -> RunConfig:
     """Return the configuration that `to_json` wrote, also that of an older version; ConfigError for anything else."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"the configuration is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"expected a JSON object with the configuration's keys, not {type(values).__name__}")

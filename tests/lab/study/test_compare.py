@@ -337,7 +337,7 @@ def test_one_run_diverges_and_the_next_one_is_done(tmp_path: Path) -> None:
     wild, tame = (event for event in heard if isinstance(event, RunDiverged) or isinstance(event.event, RunEnd))
     assert isinstance(wild, RunDiverged)
     assert (wild.run, tame.run) == ("wild", "tame")
-    assert tame.event.summary == read_json(tmp_path / "tame" / "summary.json")
+    assert tame.event.summary == read_summary(tmp_path / "tame")
     assert any(event.run == "tame" and isinstance(event.event, EpochEnd) for event in heard[1:])
     mistake = Task("odd", make_config("digits", changes={**changes, "teacher": "nowhere"}), tmp_path / "odd")
     with pytest.raises(CommandError, match="nowhere is no run folder") as found:

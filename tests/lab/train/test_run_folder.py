@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rotateconv._files import atomic_replace
-from rotateconv.errors import RunError
+from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.data.sets import load_data
 from rotateconv.lab.train import run_folder as runs
@@ -124,8 +124,43 @@ def test_records_are_cut_back_but_never_invented(run: Path) -> None:
         append_record(run, epoch(number))
     keep_records(run, 2)
     assert read_records(run) == [epoch(1), epoch(2)]
-    with pytest.raises(RunError, match=r"metrics.jsonl has 2 of 3 epochs: overwrite the run"):
+    with pytest.raises(RunError, match=r"metrics.jsonl must have the epochs 1 to 3, not 1, 2: overwrite the run"):
         keep_records(run, 3)
+
+
+def test_epochs_written_twice_are_noticed(run: Path) -> None:
+    for number in (1, 1, 2, 2):
+        append_record(run, epoch(number))
+    with pytest.raises(RunError, match=r"metrics.jsonl must have the epochs 1 to 3, not 1, 1, 2: overwrite the run"):
+        keep_records(run, 3)
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[" * 100_000, b"{"])
+def test_a_line_of_anything_is_one_sentence(run: Path, line: bytes) -> None:
+    (run / "metrics.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(RunError, match=r"line 1 of .*metrics.jsonl is no JSON: remove it or restore the file"):
+        read_records(run)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b'{"lr": '])
+@pytest.mark.parametrize("name", ["config.json", "data.json", "environment.json", "summary.json"])
+def test_json_of_anything_is_one_sentence(run: Path, name: str, content: bytes) -> None:
+    (run / name).write_bytes(content)
+    read = {"config.json": read_config, "environment.json": read_environment, "summary.json": read_summary}
+    with pytest.raises(InputError, match=r"no JSON|not JSON"):
+        read.get(name, lambda run: read_json(run / name))(run)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run: Path) -> None:
+    for name in ("config.json", "metrics.jsonl", "data.json"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    with pytest.raises(RunError, match=r"is no run folder: it has no readable config.json"):
+        read_config(run)
+    with pytest.raises(RunError, match=r"cannot read .*metrics.jsonl: it is no regular file"):
+        read_records(run)
+    with pytest.raises(RunError, match=r"cannot read .*data.json: it is no regular file"):
+        read_json(run / "data.json")
 
 
 def test_nan_never_becomes_json(run: Path) -> None:
@@ -168,7 +203,6 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
 def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
     append_record(run, epoch(1))
     write_json(run / "summary.json", {})
-    (run / "checkpoints" / "000001").mkdir(parents=True)
     (run / "notes.txt").write_text("keep me")
     create_run(run, RunConfig(), {})
     names = {"config.json", "data.json", "environment.json", "notes.txt"}

@@ -1,5 +1,9 @@
 """Laws of stopping and going on: resuming is exact, and a stop of any kind loses nothing."""
 
+import dataclasses
+import hashlib
+import io
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from rotateconv.errors import DivergedError, RunError, RunInterrupted
+from rotateconv.errors import ConfigError, DivergedError, RunError, RunInterrupted
+from rotateconv.lab.config import to_json
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint
@@ -15,7 +20,7 @@ from rotateconv.lab.train.events import Event, RunStart, RunWarning, StepEnd
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.run_folder import read_records
+from rotateconv.lab.train.run_folder import read_config, read_records
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
@@ -224,3 +229,128 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, data: ImageData) -> N
         fit(tiny_config(), tmp_path / "run", data=data, on_event=StopAt(2))
     with pytest.raises(RunError, match="was trained on data with another train: give it the same data"):
         fit(tiny_config(), tmp_path / "run", data=small_digits(train=90), resume=True)
+
+
+def crafted(run: Path, **changes: Any) -> None:
+    """Give the newest checkpoint another state, with the right hash."""
+    path = list_checkpoints(run / "checkpoints")[-1]
+    state = torch.load(path / "state.pt", weights_only=True)
+    state = {key: value for key, value in {**state, **changes}.items() if value is not ...}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    (path / "state.pt").write_bytes(buffer.getvalue())
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"]["state.pt"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    manifest["bytes"]["state.pt"] = len(buffer.getvalue())
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": ...}, {"optimizer": {}}, {"loader": 5}, {"processes": []}, {"processes": [{}]}, {"config": "{"}],
+    ids=str,
+)
+def test_a_state_of_something_else_is_one_sentence(tmp_path: Path, data: ImageData, changes: dict[str, Any]) -> None:
+    config, run = tiny_config(), tmp_path / "run"
+    with pytest.raises(RunInterrupted):
+        fit(config, run, data=data, on_event=StopAt(2))
+    crafted(run, **changes)
+    with pytest.raises(RunError, match=r"the checkpoint .*000001 does not fit this run \(.*\): remove it"):
+        fit(config, run, data=data, resume=True)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.011}, {"batch_size": 16}, {"seed": 9}], ids=str)
+def test_a_configuration_changed_by_hand_is_not_mixed_with_the_first(
+    tmp_path: Path, data: ImageData, change: dict[str, Any]
+) -> None:
+    config, run = tiny_config(), tmp_path / "run"
+    with pytest.raises(RunInterrupted):
+        fit(config, run, data=data, on_event=StopAt(2))
+    other = dataclasses.replace(config, **change)
+    (run / "config.json").write_text(to_json(other))
+    (key,) = change
+    with pytest.raises(RunError, match=rf"config.json was changed since the run began, {key} .*: restore it, or"):
+        fit(other, run, data=data, resume=True)
+
+
+def test_a_finished_run_with_other_weights_is_no_success(tmp_path: Path, data: ImageData) -> None:
+    config, run = tiny_config(), tmp_path / "run"
+    fit(config, run, data=data)
+    weights = run / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-10], whole[:-1] + bytes([whole[-1] ^ 1])):
+        weights.write_bytes(damaged)
+        for use in (lambda: fit(config, run, data=data, resume=True), lambda: load_run(run)):
+            with pytest.raises(RunError, match=r"model.safetensors"):
+                use()
+    weights.write_bytes(whole)
+    fit(config, run, data=data, resume=True)
+
+
+def test_an_unfinished_run_says_that_its_newest_weights_are_damaged(tmp_path: Path, data: ImageData) -> None:
+    config, run = tiny_config(), tmp_path / "run"
+    with pytest.raises(RunInterrupted):
+        fit(config, run, data=data, on_event=StopAt(6))
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    (newest / "model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match=rf"the checkpoint {newest} is damaged: this is .*000001"):
+        load_run(run)
+
+
+def test_two_processes_in_one_folder_do_not_mix(tmp_path: Path, data: ImageData) -> None:
+    config, run = tiny_config(), tmp_path / "run"
+
+    def second(event: Event) -> None:
+        if isinstance(event, StepEnd) and event.step == 2:
+            with pytest.raises(RunError, match="run is being trained by process"):
+                fit(config, run, data=data, resume=True)
+
+    summary = fit(config, run, data=data, on_event=second)
+    assert [record.epoch for record in read_records(run)] == [1, 2, 3]
+    assert fit(config, run, data=data, resume=True) == summary
+
+
+def test_sigterm_saves_like_ctrl_c(tmp_path: Path, data: ImageData) -> None:
+    def terminate(event: Event) -> None:
+        if isinstance(event, StepEnd) and event.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(RunInterrupted, match="after step 2 of 12"):
+        fit(tiny_config(), tmp_path / "run", data=data, on_event=terminate)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] == 2
+
+
+EVIL = """
+from pathlib import Path
+Path("executed").touch()
+def net():
+    raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize("factory", ["run.notes:net", "os:getpid"])
+def test_a_folder_never_has_its_code_run(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(tiny_config(), "run", data=data)
+    Path("run", "notes.py").write_text(EVIL)
+    config = json.loads(Path("run", "config.json").read_text())
+    Path("run", "config.json").write_text(json.dumps({**config, "factory": factory}))
+    fresh = dataclasses.replace(tiny_config(), teacher="run")
+    for use in (lambda: load_run("run"), lambda: fit(fresh, "other", data=data), lambda: read_config(Path("run"))):
+        with pytest.raises(RunError, match=rf"config.json wants to import and call '{factory}', which runs that code"):
+            use()
+    assert not Path("executed").exists()
+    # Named by the user, it runs; that it ends the process is a sentence, not success.
+    with pytest.raises(ConfigError, match=f"cannot build a (model|net) with {factory}|must return an nn.Module"):
+        fit(dataclasses.replace(tiny_config(), factory=factory), "other", data=data)
+
+
+def test_an_index_among_the_buffers_has_no_average(tmp_path: Path, data: ImageData) -> None:
+    fit(tiny_config(conv="mask4", ema_decay=0.9), tmp_path / "run", data=data)
+    weights = load_checkpoint(tmp_path / "run" / "checkpoints").weights
+    kept = [name for name, tensor in weights["model"].items() if not tensor.is_floating_point()]
+    assert any(name.endswith("position") for name in kept)
+    for name in kept:
+        assert torch.equal(weights["average"][name], weights["model"][name])

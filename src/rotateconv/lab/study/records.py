@@ -132,7 +132,7 @@ def read_run(folder: Path, failed: str | None = None) -> RunRecord:
     Raises:
         RunError: A file is missing or damaged.
     """
-    config = read_config(folder)
+    config = read_config(folder, trusting=True)
     defaults = RunConfig()
     changes: dict[str, Any] = {key: getattr(defaults, key) for key in PLACES}
     changes |= {key: Path(source).name for key in _SOURCES if (source := getattr(config, key)) is not None}

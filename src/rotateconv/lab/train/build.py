@@ -112,7 +112,7 @@ def build_from(factory: str) -> nn.Module:
         for name in path.split("."):
             found = getattr(found, name)
         net = found()  # type: ignore[operator]
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and leave
         raise ConfigError(f"cannot build a net with {factory}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{factory} must return an nn.Module, not {type(net).__name__}")

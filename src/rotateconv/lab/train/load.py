@@ -1,21 +1,24 @@
 """A run folder's net: built from its configuration, and loaded with its weights."""
 
+import hashlib
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from rotateconv._files import read_regular
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.build import build_configured
-from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
+from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
-from rotateconv.lab.train.run_folder import CHECKPOINTS, WEIGHTS, read_config, read_json
+from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_json, read_summary
 from rotateconv.quantization.pack import pack
 
 CALIBRATION = 2048
@@ -54,16 +57,7 @@ def load_run(run: str | Path) -> TrainedRun:
     run = Path(run)
     config = read_config(run)
     data = DataDescription.from_record(read_json(run / "data.json"))
-    if (run / WEIGHTS).is_file():
-        try:
-            weights = read_weights((run / WEIGHTS).read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read the weights {run / WEIGHTS}: {error}") from None
-    else:
-        checkpoint = load_checkpoint(run / CHECKPOINTS)
-        if checkpoint is None:
-            raise RunError(f"the run in {run} has no weights yet: resume it")
-        weights = checkpoint.weights.get("average", checkpoint.weights["model"])
+    weights = final_weights(run) if (run / WEIGHTS).exists() else _last_weights(run)
     # The initial weights are drawn and thrown away: without the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         net = build_configured(config, data)
@@ -72,6 +66,36 @@ def load_run(run: str | Path) -> TrainedRun:
     except RuntimeError as error:
         raise RunError(f"the weights in {run} do not fit its configuration: {error}") from None
     return TrainedRun(config, net.eval(), data)
+
+
+def final_weights(run: Path) -> dict[str, Tensor]:
+    """Return the weights of a run that is finished, or that ended before its summary was written.
+
+    Raises:
+        RunError: they cannot be read, or are not those that the summary names.
+    """
+    path = run / WEIGHTS
+    try:
+        data = read_regular(path, LARGEST)
+        weights = read_weights(data)
+    except OSError as error:
+        raise RunError(f"cannot read the weights {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"cannot read the weights {path}: {error}") from None
+    expected = read_summary(run).weights_sha256 if (run / SUMMARY).exists() else None
+    if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+        raise RunError(f"the weights {path} are not those that the run wrote: restore the file")
+    return weights
+
+
+def _last_weights(run: Path) -> dict[str, Tensor]:
+    """Return the weights of a run that is not finished, and warn where its newest ones are damaged."""
+    checkpoint = load_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise RunError(f"the run in {run} has no weights yet: resume it")
+    for path in checkpoint.damaged:
+        warnings.warn(f"the checkpoint {path} is damaged: this is {checkpoint.path}", stacklevel=3)
+    return checkpoint.weights.get("average", checkpoint.weights["model"])
 
 
 def pack_model(

@@ -4,12 +4,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rotateconv._files import JSON_BYTES, parse_json, read_regular, replacing
+from rotateconv._files import JSON_BYTES, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
 
 LOCK = ".lock"
@@ -34,7 +34,7 @@ def locked(run: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write in {run}: {error.strerror}") from error
     try:
-        with replacing(run / OWNER) as temporary:
+        with suppress(OSError), atomic_replace(run / OWNER) as temporary:  # for others to read: it is not what holds
             temporary.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
         yield
     finally:

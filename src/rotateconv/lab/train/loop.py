@@ -3,9 +3,11 @@
 `fit` prints nothing: it hands the events of `rotateconv.lab.train.events` to a callback.
 """
 
+import hashlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -19,11 +21,14 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train import trust
 from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
-from rotateconv.lab.train.checkpoint import load_checkpoint, weights_bytes
+from rotateconv.lab.train.checkpoint import load_checkpoint, remove_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
 from rotateconv.lab.train.interrupts import Interrupts
+from rotateconv.lab.train.load import final_weights
+from rotateconv.lab.train.lock import locked
 from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
 from rotateconv.lab.train.pretrained import StartingPoint
 from rotateconv.lab.train.run_folder import (
@@ -34,6 +39,7 @@ from rotateconv.lab.train.run_folder import (
     append_record,
     check_run,
     create_run,
+    disk_errors,
     keep_records,
     note_resumption,
     read_json,
@@ -198,17 +204,22 @@ def fit(
     """
     run = Path(out)
     check_run(run, config, resume=resume, overwrite=overwrite)
+    if config.factory is not None and not resume:
+        trust.allow(config.factory)  # the user's word; of a folder that goes on it was asked for when that was read
     if resume and (run / SUMMARY).is_file():
+        final_weights(run)
         return read_summary(run)
     accelerator = start_accelerator(config)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts:
+    with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
         images = data if data is not None else load_images(config)
         if resume:
             state = build_state(config, accelerator, images, run=run)
         else:
             state = build_state(config, accelerator, images, start=start)
+        if accelerator.is_main_process:
+            held.enter_context(_held(run, config, resume=resume, overwrite=overwrite))
         _begin(state, run, resume, report)
         watch = TrainingMonitor(state, run / CHECKPOINTS, report, interrupts)
         while state.epoch < config.epochs:
@@ -218,13 +229,24 @@ def fit(
                 append_record(run, record)
             report(EpochEnd(record))
             watch.after_epoch()
+        weights = weights_bytes(state.result)
         if accelerator.is_main_process:
-            write_bytes(run / WEIGHTS, weights_bytes(state.result))
-        summary = _summary(state, run)
+            write_bytes(run / WEIGHTS, weights)
+        summary = _summary(state, run, weights)
         if accelerator.is_main_process:
             write_summary(run, summary)  # last: a run with a summary is finished
         report(RunEnd(summary))
         return summary
+
+
+@contextmanager
+def _held(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the run folder; what was checked before may have changed until it was held, so it is checked again."""
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+    with locked(run):
+        check_run(run, config, resume=resume, overwrite=overwrite)
+        yield
 
 
 def _reporter(on_event: OnEvent | None, interrupts: Interrupts) -> OnEvent:
@@ -253,6 +275,7 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
             keep_records(run, 0 if checkpoint is None else checkpoint.state["epoch"])
             note_resumption(run, 0 if checkpoint is None else checkpoint.state["step"])
         else:
+            remove_checkpoints(run / CHECKPOINTS)
             create_run(run, state.config, state.data.to_record())
             if state.config.source is not None:
                 write_bytes(run / INITIAL, weights_bytes(state.model))
@@ -282,7 +305,7 @@ def _check_data(run: Path, data: DataDescription) -> None:
         raise RunError(f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data")
 
 
-def _summary(state: TrainingState, run: Path) -> RunSummary:
+def _summary(state: TrainingState, run: Path, weights: bytes) -> RunSummary:
     """Evaluate on the test split, the only time, and gather what the run found; the same on every process."""
     records = read_records(run)
     test = evaluate_split(state, state.test)
@@ -303,4 +326,5 @@ def _summary(state: TrainingState, run: Path) -> RunSummary:
         images_per_second=statistics.median(record.images_per_second for record in records),
         peak_memory_bytes=max(record.peak_memory_bytes for record in records),
         test_confusion=tuple(map(tuple, test.confusion.tolist())),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )

@@ -4,17 +4,18 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rotateconv._files import TEMPORARY, atomic_replace
+from rotateconv._files import JSON_BYTES, TEMPORARY, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, differences, from_json, to_json
 from rotateconv.lab.plain import from_json as from_plain
 from rotateconv.lab.plain import to_json as to_plain
+from rotateconv.lab.train import trust
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
+from rotateconv.lab.train.lock import LOCK, OWNER
 from rotateconv.lab.train.run_results import SAID_ELSEWHERE, EpochRecord, RunSummary
 
 Record = dict[str, Any]
@@ -54,15 +55,18 @@ def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) ->
     if resume and not exists:
         raise RunError(f"there is no run to resume in {run}: no config.json; leave resume out to start one")
     if resume:
-        changed = differences(read_config(run), config)
-        changed = {key: pair for key, pair in changed.items() if key not in _FREE_KEYS}
-        if changed:
-            told = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())
-            raise RunError(f"the run in {run} has {told}: resume it unchanged or choose another folder")
+        if changed := changed_keys(read_config(run, factory=config.factory), config):
+            raise RunError(f"the run in {run} has {changed}: resume it unchanged or choose another folder")
     elif exists and not overwrite:
         raise RunError(f"{run} holds a run already: resume it, overwrite it or choose another folder")
     elif not exists and run.exists() and not (run.is_dir() and all(_ours(path) for path in run.iterdir())):
         raise RunError(f"{run} exists and is no run folder: choose another folder")
+
+
+def changed_keys(before: RunConfig, now: RunConfig) -> str:
+    """Return which keys of a run that goes on are others than before, as a part of a sentence; empty for none."""
+    changed = {key: pair for key, pair in differences(before, now).items() if key not in _FREE_KEYS}
+    return ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())
 
 
 def create_run(run: Path, config: RunConfig, data: Record) -> None:
@@ -70,7 +74,6 @@ def create_run(run: Path, config: RunConfig, data: Record) -> None:
     with disk_errors(run):
         for name in _FILES:
             (run / name).unlink(missing_ok=True)
-        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
         run.mkdir(parents=True, exist_ok=True)
     write_json(run / "data.json", data)
     write_json(run / "environment.json", EnvironmentHistory.of(Environment.now()).to_json())
@@ -91,17 +94,28 @@ def read_environment(run: Path) -> EnvironmentHistory:
     return EnvironmentHistory.from_json(read_json(path), path)
 
 
-def read_config(run: Path) -> RunConfig:
+def read_config(run: Path, *, factory: str | None = None, trusting: bool = False) -> RunConfig:
     """Return the configuration of a run folder.
 
+    Args:
+        run: the folder, which may be anybody's.
+        factory: that the user has named now; the file may name the same.
+        trusting: for a caller that only shows the configuration and never builds its model.
+
     Raises:
-        RunError: there is none.
+        RunError: there is none, or it names a function that the user never named (`rotateconv.lab.train.trust`).
         ConfigError: it is damaged.
     """
+    path = run / "config.json"
     try:
-        return from_json((run / "config.json").read_text(encoding="utf-8"))
+        config = from_json(read_regular(path, JSON_BYTES).decode("utf-8"))
     except OSError:
         raise RunError(f"{run} is no run folder: it has no readable config.json") from None
+    except UnicodeDecodeError:
+        raise RunError(f"{path} is no JSON: restore it or write it again") from None
+    if config.factory is not None and config.factory != factory and not trusting:
+        trust.check(config.factory, path)
+    return config
 
 
 def append_record(run: Path, record: EpochRecord) -> None:
@@ -119,12 +133,15 @@ def read_records(run: Path) -> list[EpochRecord]:
         RunError: Another line is damaged.
     """
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    try:
+        lines = read_regular(path, JSON_BYTES).split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
+            value = parse_json(line)
+        except ValueError:
             raise RunError(f"line {number} of {path} is no JSON: remove it or restore the file") from None
         records.append(from_plain(EpochRecord, value, f"line {number} of {path}"))
     return records
@@ -133,9 +150,11 @@ def read_records(run: Path) -> list[EpochRecord]:
 def keep_records(run: Path, epochs: int) -> None:
     """Cut metrics.jsonl back to its first `epochs` lines, to go on there; RunError if there are fewer."""
     records = read_records(run)
-    if len(records) < epochs:
-        raise RunError(f"{run / 'metrics.jsonl'} has {len(records)} of {epochs} epochs: overwrite the run")
-    write_bytes(run / "metrics.jsonl", "".join(map(_line, records[:epochs])).encode())
+    kept = records[:epochs]
+    if [record.epoch for record in kept] != list(range(1, epochs + 1)):
+        found = ", ".join(str(record.epoch) for record in kept) or "none"
+        raise RunError(f"{run / 'metrics.jsonl'} must have the epochs 1 to {epochs}, not {found}: overwrite the run")
+    write_bytes(run / "metrics.jsonl", "".join(map(_line, kept)).encode())
 
 
 def _line(record: EpochRecord) -> str:
@@ -176,7 +195,7 @@ def read_json_list(path: Path) -> list[object]:
 
 def _parsed(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_regular(path, JSON_BYTES))
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
@@ -204,4 +223,4 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def _ours(path: Path) -> bool:
     """Whether a creation that was cut off can have left this file."""
-    return path.name in _FILES or (path.name.startswith(".") and TEMPORARY in path.suffixes)
+    return path.name in (*_FILES, LOCK, OWNER) or (path.name.startswith(".") and TEMPORARY in path.suffixes)

@@ -53,6 +53,7 @@ class RunSummary(Plain):
         seconds_per_epoch, images_per_second: Medians.
         peak_memory_bytes: Of the process.
         test_confusion: [true][predicted] counts images; None where it was left out, as in a study's record.
+        weights_sha256: Of model.safetensors; None in runs of version 0.1.
     """
 
     steps: int
@@ -68,6 +69,7 @@ class RunSummary(Plain):
     images_per_second: float
     peak_memory_bytes: int
     test_confusion: tuple[tuple[int, ...], ...] | None = None
+    weights_sha256: str | None = None
 
 
 SAID_ELSEWHERE = frozenset(("recipe", "model", "conv", "lines", "width", "dataset", "seed", "epochs", "last", "data"))

@@ -1,6 +1,6 @@
 """All that changes while a model is trained, and how it is built, saved and restored."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +14,22 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rotateconv.errors import ConfigError
-from rotateconv.lab.config import RunConfig
+from rotateconv.errors import ConfigError, RunError
+from rotateconv.lab.config import RunConfig, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
+from rotateconv.lab.train.run_folder import changed_keys
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.nn.batched import batched_kernels
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass
@@ -172,8 +175,7 @@ def build_state(
     model = model.to(accelerator.device).to(memory_format=layout)
     average = None
     if config.ema_decay is not None:
-        update = get_ema_multi_avg_fn(config.ema_decay)
-        average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+        average = AveragedModel(model, multi_avg_fn=_exponential_average(config.ema_decay), use_buffers=True)
     teacher = None
     if config.teacher is not None:
         given = None if start is None else start.teacher
@@ -229,6 +231,20 @@ def build_state(
     )
 
 
+def _exponential_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Return what an AveragedModel updates its tensors by: an index or a count among the buffers has no average."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: Tensors, current: Tensors, number: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, number)
+        else:
+            for mine, other in zip(averaged, current, strict=True):
+                mine.copy_(other)
+
+    return update
+
+
 def angle_movement(state: TrainingState) -> tuple[float, float, tuple[float, ...]] | None:
     """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
     pairs = zip(_angles(state.model), state.start_angles, strict=True)
@@ -255,6 +271,7 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
     if state.average is not None:
         models["average"] = state.average.module
     rest = {
+        "config": to_json(state.config),
         "step": state.step,
         "epoch": state.epoch,
         "loader": state.batches.state_dict(),
@@ -267,7 +284,35 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
 
 
 def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Put a fresh state where the checkpoint was written."""
+    """Put a fresh state where the checkpoint was written.
+
+    Raises:
+        RunError: it is of another configuration or model.
+    """
+    rest = checkpoint.state
+    try:
+        _check_config(state.config, rest)
+        _restore(state, checkpoint)
+    # A file of the right hash can hold anything.
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"the checkpoint {checkpoint.path} does not fit this run ({reason}): remove it, or overwrite the run"
+        ) from error
+
+
+def _check_config(config: RunConfig, rest: Mapping[str, Any]) -> None:
+    """Raise RunError unless the run began with this configuration; checkpoints of before it was kept pass."""
+    if "config" not in rest:
+        return
+    changed = changed_keys(from_json(rest["config"]), config)
+    if changed:
+        raise RunError(f"config.json was changed since the run began, {changed}: restore it, or overwrite the run")
+
+
+def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     rest = checkpoint.state
     state.model.load_state_dict(checkpoint.weights["model"])
     if state.average is not None:

@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from rotateconv._files import JSON_BYTES, parse_json, read_regular, replacing
+from rotateconv._files import JSON_BYTES, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
 
 _allowed: set[tuple[str, str]] = set()  # by this process, where no record can be kept
@@ -27,7 +27,7 @@ def allow(factory: str) -> None:
         return
     with contextlib.suppress(OSError):  # a disk that takes nothing: it holds for this process
         record.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(record) as temporary:
+        with atomic_replace(record) as temporary:
             temporary.write_text(json.dumps(sorted({*_recorded(), pair}), indent=2) + "\n", encoding="utf-8")
 
 
