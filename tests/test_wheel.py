@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def needed(*names: str) -> set[str]:
-    """The distributions that these need, themselves included, without extras; those that are not installed are left out."""
+    """The installed distributions that these need without extras, themselves included."""
     found: set[str] = set()
     ahead = list(names)
     while ahead:
@@ -31,7 +31,7 @@ def needed(*names: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that holds the wheel, torch and safetensors with what they need, and nothing else."""
+    """The Python of an environment that holds the wheel, torch and safetensors with what they need, no more."""
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     # Without the network: hatchling builds the wheel, the pip of this environment installs it in the other one.
