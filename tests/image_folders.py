@@ -56,7 +56,7 @@ def refusal(root: Path, **options: object) -> str:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(*args: object) -> None:
+    def decode(*args: object, **options: object) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(folder, "decode_images", decode)

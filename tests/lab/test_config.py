@@ -41,6 +41,7 @@ OTHER = {
     "image_size": 48,
     "svhn_extra": True,
     "skip_bad_images": True,
+    "max_image_pixels": 1000,
     "mean": (0.1, 0.2, 0.3),
     "std": (0.4, 0.5, 0.6),
     "augment": "fast",

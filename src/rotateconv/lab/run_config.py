@@ -107,6 +107,8 @@ class RunConfig:
     """Train on SVHN's 531,131 extra images too."""
     skip_bad_images: bool = False
     """Leave out images of a folder that do not decode."""
+    max_image_pixels: Annotated[int | None, Ge(1)] = None
+    """Pixels of an image of a folder above which it is refused; none for 50 million, half a gigabyte to decode."""
     mean: Numbers | None = None
     """Of each channel, of images between 0 and 1; none computes it from the images."""
     std: Numbers | None = None

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from image_folders import CLASSES, check_holds, forbid_decoding, held, refusal, write_folder
 from rotateconv.lab.data import load_data
+from rotateconv.lab.data.decode import decode_image
 
 REAL = os.environ.get("ROTATECONV_DATA")
 
@@ -43,7 +44,8 @@ def test_the_name_is_that_of_the_folder_however_it_is_given(root: Path, monkeypa
 
 
 def test_hidden_files_are_left_out_and_folders_in_classes_are_read(root: Path) -> None:
-    for hidden in (root / "train" / ".DS_Store", root / "train" / "cat" / ".DS_Store"):
+    names = (".DS_Store", "._0.jpg", "Thumbs.db", "desktop.ini")
+    for hidden in (root / "train" / ".DS_Store", *(root / "train" / "cat" / name for name in names)):
         hidden.write_text("no image")
     for hidden in (root / "train" / ".git", root / "train" / "cat" / ".git"):
         hidden.mkdir()
@@ -51,7 +53,8 @@ def test_hidden_files_are_left_out_and_folders_in_classes_are_read(root: Path) -
     inner = root / "train" / "cat" / "more" / "inside"
     inner.mkdir(parents=True)
     shutil.move(root / "train" / "cat" / "3.png", inner / "3.png")
-    data = load_data("folder", root)
+    with pytest.warns(UserWarning, match=r"left out 5 hidden files \(train/cat/.* and 2 more\)"):
+        data = load_data("folder", root)
     (inner / "3.png").rename(root / "train" / "cat" / "3.png")
     check_holds(data, root)
 
@@ -246,3 +249,90 @@ def test_real_cifar10_as_a_folder() -> None:
     assert data.validation.labels.bincount().tolist() == [500] * 10
     assert data.mean == pytest.approx((0.4913, 0.4821, 0.4465), abs=1e-3)
     assert data.std == pytest.approx((0.2452, 0.2428, 0.2606), abs=1e-3)
+
+
+RAMP = np.linspace(0, 255, 30).reshape(5, 6).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("image_size", [None, 5])
+@pytest.mark.parametrize("kind", ["png", "tif", "big-endian tif", "pgm"])
+def test_sixteen_bits_are_scaled_and_not_cut_off(root: Path, kind: str, image_size: int | None) -> None:
+    (root / "test" / "bird" / "0.png").unlink()
+    path = root / "test" / "bird" / f"0.{kind.split()[-1]}"
+    wide = RAMP.astype(np.uint16) * 257
+    if kind == "pgm":
+        path.write_bytes(b"P5 6 5 65535\n" + wide.astype(">u2").tobytes())
+    elif kind == "big-endian tif":
+        Image.frombytes("I;16B", (6, 5), wide.astype(">u2").tobytes()).save(path)
+    else:
+        Image.fromarray(wide).save(path)
+    found = decode_image(path, image_size)
+    eight = np.dstack([RAMP] * 3)
+    expected = eight if image_size is None else np.asarray(ImageOps.fit(Image.fromarray(eight), (5, 5), 2))
+    assert np.array_equal(found, expected)
+    load_data("folder", root, image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"), [(RAMP.astype(np.int32) * 257, "32-bit integers"), (RAMP / np.float32(255), "floating-point")]
+)
+def test_numbers_of_an_unknown_range_are_refused(root: Path, numbers: np.ndarray, kind: str) -> None:
+    Image.fromarray(numbers).save(root / "test" / "bird" / "9.tif")
+    message = refusal(root)
+    assert f"bird/9.tif holds {kind}" in message
+    assert message.endswith("whose range the file does not say: convert it to 8 or 16 bits")
+
+
+EXIFS = {
+    "empty": b"Exif\0\0",
+    "garbage": b"Exif\0\0" + bytes(range(40)),
+    "a reference to nowhere": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\xff\xff\x7f\x10\0\0\0\0\0\0\0",
+    "an unknown type": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x4d\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+@pytest.mark.parametrize("exif", EXIFS, ids=str)
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_broken_exif_beside_whole_pixels_is_passed_over(tmp_path: Path, suffix: str, exif: str) -> None:
+    path, plain = tmp_path / f"broken.{suffix}", tmp_path / f"plain.{suffix}"
+    picture = Image.fromarray(np.dstack([RAMP] * 3))
+    picture.save(path, exif=EXIFS[exif])
+    picture.save(plain)
+    found = decode_image(path)
+    assert found is not None
+    assert np.array_equal(found, decode_image(plain))
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(root: Path) -> None:
+    Image.new("1", (9000, 9000)).save(root / "test" / "bird" / "9.png")
+    message = refusal(root, image_size=4)
+    assert "bird/9.png has 81,000,000 pixels, more than the 50,000,000 allowed: make it smaller" in message
+    data = load_data("folder", root, image_size=4, max_image_pixels=81_000_000)
+    assert len(data.test) == 7
+
+
+def test_a_pipe_among_the_images_is_refused(root: Path) -> None:
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    assert "train/cat/pipe.png is a pipe or a device and no image: remove it" in refusal(root)
+
+
+def test_a_loop_of_links_is_one_short_sentence(root: Path) -> None:
+    (root / "train" / "cat" / "again").symlink_to(root / "train", target_is_directory=True)
+    message = refusal(root)
+    assert message.endswith("is a link to a folder that it is in: remove it")
+    assert len(message) < 300
+
+
+def test_folders_in_folders_in_folders_are_read(root: Path) -> None:
+    inner, name = root / "train" / "cat", "d/" * 25
+    here = Path.cwd()
+    try:
+        for _ in range(60):  # a system takes no path as long as all of them
+            os.chdir(inner)
+            Path(name).mkdir(parents=True)
+            inner = Path(name)
+        os.chdir(here)
+        check_holds(load_data("folder", root), root)
+    finally:
+        os.chdir(here)

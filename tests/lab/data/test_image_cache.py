@@ -1,14 +1,18 @@
 """The cache of an image folder: when it is used, when it is built again, and where it lies."""
 
+import io
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from image_folders import check_holds, forbid_decoding, held, on_disk, write_folder
+from rotateconv.lab.data import folder as image_folder
 from rotateconv.lab.data import image_cache, load_data
 
 
@@ -25,24 +29,32 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_second_load_comes_from_the_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_data("folder", root)
-    assert [path.name for path in (root / ".rotateconv").iterdir()] == ["full.safetensors"]
+    assert sorted(path.name for path in (root / ".rotateconv").iterdir()) == ["full.key", "full.safetensors"]
     forbid_decoding(monkeypatch)
     second = load_data("folder", root)
     check_holds(second, root)
     assert first.mean == second.mean
 
 
-@pytest.mark.parametrize("change", ["content", "time", "new file", "lost file", "renamed file"])
+@pytest.mark.parametrize("change", ["content", "content with its time kept", "new file", "lost file", "renamed file"])
 def test_changed_files_are_decoded_again(root: Path, change: str) -> None:
     load_data("folder", root)
     path = root / "train" / "cat" / "0.png"
     if change == "content":
         Image.new("RGB", (6, 5), (1, 2, 3)).save(path)
-    elif change == "time":
-        size = path.stat().st_size
-        path.write_bytes((root / "train" / "cat" / "0.png").read_bytes())
-        os.utime(path, (1, 1))
-        assert path.stat().st_size == size
+    elif change == "content with its time kept":  # as rsync -t and tar do
+        before = path.stat()
+        data = bytearray(path.read_bytes())
+        other = np.asarray(Image.open(path)).copy()
+        other[0, 0] ^= 1
+        for level in range(10):
+            stream = io.BytesIO()
+            Image.fromarray(other).save(stream, "png", compress_level=level)
+            if len(stream.getvalue()) <= len(data):
+                break
+        path.write_bytes(stream.getvalue().ljust(len(data), b"\0"))  # what follows the end of a PNG is not read
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     elif change == "new file":
         Image.new("RGB", (6, 5), (1, 2, 3)).save(path.with_name("9.png"))
     elif change == "lost file":
@@ -54,7 +66,40 @@ def test_changed_files_are_decoded_again(root: Path, change: str) -> None:
     assert calls
     for split in ("train", "test"):
         assert held(data, split) == on_disk(root, split)
-    assert len(list((root / ".rotateconv").iterdir())) == 1  # what is out of date is replaced
+    assert len(list((root / ".rotateconv").iterdir())) == 2  # what is out of date is replaced
+
+
+def test_files_that_were_only_touched_or_copied_are_not_decoded_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_data("folder", root)
+    os.utime(root / "train" / "cat" / "0.png", (1, 1))
+    copy = tmp_path / "copy" / "pictures"
+    shutil.copytree(root, copy)
+    forbid_decoding(monkeypatch)
+    for folder in (root, copy):
+        check_holds(load_data("folder", folder), folder)
+    monkeypatch.setattr(image_folder, "_content", lambda *_: pytest.fail("read again"))
+    check_holds(load_data("folder", copy), copy)  # looked at once
+
+
+def test_a_pipe_in_the_place_of_the_cache_is_not_waited_for(root: Path) -> None:
+    (root / ".rotateconv").mkdir()
+    for name in ("full.safetensors", "full.key"):
+        os.mkfifo(root / ".rotateconv" / name)
+    check_holds(load_data("folder", root), root)
+
+
+def test_a_user_without_a_home_folder_has_a_cache_beside_the_images(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    load_data("folder", root)
+    assert (root / ".rotateconv" / "full.safetensors").is_file()
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut off", "a bit of the images", "text", "another file"])

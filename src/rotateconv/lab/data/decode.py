@@ -14,50 +14,84 @@ from rotateconv.errors import DataError
 
 Progress = Callable[[int, int], None]  # images done, images in total
 CHUNK = 64  # images a task: small enough for a smooth progress bar, large enough that tasks cost nothing
+MAX_PIXELS = 50_000_000
+"""Pixels of a file above which it is refused: RGB and what is made of it take ten bytes for each."""
 
 
 @dataclass(frozen=True)
 class Decoded:
     """Images decoded from a list of files.
 
-    Args:
+    Attributes:
         images: (N, 3, H, W), uint8: RGB images of the files that decode, in order.
-        bad: places in the list of the files that do not.
+        bad: Places in the list of the files that do not.
     """
 
     images: Tensor
     bad: tuple[int, ...]
 
 
+def decode_image(path: Path, image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Any:
+    """Return the pixels of an image file as RGB, upright as a viewer shows it.
+
+    16 bits are scaled by 1/257 to 8.
+
+    Args:
+        path: of the file.
+        image_size: height and width in pixels: the shorter side is resized to it and the middle of the longer one
+            kept; None keeps the image as it is.
+        max_pixels: that are decoded at most; a large JPEG is decoded at an eighth of its size where that is plenty.
+
+    Returns:
+        A NumPy array (H, W, 3), uint8; None if the file is no image.
+
+    Raises:
+        DataError: Pillow is missing, the image has too many pixels, or numbers whose range nobody can know.
+    """
+    Image, ImageOps, numpy = _libraries()  # noqa: N806
+    try:
+        with Image.open(path) as image:
+            if image_size is not None:
+                image.draft("RGB", (2 * image_size, 2 * image_size))
+            if image.width * image.height > max_pixels:
+                raise DataError(
+                    f"{path} has {image.width * image.height:,} pixels, more than the {max_pixels:,} allowed: "
+                    "make it smaller, or allow more with --max-image-pixels"
+                )
+            whole = _to_rgb(_upright(image, ImageOps), image.format, path, Image, numpy)
+            if image_size is not None:
+                whole = ImageOps.fit(whole, (image_size, image_size), Image.Resampling.BILINEAR)
+            return numpy.asarray(whole)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error}: make it smaller") from None
+    except Exception:  # a decoder may trip over a broken file in any way
+        return None
+
+
 def decode_images(
-    folder: Path, paths: Sequence[str], image_size: int | None, progress: Progress | None = None
+    folder: Path,
+    paths: Sequence[str],
+    image_size: int | None,
+    progress: Progress | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Decoded:
     """Decode files as RGB, all resized and cropped to `image_size` or all of the same size.
 
     Args:
         folder: what `paths` are relative to.
         paths: of the images.
-        image_size: height and width in pixels; None keeps the images as they are.
+        image_size, max_pixels: as of `decode_image`.
         progress: called as progress(done, total), in the calling thread.
 
     Raises:
-        DataError: If no file decodes, or sizes differ without an `image_size`.
+        DataError: If no file decodes, or sizes differ without an `image_size`, or as of `decode_image`.
     """
-    Image, ImageOps, numpy = _libraries()  # noqa: N806
-    upright = ImageOps.exif_transpose  # as a camera was held: viewers show it so, and so it was labelled
 
     def decode(path: str) -> Any:
-        """(H, W, 3), uint8, or None if the file is no image."""
-        try:
-            with Image.open(folder / path) as image:
-                if image_size is None:
-                    return numpy.asarray(upright(image).convert("RGB"))
-                # A large JPEG is decoded at half, a quarter or an eighth of its size where that is plenty.
-                image.draft("RGB", (2 * image_size, 2 * image_size))
-                whole = upright(image).convert("RGB")
-                return numpy.asarray(ImageOps.fit(whole, (image_size, image_size), Image.Resampling.BILINEAR))
-        except Exception:  # a decoder may trip over a broken file in any way
-            return None
+        return decode_image(folder / path, image_size, max_pixels)
 
     pixels = next((pixels for pixels in map(decode, paths) if pixels is not None), None)
     if pixels is None:
@@ -100,12 +134,32 @@ def decode_images(
     return Decoded(images, tuple(bad))
 
 
+def _upright(image: Any, operations: Any) -> Any:
+    """Turn an image as its camera was held: so viewers show it, and so it was labelled."""
+    try:
+        return operations.exif_transpose(image)
+    except Exception:  # what the EXIF data say is broken, and the pixels may be whole
+        return image
+
+
+def _to_rgb(image: Any, file_format: str | None, path: Path, library: Any, numpy: Any) -> Any:
+    # Pillow opens a PGM of 16 bits, and once opened a PNG, as 32-bit integers, scaled to 16 bits. Its own conversions
+    # of all these cut off at 255.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        values = numpy.asarray(image).astype(numpy.float64)
+        return library.fromarray((values / 257).round().astype(numpy.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise DataError(f"{path} holds {kind}, whose range the file does not say: convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
 def _libraries() -> tuple[Any, Any, Any]:
     try:
         import numpy
         from PIL import Image, ImageOps
     except (ImportError, RuntimeError) as error:
         raise DataError(
-            f"image folders need Pillow and NumPy, which do not import ({error}): pip install 'rotateconv[train]'"
+            f"image folders need Pillow and NumPy, which do not import ({error}): pip install 'rotateconv[lab]'"
         ) from None
     return Image, ImageOps, numpy

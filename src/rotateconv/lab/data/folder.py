@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rotateconv.errors import DataError
-from rotateconv.lab.data.decode import Decoded, Progress, decode_images
+from rotateconv.lab.data.decode import MAX_PIXELS, Decoded, Progress, decode_images
 from rotateconv.lab.data.image_cache import read_cache, write_cache
 from rotateconv.lab.data.image_data import ImageData, Split, build_data
 
@@ -28,7 +29,8 @@ class Listing:
         paths: of all images relative to the folder, those of train first.
         labels: of all images, (N,), int64.
         train_count: how many images are those of train.
-        key: a hash of every path, size and time of change.
+        key: a hash of every path, size, time of change and place on the disk: equal only if nothing was changed.
+        hidden: names of files that were left out.
     """
 
     classes: tuple[str, ...]
@@ -36,9 +38,17 @@ class Listing:
     labels: Tensor
     train_count: int
     key: str
+    hidden: tuple[str, ...] = ()
 
 
-def load_folder(folder: Path, *, image_size: int | None, skip_bad_images: bool, progress: Progress | None) -> ImageData:
+def load_folder(
+    folder: Path,
+    *,
+    image_size: int | None,
+    skip_bad_images: bool,
+    progress: Progress | None,
+    max_image_pixels: int | None = None,
+) -> ImageData:
     """An image folder as RGB images of one size, named after the folder; a tenth of train validates.
 
     Every file below a class folder counts as an image, hidden ones excepted. The decoded images are cached in
@@ -51,6 +61,7 @@ def load_folder(folder: Path, *, image_size: int | None, skip_bad_images: bool, 
             one kept; None keeps the images as they are, and then all must have the same size.
         skip_bad_images: leave out images that do not decode, with a warning that names and counts them.
         progress: called as progress(done, total) while images are decoded; not at all on a cached folder.
+        max_image_pixels: of an image, above which it is refused; None for `MAX_PIXELS`.
 
     Raises:
         DataError: If folders or images are missing or do not agree, or images do not decode.
@@ -60,17 +71,22 @@ def load_folder(folder: Path, *, image_size: int | None, skip_bad_images: bool, 
     try:
         listing = list_folder(folder)
     except OSError as error:  # a link to nowhere, a folder that may not be read
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
-    decoded = read_cache(folder, image_size, listing.key)
+        name = str(error.filename)
+        shown = name if len(name) < 200 else f"{name[:100]}...{name[-60:]}"
+        raise DataError(f"cannot read {shown}: {error.strerror}") from None
+    if listing.hidden:
+        warnings.warn(f"left out {len(listing.hidden)} hidden files ({_first(listing.hidden)})", stacklevel=2)
+    decoded = read_cache(folder, image_size, listing.key, lambda: _content(folder, listing.paths))
     # The cache of an earlier run that skipped images must not skip them silently in this one.
     if decoded is None or (decoded.bad and not skip_bad_images):
-        decoded = decode_images(folder, listing.paths, image_size, progress)
+        limit = MAX_PIXELS if max_image_pixels is None else max_image_pixels
+        decoded = decode_images(folder, listing.paths, image_size, progress, max_pixels=limit)
         if decoded.bad and not skip_bad_images:
             raise DataError(
                 f"{_bad_images(decoded, listing)} do not decode as images: repair or remove them, "
                 "or leave them out with --skip-bad-images"
             )
-        write_cache(folder, image_size, listing.key, decoded)
+        write_cache(folder, image_size, listing.key, _content(folder, listing.paths), decoded)
     if decoded.bad:
         warnings.warn(f"skipped {_bad_images(decoded, listing)} that do not decode as images", stacklevel=2)
     return _build(folder.resolve().name, decoded, listing)
@@ -102,19 +118,20 @@ def list_folder(folder: Path) -> Listing:
         )
     paths: list[str] = []
     labels: list[int] = []
+    hidden: list[str] = []
     digest = hashlib.blake2b(digest_size=16)
     train_count = 0
     for split in SPLITS:
         for label, name in enumerate(classes[split]):
-            found = _files(folder, f"{split}/{name}")
+            found = _files(folder, f"{split}/{name}", hidden)
             if not found:
                 raise DataError(f"the class folder {folder / split / name} is empty: put images in or remove it")
-            digest.update(repr(found).encode())
-            paths += [path for path, _, _ in found]
+            digest.update(repr(found).encode(errors="surrogateescape"))
+            paths += [path for path, *_ in found]
             labels += [label] * len(found)
         train_count = train_count or len(paths)
     every_label = torch.tensor(labels, dtype=torch.int64)
-    return Listing(tuple(classes["train"]), tuple(paths), every_label, train_count, digest.hexdigest())
+    return Listing(tuple(classes["train"]), tuple(paths), every_label, train_count, digest.hexdigest(), tuple(hidden))
 
 
 def _build(name: str, decoded: Decoded, listing: Listing) -> ImageData:
@@ -133,25 +150,49 @@ def _build(name: str, decoded: Decoded, listing: Listing) -> ImageData:
     return build_data(name, listing.classes, train, test, flip=True)
 
 
-def _files(folder: Path, path: str) -> list[tuple[str, int, int]]:
-    """(path, bytes, time of change in ns) of each file below `folder`/`path` that is not hidden, sorted."""
+def _files(folder: Path, path: str, hidden: list[str]) -> list[tuple[str, int, int, int, int]]:
+    """Return what tells each image below `folder`/`path` from a changed one, sorted; hidden ones go to `hidden`.
+
+    That is (path, bytes, time of change and of any change to the file or its name in ns, inode): a copy that keeps
+    the time of change, as of rsync or tar, has another of the last two.
+    """
     found = []
-    # Strings: a Path for each of 60,000 files takes longer than all the rest of a cached load.
-    with os.scandir(f"{folder}/{path}") as entries:
-        for entry in entries:
-            below = f"{path}/{entry.name}"
-            if _hidden(entry.name):
-                continue
-            if entry.is_dir():
-                found += _files(folder, below)
-            else:
+    ahead: list[tuple[str, frozenset[tuple[int, int]]]] = [(path, frozenset())]
+    while ahead:
+        path, above = ahead.pop()
+        place = (folder / path).stat()
+        here = above | {(place.st_dev, place.st_ino)}
+        if here == above:
+            raise DataError(f"{folder / path} is a link to a folder that it is in: remove it")
+        # Strings: a Path for each of 60,000 files takes longer than all the rest of a cached load.
+        with os.scandir(f"{folder}/{path}") as entries:
+            for entry in entries:
+                below = f"{path}/{entry.name}"
+                if _hidden(entry.name):
+                    hidden.append(below)
+                    continue
                 status = entry.stat()
-                found.append((below, status.st_size, status.st_mtime_ns))
+                if stat.S_ISDIR(status.st_mode):
+                    ahead.append((below, here))
+                elif stat.S_ISREG(status.st_mode):
+                    found.append((below, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+                else:
+                    raise DataError(f"{folder / below} is a pipe or a device and no image: remove it")
     return sorted(found)
 
 
+def _content(folder: Path, paths: Sequence[str]) -> str:
+    """Return a hash of the names and contents of all files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with (folder / path).open("rb") as file:
+            digest.update(path.encode(errors="surrogateescape") + hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
 def _hidden(name: str) -> bool:
-    return name.startswith(".")
+    """Whether a system's viewer wrote the file for itself, or its user does not see it."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _bad_images(decoded: Decoded, listing: Listing) -> str:

@@ -15,7 +15,8 @@ def load_images(config: RunConfig, *, download: bool = False, progress: Progress
     """Return the images of a run, whole in memory.
 
     Args:
-        config: `data`, `data_dir`, `image_size`, `svhn_extra`, `skip_bad_images`, `mean` and `std` are read.
+        config: `data`, `data_dir`, `image_size`, `svhn_extra`, `skip_bad_images`, `max_image_pixels`, `mean` and `std`
+            are read.
         download: fetch missing files.
         progress: called as progress(done, total) while the images of a folder are decoded.
 
@@ -33,6 +34,7 @@ def load_images(config: RunConfig, *, download: bool = False, progress: Progress
         image_size=config.image_size,
         svhn_extra=config.svhn_extra,
         skip_bad_images=config.skip_bad_images,
+        max_image_pixels=config.max_image_pixels,
         mean=config.mean,
         std=config.std,
         progress=progress,

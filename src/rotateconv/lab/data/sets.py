@@ -24,6 +24,7 @@ def load_data(
     image_size: int | None = None,
     svhn_extra: bool = False,
     skip_bad_images: bool = False,
+    max_image_pixels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     progress: Progress | None = None,
@@ -38,6 +39,7 @@ def load_data(
         image_size: height and width to resize and crop to, in pixels (folder).
         svhn_extra: add the 531,131 extra images to the training set (svhn).
         skip_bad_images: leave out, with a warning, images that do not decode (folder).
+        max_image_pixels: of an image, above which it is refused; None for 50 million (folder).
         mean: of each channel in units of 0..1, to normalise by; those of the training split if None.
         std: of each channel in units of 0..1, given together with `mean`.
         progress: called as progress(done, total) while the images of a folder are decoded.
@@ -59,6 +61,7 @@ def load_data(
         "image_size": image_size,
         "svhn_extra": svhn_extra,
         "skip_bad_images": skip_bad_images,
+        "max_image_pixels": max_image_pixels,
     }
     taken = inspect.signature(load).parameters
     for option, value in options.items():
