@@ -27,7 +27,7 @@ def write_run(folder: Path, config: RunConfig, accuracy: float, **summary: Any) 
     folder.mkdir(parents=True)
     learned = config.conv.startswith("rotate") and "fixed" not in config.conv
     values = {
-        "parameters": SIZES[config.conv] if config.width == 1 else round(SIZES.get(config.conv, 0) * config.width**2),
+        "parameters": round(SIZES.get(config.conv, 62_000) * (1 if config.width == 1 else config.width**2)),
         **{"steps": 2000, "multiply_adds": 2_516_608, "test_loss": 0.5, "test_accuracy": accuracy},
         **{"test_class_accuracy": {"0": accuracy, "1": None}, "best_epoch": None, "best_validation_accuracy": None},
         **{"seconds": 60.0, "seconds_per_epoch": 3.0, "images_per_second": 400.0, "peak_memory_bytes": 2**30},

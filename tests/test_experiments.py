@@ -11,11 +11,13 @@ from rotateconv.lab.cli import app
 from rotateconv.lab.cli import compare as command
 from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.report.figures_runs import PUBLISHED, picture_names
-from rotateconv.lab.report.page import PICTURES, blocks, fill_page, rows_of, size_picture
-from rotateconv.lab.study.records import CONVERSIONS, RECORDS, find_conversions, find_sizes, find_studies
-from rotateconv.lab.study.run import Study, plan
-from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.report.blocks import blocks
+from rotateconv.lab.report.figures import picture_names, size_picture
+from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, gathered
+from rotateconv.lab.report.published import find_published
+from rotateconv.lab.report.statistics import make_groups
+from rotateconv.lab.study.plan import Study, plan
+from rotateconv.lab.study.records import CONVERSIONS, RECORDS, StudyRecord, find_studies, read_study
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -82,7 +84,7 @@ def test_a_study_can_be_started(file: Path, read: Read) -> None:
 def test_a_record_is_of_its_study(file: Path, read: Read) -> None:
     study = read(file)
     nets = {(net.config.model, net.config.conv, net.config.width): net for net in plan(study, describe(study.base))}
-    for run in find_studies([file.parent])[file.parent.name]:
+    for run in read_study(file.parent).runs:
         found = dataclasses.replace(run.config, seed=0)
         expected = nets[found.model, found.conv, found.width]
         assert differences(expected.config, found) == {}
@@ -99,41 +101,45 @@ def test_records_are_small_and_of_no_machine() -> None:
 
 
 @pytest.fixture(scope="module")
-def studies() -> dict[str, list[RunRecord]]:
+def studies() -> dict[str, StudyRecord]:
     return find_studies([EXPERIMENTS])
 
 
 @pytest.mark.parametrize("page", [RESULTS, README], ids=lambda page: page.name)
-def test_pages_are_current(page: Path, studies: dict[str, list[RunRecord]]) -> None:
+def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
     text = page.read_text(encoding="utf-8")
-    sizes = find_sizes([EXPERIMENTS])
-    assert fill_page(text, studies, sizes, find_conversions([EXPERIMENTS])) == text, (
-        "rotateconv report experiments --page docs/results.md --page README.md"
-    )
-    for kind, study in blocks(text):
-        assert kind != "sizes" or study not in sizes or (page.parent / PICTURES / size_picture(study)).is_file()
-    for kind, study in blocks(text):
-        for name in picture_names(study, rows_of(study, studies)) if kind == "pictures" else ():
-            assert (page.parent / PICTURES / name).is_file() or not rows_of(study, studies), name
+    assert fill_page(text, studies) == text, "rotateconv report experiments --page docs/results.md --page README.md"
+    for kind, study in map(asked_for, blocks(text, "report")):
+        found, names = gathered(study, studies), []
+        if kind == "pictures" and found.runs:
+            names = picture_names(study, make_groups(found.runs))
+        elif kind == "sizes" and found.sizes:
+            names = [size_picture(study)]
+        for name in names:
+            assert (page.parent / PICTURES / name).is_file(), name
 
 
-def test_the_page_shows_every_study(studies: dict[str, list[RunRecord]]) -> None:
-    shown = {study for kind, study in blocks(RESULTS.read_text(encoding="utf-8")) if kind in ("table", "validation")}
+def test_the_page_shows_every_study(studies: dict[str, StudyRecord]) -> None:
+    asked = map(asked_for, blocks(RESULTS.read_text(encoding="utf-8"), "report"))
+    shown = {study for kind, study in asked if kind in ("table", "validation")}
     assert not [name for name in studies if name not in shown and name.split("/")[0] not in shown]
 
 
-def test_a_changed_number_is_seen(studies: dict[str, list[RunRecord]]) -> None:
+def test_a_changed_number_is_seen(studies: dict[str, StudyRecord]) -> None:
     text = RESULTS.read_text(encoding="utf-8")
-    measured = next(name for name, runs in studies.items() if runs)
+    measured = next(name for name, study in studies.items() if study.runs)
     changed = [
         dataclasses.replace(run, summary=dataclasses.replace(run.result, test_accuracy=run.result.test_accuracy - 1))
-        for run in studies[measured]
+        for run in studies[measured].runs
     ]
-    assert fill_page(text, {**studies, measured: changed}) != text
+    study = dataclasses.replace(studies[measured], runs=tuple(changed))
+    assert fill_page(text, {**studies, measured: study}) != text
 
 
 def test_published_points_are_cited() -> None:
     text = RESULTS.read_text(encoding="utf-8")
-    for point in PUBLISHED:
+    points = find_published([EXPERIMENTS])
+    assert points
+    for point in points:
         assert f"{point.accuracy:.2f} %" in text
         assert f"{point.parameters / 1e6:.2f} M" in text

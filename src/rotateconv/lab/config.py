@@ -21,7 +21,6 @@ __all__ = [
     "differences",
     "from_json",
     "make_config",
-    "net_name",
     "overridden",
     "recipe_for",
     "to_json",
@@ -195,17 +194,3 @@ def differences(expected: RunConfig, found: RunConfig) -> dict[str, tuple[object
     keys = (field.name for field in dataclasses.fields(RunConfig))
     pairs = {key: (getattr(expected, key), getattr(found, key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def net_name(config: RunConfig) -> str:
-    """Return what people call a configuration's net.
-
-    Example:
-        >>> net_name(RunConfig(conv="conv3x3", convert_taps="free", width=0.5))
-        'resnet20 with conv3x3 of width 0.5, converted to free taps'
-    """
-    name = config.factory if config.factory is not None else f"{config.model} with {config.conv}"
-    width = "" if config.width == 1 else f" of width {config.width:g}"
-    converted = "" if config.convert_taps is None else f", converted to {config.convert_taps} taps"
-    quantized = "" if config.bits is None else f", rounded to {config.bits.weight} bits"
-    return name + width + converted + quantized

@@ -19,6 +19,7 @@ from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.targets import Target
 from rotateconv.lab.bench.timing import Spread
 from rotateconv.lab.cli import app
+from rotateconv.lab.report.blocks import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA.*:UserWarning")
 
@@ -241,7 +242,7 @@ def test_the_page_is_that_of_the_committed_record(record: str, page: str) -> Non
     assert report.fill_page(text, found) == text, (
         f"docs/{page} is older than the record: rotateconv bench --record benchmarks/{record} --page docs/{page}"
     )
-    assert set(report.KINDS) | {"machine", "targets"} == set(report._BLOCK.findall(text))
+    assert set(report.KINDS) | {"machine", "targets"} == set(blocks(text, "bench"))
 
 
 def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

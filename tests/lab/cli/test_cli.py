@@ -97,7 +97,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
         "% fitted, ",
         "epoch 1/2",
         "lines/conversion.md",
-        "converted to profile taps",
+        "tiny, profile taps",
     ):
         assert text in told
     again = run(*words)
@@ -114,7 +114,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
 def test_train_goes_on_from_a_run_with_rounded_numbers() -> None:
     run("train", *SMALL, "--conv", "rotate2p", "--out", "first")
     told = run("train", "--source", "first", "--qat", "--weight-bits", "3", "--angle-bits", "4")
-    assert "rounded to 3 bits" in told
+    assert "trained with 3-bit weights" in told
     config = read_config(Path("runs/first-qat"))
     assert (config.conv, config.epochs, config.source, config.teacher) == ("rotate2p", 1, "first", "first")
     assert (config.qat, config.weight_bits, config.angle_bits) == (True, 3, 4)
@@ -160,7 +160,7 @@ def test_train_says_what_it_does_and_keeps_it() -> None:
     assert [line.split()[0] for line in lines[:5]] == ["run", "device", "model", "data", "recipe"]
     config, summary = read_config(Path("run")), read_json(Path("run", "summary.json"))
     assert config == tiny_config(seed=0)
-    assert lines[2].endswith(f"tiny with rotate4: {summary['parameters']:,} parameters")
+    assert lines[2].endswith(f"tiny, rotate4: {summary['parameters']:,} parameters")
     assert "digits: 101 training, 40 validation, 37 test images, 1 x 8 x 8, 10 classes" in lines[3]
     records = read_records(Path("run"))
     for record, line in zip(records, lines[5:7], strict=True):

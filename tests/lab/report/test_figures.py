@@ -1,94 +1,173 @@
-"""The picture of a comparison: it shows every row, and no label lies on another."""
+"""The pictures of a study: every group is in them with its own numbers, and nothing else but what is published."""
 
-import itertools
+import dataclasses
+import math
+import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
-from PIL import Image
 
-from rotateconv.lab.report.figures import draw_comparison
-from rotateconv.lab.train.run_folder import Record
-
-
-def row(conv: str, parameters: int, mean: float | None, std: float | None = 0.3, **changes: Any) -> Record:
-    values: Record = {"model": "resnet20", "conv": conv, "label": conv, "equal_to": None, "n": 3}
-    values |= {"parameters": parameters, "accuracy_mean": mean, "accuracy_std": std}
-    return values | {"dataset": "cifar10", "recipe": "quick", "epochs": 6} | changes
-
-
-ROWS = [
-    row("conv3x3", 269_722, 81.8),
-    row("rotate4", 121_242, 81.1),
-    row("conv3x3", 128_017, 80.1, label="conv3x3 x0.69", equal_to="rotate4"),
-    row("rotate2", 61_850, 70.3, 2.0),
-    row("rotate2p", 63_866, 79.9),
-    row("conv3x3", 68_050, 77.6, label="conv3x3 x0.50", equal_to="rotate2"),
-]
-TWO = [*ROWS, row("conv3x3", 1_019_722, 84.8, model="densenet40"), row("rotate4", 531_562, 84.1, model="densenet40")]
+from rotateconv.lab.report.figures import COLORS, draw_angles, draw_curves, draw_parameters, draw_sizes, draw_study
+from rotateconv.lab.report.page import fill_page
+from rotateconv.lab.report.published import Published
+from rotateconv.lab.report.statistics import Group, make_groups
+from rotateconv.lab.study.records import read_comparison
+from rotateconv.lab.study.sizes import BITS, FLOAT, SizeRow, SizesTable
+from rotateconv.models import CONVS
+from study_runs import ACCURACIES, analysis_of, write_analysis, write_comparison
 
 
-CROWD = [row(conv, 100_000 + 400 * place, 80.0, 0.01) for place, conv in enumerate(("rotate4", "mask4", "line"))]
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """A comparison's folder, with a run that diverged."""
+    return write_comparison(tmp_path / "digits")
 
 
-@pytest.mark.parametrize("rows", [ROWS, TWO, ROWS[:1], ROWS[:2]], ids=len)
-def test_every_row_is_a_point_with_its_bar_and_label(rows: list[Record], axes: list[Axes], tmp_path: Path) -> None:
-    draw_comparison(rows, tmp_path / "picture.png")
-    (drawn,) = axes
-    points = [(bars[0].get_xdata()[0], bars[0].get_ydata()[0]) for bars in drawn.containers]
-    assert points == [(row["parameters"], row["accuracy_mean"]) for row in rows]
-    ends = [tuple(bars[2][0].get_segments()[0][:, 1]) for bars in drawn.containers]
-    expected = [
-        (row["accuracy_mean"] - row["accuracy_std"], row["accuracy_mean"] + row["accuracy_std"]) for row in rows
+@pytest.fixture
+def groups(comparison: Path) -> list[Group]:
+    return make_groups(read_comparison(comparison).runs)
+
+
+def test_every_convolution_has_a_color_of_its_own() -> None:
+    assert CONVS.keys() <= COLORS.keys()
+    assert len(set(COLORS.values())) == len(COLORS)
+
+
+def test_curves_show_every_group_over_epochs(groups: list[Group], axes: list[Axes], tmp_path: Path) -> None:
+    draw_curves(groups, tmp_path / "curves.png")
+    loss, accuracy, moved = axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [[1.23457, 0.617284]] * 5
+    means = [statistics.fmean(ACCURACIES[group.config.conv, group.config.width]) for group in groups if group.runs]
+    assert [list(line.get_ydata()) for line in accuracy.lines] == [pytest.approx([mean - 1, mean]) for mean in means]
+    assert [list(line.get_xdata()) for line in moved.lines] == [[1, 2]] * 2  # rotate4 and rotate2 learn angles
+    assert [line.get_color() for line in moved.lines] == [COLORS["rotate4"], COLORS["rotate2"]]
+    assert [len(drawn.collections) for drawn in axes] == [0, 5, 2]  # bands
+    assert all(min(mean for mean in means) > accuracy.get_ylim()[0] for _ in means)
+
+
+POINT = Published("ResNet-20", 0.27e6, 91.25, "He et al.", ("digits",), "published elsewhere")
+
+
+def test_points_of_the_groups_and_published_ones(groups: list[Group], axes: list[Axes], tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(POINT, data=("cifar10",))
+    for name, published in (("ours", ()), ("all", (POINT, elsewhere))):
+        draw_parameters(groups, tmp_path / f"{name}.png", published)
+    ours, both = axes
+    drawn = [group for group in groups if group.accuracy is not None]
+    points = [(bars[0].get_xdata()[0], bars[0].get_ydata()[0]) for bars in ours.containers]
+    assert points == [(group.parameters, group.accuracy.mean) for group in drawn if group.accuracy]
+    hollow = [bars[0].get_markerfacecolor() == "white" for bars in ours.containers]
+    assert hollow == [group.equal_to is not None for group in drawn]
+    crosses = [line for line in both.lines if line.get_marker() == "x"]
+    assert [line.get_ydata()[0] for line in crosses] == [POINT.accuracy]
+    legends = [[text.get_text() for text in one.figure.legends[0].texts] for one in axes]
+    assert [name for name in legends[1] if name not in legends[0]] == ["published elsewhere"]
+
+
+def test_no_bar_goes_beyond_what_is_possible(groups: list[Group], axes: list[Axes], tmp_path: Path) -> None:
+    (dense,) = [group for group in groups if group.dense]
+    high = [
+        dataclasses.replace(run, summary=dataclasses.replace(run.result, test_accuracy=accuracy))
+        for run, accuracy in zip(dense.runs, (99.0, 100.0, 100.0), strict=True)
     ]
-    assert [tuple(map(pytest.approx, pair)) for pair in expected] == ends
-    several = len({row["model"] for row in rows}) > 1
-    labels = [text.get_text() for text in drawn.texts]
-    assert labels == [f"{row['model']} {row['label']}" if several else row["label"] for row in rows]
-    assert drawn.get_xscale() == "log"
-    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("parameters (log scale)", "test accuracy (%)")
-    assert len(drawn.get_xticks()) >= 1
-    assert drawn.get_title(loc="left").startswith("cifar10, resnet20")
+    draw_parameters([dataclasses.replace(dense, runs=tuple(high))], tmp_path / "picture.png")
+    (bars,) = axes[0].containers
+    low, top = bars[2][0].get_segments()[0][:, 1]
+    mean, std = 299 / 3, statistics.stdev([99, 100, 100])
+    assert (low, top) == (pytest.approx(mean - std), 100.0)
 
 
-@pytest.mark.parametrize("rows", [ROWS, TWO, ROWS[:1], [*CROWD, ROWS[0]]], ids=["one", "two", "single", "crowd"])
-def test_labels_lie_apart_and_inside(rows: list[Record], axes: list[Axes], tmp_path: Path) -> None:
-    draw_comparison(rows, tmp_path / "picture.png")
+def test_bars_of_an_analysed_run(axes: list[Axes], tmp_path: Path) -> None:
+    epochs = [[0.1, 0.1, 0.2], None, [0.3, 0.3, 0.3]]
+    draw_angles(analysis_of(crowded=True), tmp_path / "angles.png", epochs)
+    moved, lost, spread = axes
+    assert [bar.get_height() for bar in moved.patches] == [0.3] * 3
+    assert [bar.get_height() for bar in lost.patches] == pytest.approx([8.0, 10.0, 9.0])
+    assert [list(patch.get_data().values) for patch in spread.patches] == [[1, 2, 3, 4], [4, 3, 2, 1]]
+    assert spread.patches[0].get_data().edges[-1] == pytest.approx(math.pi)
+    assert [list(line.get_ydata()) for line in moved.get_lines()] == [epochs[0], epochs[2]]
+    assert [text.get_text() for text in moved.get_legend().get_texts()] == ["epoch 1", "epoch 3"]
+
+
+def test_a_study_draws_what_its_page_names(comparison: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_analysis(comparison / "runs" / f"resnet20-rotate4-seed{seed}", analysis_of(crowded=True))
+    study = read_comparison(comparison)
+    expected = ["a-b-curves.png", "a-b-parameters.png", "a-b-resnet20-rotate4-seed1-angles.png"]
+    assert draw_study("a/b", make_groups(study.runs), tmp_path) == expected
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == expected
+    page = fill_page("<!-- report: pictures a/b -->\n<!-- end -->", {"a/b": study})
+    assert all(f"](results/{name})" in page for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_the_same_groups_give_the_same_bytes(kind: str, groups: list[Group], tmp_path: Path) -> None:
+    for name in "ab":
+        draw_parameters(groups, tmp_path / f"{name}.{kind}")
+    first, second = ((tmp_path / f"{name}.{kind}").read_bytes() for name in "ab")
+    assert first == second
+    assert first.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+
+
+def rows_of(
+    label: str, size: int, best: float, bits: tuple[int, ...] = (FLOAT, 4, 3), qat: bool = False
+) -> list[SizeRow]:
+    """The rows of a model that loses half a point with each step of quantization."""
+    rows = []
+    for steps, width in enumerate(bits):
+        accuracies = (best - steps / 2, best - steps / 2 - 1)
+        rows.append(SizeRow(label, "conv3x3" in label, width, qat, size * width / 32, accuracies))
+    return rows
+
+
+DENSE = [*rows_of("resnet20, conv3x3", 1_000_000, 82), *rows_of("resnet20, conv3x3 x0.50", 270_000, 78)]
+ROTATED = [*rows_of("resnet20, rotate4", 490_000, 80.5), *rows_of("resnet20, rotate2p", 260_000, 80)]
+FAR = rows_of("resnet20, rotate2", 250_000, 70)
+TRAINED = rows_of("resnet20, rotate2p", 260_000, 80.5, (4,), qat=True)
+
+
+def points(drawn: Axes) -> list[tuple[float, float]]:
+    return [(bars[0].get_xdata()[0], bars[0].get_ydata()[0]) for bars in drawn.containers]
+
+
+def shown(drawn: Axes) -> set[tuple[float, float]]:
+    """The points inside the frame."""
+    (left, right), (bottom, top) = drawn.get_xlim(), drawn.get_ylim()
+    return {(x, y) for x, y in points(drawn) if left < x < right and bottom < y < top}
+
+
+def places(rows: list[SizeRow]) -> list[tuple[float, float]]:
+    return [(row.bytes / 1e3, row.accuracy) for row in rows]
+
+
+def test_both_panels_of_sizes_have_every_row_and_the_first_shows_it(axes: list[Axes], tmp_path: Path) -> None:
+    rows = [*DENSE, *ROTATED, *TRAINED, *FAR]
+    draw_sizes(SizesTable("digits", tuple(rows)), tmp_path / "sizes.png")
+    everything, near = axes
+    assert points(everything) == points(near) == places(rows)
+    assert shown(everything) == set(places(rows))
+    packed = {place for row, place in zip(rows, places(rows), strict=True) if row.bits != FLOAT}
+    assert shown(near) == packed - set(places(FAR))
+    filled = [bars[0].get_markerfacecolor() != "white" for bars in everything.containers]
+    assert filled == [row.qat for row in rows]
+    colors = {row.label: bars[0].get_color() for row, bars in zip(rows, everything.containers, strict=True)}
+    assert colors["resnet20, rotate4"] == COLORS["rotate4"]
+    assert colors["resnet20, conv3x3 x0.50"] == COLORS["conv3x3"]
+
+
+@pytest.mark.parametrize("rows", [DENSE[:1], DENSE[1:2], ROTATED, FAR, TRAINED], ids=len)
+def test_one_panel_where_there_is_nothing_to_look_closer_at(
+    rows: list[SizeRow], axes: list[Axes], tmp_path: Path
+) -> None:
+    draw_sizes(SizesTable("digits", tuple(rows)), tmp_path / "sizes.png")
     (drawn,) = axes
-    renderer = drawn.figure.canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in drawn.texts]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    frame = drawn.get_window_extent(renderer)
-    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 <= box.y1 <= frame.y1 for box in boxes)
-    points = drawn.transData.transform([(row["parameters"], row["accuracy_mean"]) for row in rows])
-    assert not any(box.contains(*point) for box in boxes for point in points)
+    assert shown(drawn) == set(places(rows))
 
 
-def test_the_file_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
-    draw_comparison(ROWS, tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as image:
-        assert min(image.size) > 500
-        colors = image.convert("RGB").getcolors(maxcolors=2**24)
-    assert len(colors) > 100
-    assert sum(count for count, color in colors if color == (255, 255, 255)) > 0.7 * sum(count for count, _ in colors)
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-
-
-def test_rows_without_a_result_are_left_out(axes: list[Axes], tmp_path: Path) -> None:
-    draw_comparison([*ROWS[:2], row("rotate2", 61_850, None)], tmp_path / "picture.png")
-    assert [text.get_text() for text in axes[0].texts] == ["conv3x3", "rotate4"]
-    draw_comparison([row("rotate2", 61_850, None)], tmp_path / "empty.png")
-    assert len(axes[1].texts) == 0
-
-
-def test_one_seed_has_no_bar(axes: list[Axes], tmp_path: Path) -> None:
-    draw_comparison([row("rotate4", 121_242, 81.1, None, n=1)], tmp_path / "picture.png")
-    assert axes[0].containers[0][2] == ()
-    assert "deviation" not in axes[0].get_title(loc="left")
-
-
-def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        draw_comparison(ROWS, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+def test_every_number_of_bits_has_a_marker_of_its_own(axes: list[Axes], tmp_path: Path) -> None:
+    widths = (FLOAT, *range(8, 1, -1))
+    assert set(BITS) <= set(widths)
+    rows = rows_of("resnet20, conv3x3", 1_000_000, 82, widths)
+    draw_sizes(SizesTable("digits", tuple(rows)), tmp_path / "sizes.png")
+    assert len({bars[0].get_marker() for bars in axes[0].containers}) == len(widths)

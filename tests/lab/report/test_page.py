@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 import shlex
 import shutil
@@ -16,14 +15,14 @@ from rotateconv.errors import RunError
 from rotateconv.lab.cli import app
 from rotateconv.lab.cli.report import EXAMPLES
 from rotateconv.lab.config import make_config
-from rotateconv.lab.report.page import blocks, fill_page, to_markdown
-from rotateconv.lab.report.sizes_report import write_sizes
-from rotateconv.lab.report.statistics import Row, make_rows
-from rotateconv.lab.report.tables import accuracy_table, angle_table
+from rotateconv.lab.report.blocks import blocks
+from rotateconv.lab.report.comparison import write_sizes
+from rotateconv.lab.report.page import accuracy_text, fill_page, make_block, to_markdown
+from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study import records
 from rotateconv.lab.study.conversions import conversion_from_json
-from rotateconv.lab.study.records import find_conversions, find_sizes, find_studies, read_comparison, read_run
-from rotateconv.lab.study.sizes import SizeRow
+from rotateconv.lab.study.records import StudyRecord, find_studies, read_comparison, read_run, read_study
+from rotateconv.lab.study.sizes import SizeRow, SizesTable
 from rotateconv.lab.train.environment import EnvironmentHistory
 from study_runs import analysis_of, write_analysis, write_comparison, write_run
 
@@ -34,39 +33,36 @@ def comparison(tmp_path: Path) -> Path:
     return write_comparison(tmp_path / "digits")
 
 
-def row_of(comparison: Path, conv: str, width: float = 1.0) -> Row:
-    (found,) = [row for row in make_rows(read_comparison(comparison)) if (row.conv, row.width) == (conv, width)]
-    return found
-
-
 def test_the_table_holds_the_numbers(comparison: Path) -> None:
-    table = accuracy_table(make_rows(read_comparison(comparison)))
-    error = math.sqrt(1 / 3 + 0.25 / 3)
-    assert f"| resnet20 | rotate4 | 121,242 | 91.00 ± 0.50 | +0.00 ± {error:.2f} | 3 |" in table
+    table = accuracy_text(make_groups(read_comparison(comparison).runs))
+    assert "| resnet20 | rotate4 | 121,242 | 91.00 ± 0.50 | +0.00 [-2.08, +2.08] | 3 |" in table
     assert "| resnet20 | conv3x3 | 269,722 | 91.00 ± 1.00 | - | 3 |" in table
-    assert "-19.00 ± 1.29" in table
+    assert "| resnet20 | conv3x3 x0.69 | 127,486 | 89.10 ± 0.10 | -1.90 [" in table
     machine = "a processor AVX2, 1 thread(s) a run"
     assert f"**digits**, recipe digits, 20 epochs. {machine}; torch 2; commit 0123456789ab." in table
+    assert "- resnet20, rotate2p, seed 0: the loss became NaN" in table
 
 
-def test_a_run_that_moved_is_told(comparison: Path) -> None:
-    found = read_comparison(comparison)
-    assert "another machine" not in accuracy_table(make_rows(found))
+def test_a_run_that_moved_is_named(comparison: Path) -> None:
+    found = read_comparison(comparison).runs
+    assert "another machine" not in accuracy_text(make_groups(found))
     moved = next(run for run in found if run.name == "resnet20-rotate4-seed1")
     began = {**moved.environment.to_json(), "gpu": "H200", "versions": {"torch": "3"}}
     began["resumed"] = [{"step": 5, "commit": "fedcba9876543210"}, {"step": 1500, "gpu": None}]
     changed = dataclasses.replace(moved, environment=EnvironmentHistory.from_json(began, "environment.json"))
-    table = accuracy_table(make_rows([changed if run is moved else run for run in found]))
+    table = accuracy_text(make_groups([changed if run is moved else run for run in found]))
     assert "- resnet20, rotate4, seed 1: from step 1,500 of 2,000 on a processor AVX2, 1 thread" in table
     assert table.count("from step") == 1
     assert "a processor AVX2, 1 thread(s) a run and H200; torch 2 and torch 3" in table
+    assert "commit 0123456789ab and commit fedcba987654" not in table
+    assert "commit 0123456789ab and fedcba987654." in table
 
 
 def test_without_a_validation_split_the_table_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", make_config("digits", changes={"validation": False}), 90.0)
-    (row,) = make_rows([read_run(tmp_path / "run")])
-    assert row.validation is None
-    assert "trained on too" in accuracy_table([row])
+    (group,) = make_groups([read_run(tmp_path / "run")])
+    assert group.validation is None
+    assert "trained on too" in accuracy_text([group])
 
 
 PAGE = (
@@ -75,15 +71,15 @@ PAGE = (
 
 
 def test_a_page_is_filled_and_then_stays(comparison: Path) -> None:
-    studies = {"digits": read_comparison(comparison), "gpu/svhn": []}
-    assert blocks(PAGE) == [("table", "digits"), ("pictures", "gpu")]
+    studies = {"digits": read_comparison(comparison), "gpu/svhn": StudyRecord()}
+    assert blocks(PAGE, "report") == ["table digits", "pictures gpu"]
     filled = fill_page(PAGE, studies)
     assert fill_page(filled, studies) == filled
     assert [part for part in ("one", "two", "three", "old") if part in filled] == ["one", "two", "three"]
-    assert accuracy_table(make_rows(studies["digits"])) in filled
+    assert accuracy_text(make_groups(studies["digits"].runs)) in filled
     told = "Not measured yet: `rotateconv compare --config experiments/gpu/svhn/study.toml --out runs/gpu/svhn`"
     assert told in filled
-    measured = fill_page(PAGE, {"digits": [], "gpu/svhn": studies["digits"]})
+    measured = fill_page(PAGE, {"digits": StudyRecord(), "gpu/svhn": studies["digits"]})
     assert "![gpu-curves](results/gpu-curves.png)" in measured
 
 
@@ -96,39 +92,39 @@ def test_a_page_is_filled_and_then_stays(comparison: Path) -> None:
 )
 def test_a_page_that_asks_for_what_is_not_there_is_refused(block: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        fill_page(f"<!-- report: {block} -->\n<!-- end -->", {"digits": []})
+        fill_page(f"<!-- report: {block} -->\n<!-- end -->", {"digits": StudyRecord()})
 
 
-def test_the_angles_table_says_what_shuffling_costs(comparison: Path) -> None:
+def test_the_angles_tables_say_what_shuffling_costs(comparison: Path) -> None:
     run = comparison / "runs" / "resnet20-rotate4-seed0"
-    before = accuracy_table(make_rows(read_comparison(comparison)))
+    before = accuracy_text(make_groups(read_comparison(comparison).runs))
     write_analysis(run, analysis_of(crowded=True))
-    rows = make_rows(read_comparison(comparison))
-    table = angle_table(rows)
-    assert "| resnet20 | rotate4 | 0.200 | 1.40 | 3 |" in table
+    studies = {"digits": read_comparison(comparison)}
+    text = make_block("angles", "digits", studies)
+    assert "| resnet20 | rotate4 | 0.200 | 1.40 | 3 |" in text
     worst = "| resnet20 | rotate4 | stages.0 | 90.00 | 12.50 | 80.00 | 89.50 |"
-    assert f"{worst} +0.0010 | +0.2000 | 0.1000 | 1 |" in table
-    assert "rotate4-fixed" not in table
+    assert f"{worst} +0.0010 | +0.2000 | 0.1000 | 1 |" in text
+    assert "rotate4-fixed" not in text
     assert "packed bytes" not in before
-    assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in accuracy_table(rows)
-    assert "| resnet20 | rotate2 | 61,850 | - |" in accuracy_table(rows)
-    assert angle_table([row_of(comparison, "conv3x3")]) == "No net here has angles."
+    table = make_block("table", "digits", studies)
+    assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in table
+    assert "| resnet20 | rotate2 | 61,850 | - |" in table
+    dense = [run for run in studies["digits"].runs if run.config.conv == "conv3x3"]
+    assert make_block("angles", "dense", {"dense": StudyRecord(tuple(dense))}) == "No model here has angles."
 
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_shuffles_judged_on_images_that_were_trained_on_are_said_to_be(comparison: Path, seen: bool) -> None:
     write_analysis(comparison / "runs" / "resnet20-rotate4-seed0", analysis_of(crowded=True, seen=seen))
-    table = angle_table(make_rows(read_comparison(comparison)))
-    assert ("The validation images were trained on too." in table) == seen
+    text = make_block("angles", "digits", {"digits": read_comparison(comparison)})
+    assert ("The validation images were trained on too." in text) == seen
 
 
 def write_sizes_of(folder: Path) -> str:
     """What `compare --sizes` leaves in a comparison's folder; return its table."""
-    rows = [
-        SizeRow("conv3x3", True, 4, False, 150_000.0, (91.0, 92.0), runs=("dense-0", "dense-1")),
-        SizeRow("rotate4", False, 4, True, 60e3, (90.0,), runs=("lines",)),
-    ]
-    write_sizes(rows, folder, "digits")
+    dense = SizeRow("resnet20, conv3x3", True, 4, False, 150_000.0, (91.0, 92.0), runs=("dense-0", "dense-1"))
+    rows = (dense, SizeRow("resnet20, rotate4", False, 4, True, 60e3, (90.0,), runs=("lines",)))
+    write_sizes(SizesTable("digits", rows), folder)
     return (folder / "sizes.md").read_text().rstrip()
 
 
@@ -137,21 +133,21 @@ def test_accuracy_against_bytes_is_kept_and_shown(comparison: Path, tmp_path: Pa
     file = experiments / "digits" / records.RECORDS
     report(comparison, "--records", file)
     studies = find_studies([experiments])
-    assert find_sizes([experiments]) == {}
-    assert "Not measured yet: `rotateconv compare --sizes`" in fill_page(page, studies, {})
+    assert studies["digits"].sizes is None
+    assert "Not measured yet: `rotateconv compare --sizes`" in fill_page(page, studies)
     table = write_sizes_of(comparison)
     report(comparison, "--records", file)
-    sizes = find_sizes([experiments])
-    assert sizes == find_sizes([comparison])
+    studies = find_studies([experiments])
+    assert studies["digits"].sizes == read_comparison(comparison).sizes is not None
     shown = f"{table}\n\n![digits-sizes](results/digits-sizes.png)"
-    assert fill_page(page, studies, sizes) == f"<!-- report: sizes digits -->\n{shown}\n<!-- end -->"
+    assert fill_page(page, studies) == f"<!-- report: sizes digits -->\n{shown}\n<!-- end -->"
     (tmp_path / "page.md").write_text(page)
     report(experiments, "--page", tmp_path / "page.md")
     assert table in (tmp_path / "page.md").read_text()
     assert (tmp_path / "results" / "digits-sizes.png").stat().st_size > 1000
     (file.parent / "sizes.json").write_text("[")
     with pytest.raises(RunError, match=r"sizes\.json is no JSON: restore it or write it again"):
-        find_sizes([experiments])
+        find_studies([experiments])
 
 
 def report(*arguments: object, code: int = 0) -> str:
@@ -168,6 +164,9 @@ def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -
     report(experiments, "--out", out)
     assert {path.name for path in out.iterdir()} == {"report.md", "digits-curves.png", "digits-parameters.png"}
     assert "![digits-curves](digits-curves.png)" in (out / "report.md").read_text()
+    report(experiments, "--out", tmp_path / "drawn", "--svg")
+    assert "![digits-curves](digits-curves.svg)" in (tmp_path / "drawn" / "report.md").read_text()
+    assert (tmp_path / "drawn" / "digits-curves.svg").read_text().startswith("<?xml")
     page.parent.mkdir()
     page.write_text("<!-- report: pictures digits -->\n<!-- end -->\n")
     report(experiments, "--page", page)
@@ -182,18 +181,21 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
     assert not file.with_name(records.SIZES).exists()
     write_sizes_of(comparison)
     report(comparison, "--records", file, "--add")
-    runs = sorted(read_comparison(comparison), key=lambda run: run.name)
-    assert find_studies([file.parent]) == {"digits": runs}  # equal_to came with the comparison
-    assert find_sizes([file.parent])["digits"] == find_sizes([comparison])[comparison.name]
-    write_sizes([SizeRow("rotate4", False, 4, True, 62e3, (92.0,), runs=("more",))], comparison, "digits")
+    expected, study = read_comparison(comparison), find_studies([file.parent])["digits"]
+    assert list(study.runs) == sorted(expected.runs, key=lambda run: run.name)  # equal_to came with the comparison
+    assert study.sizes == expected.sizes
+    more = SizeRow("resnet20, rotate4", False, 4, True, 62e3, (92.0,), runs=("more",))
+    write_sizes(SizesTable("digits", (more,)), comparison)
     conversions = file.with_name(records.CONVERSIONS)
     conversions.write_text("[]")
     report(comparison, "--records", file, "--add")
-    dense, lines = find_sizes([file.parent])["digits"].rows
-    assert (len(dense.runs), lines.bytes, lines.runs) == (2, 61e3, ("lines", "more"))
+    sizes = read_study(file.parent).sizes
+    assert sizes is not None
+    dense, rotated = sizes.rows
+    assert (len(dense.runs), rotated.bytes, rotated.runs) == (2, 61e3, ("lines", "more"))
     assert conversions.read_text() == "[]"
     report(*others, "--records", file)
-    assert [run.name for run in find_studies([file.parent])["digits"]] == [run.name for run in others]
+    assert [run.name for run in read_study(file.parent).runs] == [run.name for run in others]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,7 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
         (["nowhere"], "nowhere is no run, no comparison and has no study in it"),
         (["{}", "--page", "no.md"], "cannot read no.md: No such file"),
         (["{}", "--data-dir", "x"], "--data-dir has no meaning without --analysis"),
+        (["{}", "--svg"], "--svg has no meaning without --out"),
         (["{}", "--add"], "--add has no meaning without --records"),
         (["{}", "--analysis", "--draws", "0"], "--draws must be 1 or more, not 0"),
     ],
@@ -237,12 +240,12 @@ def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> Non
         app, ["report", str(run), "--records", str(tmp_path / "kept" / "digits" / "records.jsonl")]
     )
     assert told.exit_code == 0, told.output
-    found = find_conversions([tmp_path / "kept"])
-    assert found == {"digits": [conversion_from_json({**record, "source": "dense"}, "conversion.json")]}
-    page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", {}, None, found)
+    found = find_studies([tmp_path / "kept"])
+    assert found["digits"].conversions == (conversion_from_json({**record, "source": "dense"}, "conversion.json"),)
+    page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", found)
     row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 80.00 | 98.50 | **-0.50** | 3 |"
     assert row in page
-    assert "Not measured yet: `rotateconv convert`" in fill_page(page, {}, None, {})
+    assert "Not measured yet: `rotateconv convert`" in fill_page(page, {"digits": StudyRecord()})
     (tmp_path / "kept" / "digits" / "conversions.json").write_text("[")
     with pytest.raises(RunError, match=r"conversions\.json is no JSON"):
-        find_conversions([tmp_path / "kept"])
+        find_studies([tmp_path / "kept"])

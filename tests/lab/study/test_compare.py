@@ -1,8 +1,6 @@
-"""Laws of a comparison: its rows are the runs', nothing is trained twice, one bad run leaves the others alone."""
+"""Laws of a comparison: its records are the runs', nothing is trained twice, one bad run leaves the others alone."""
 
-import dataclasses
 import json
-import math
 import multiprocessing
 import os
 import shlex
@@ -24,13 +22,13 @@ from rotateconv.lab.cli import app
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
-from rotateconv.lab.study import comparison
+from rotateconv.lab.naming import layers_label
 from rotateconv.lab.study import pool as workers
 from rotateconv.lab.study import run as library
-from rotateconv.lab.study.comparison import BASELINE, Entry, cells, markdown, read_rows, write_comparison
-from rotateconv.lab.study.events import RowsChanged, RunDied, RunDiverged, RunEvent, StudyEvent, TaskEvent
+from rotateconv.lab.study.events import RecordsChanged, RunDied, RunDiverged, RunEvent, StudyEvent, TaskEvent
+from rotateconv.lab.study.plan import BASELINE, Study
 from rotateconv.lab.study.pool import available_cores, run_tasks
-from rotateconv.lab.study.run import Study, compare, plan
+from rotateconv.lab.study.run import compare
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import EpochEnd, RunEnd
@@ -40,14 +38,8 @@ from small import small_digits
 from study_runs import write_run
 
 DIGITS = DataDescription.of(small_digits(1295, 143, 359))
-CIFAR = dataclasses.replace(DIGITS, name="cifar10", input_shape=(3, 32, 32))
 # Four channels and a step or two: what a process can do in a test.
 OPTIONS = ["--width", "0.25", "--epochs", "1", "--batch-size", "512", "--set", "warmup=0", "--lr", "0.01"]
-KEYS = {
-    *("model", "conv", "dataset", "parameters", "multiply_adds", "accuracy_mean", "accuracy_std", "n"),
-    *("seconds_per_epoch", "width", "seeds", "accuracies", "validation_accuracies", "difference"),
-    *("difference_standard_error", "epochs", "recipe", "hardware", "machines", "versions"),
-}
 
 
 def study(*, models: tuple[str, ...] = ("resnet20",), seeds: int = 3, equal: bool = False, **changes: Any) -> Study:
@@ -75,145 +67,41 @@ def fake_runs(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows without training, and without the pictures that take longer than all the rest."""
+    """Runs without training."""
     monkeypatch.setattr(library, "run_tasks", fake_runs)
-    monkeypatch.setattr(comparison, "draw_comparison", lambda rows, path: None)
 
 
-def test_the_dense_net_stands_first_and_narrowed_ones_follow_what_they_match() -> None:
-    entries = plan(study(models=("resnet20", "densenet40"), equal=True), CIFAR)
-    told = [(e.config.model, e.config.conv, round(e.config.width, 4), e.equal_to) for e in entries]
-    assert told[:6] == [
-        ("resnet20", "conv3x3", 1.0, None),
-        ("resnet20", "rotate4", 1.0, None),
-        ("resnet20", "conv3x3", 11 / 16, "rotate4"),
-        ("resnet20", "rotate2", 1.0, None),
-        ("resnet20", "conv3x3", 8 / 16, "rotate2"),
-        ("resnet20", "rotate2p", 1.0, None),  # its twin is rotate2's
+def test_every_run_has_a_record(tmp_path: Path, faked: None) -> None:
+    records = compare(study(equal=True), DIGITS, tmp_path, jobs=1)
+    assert len(records) == 6 * 3
+    assert [record.config.seed for record in records[:3]] == [0, 1, 2]
+    labels = list(dict.fromkeys((layers_label(record.config), record.equal_to) for record in records))
+    assert labels == [
+        *(("conv3x3", None), ("rotate4", None), ("conv3x3 x0.69", "rotate4"), ("rotate2", None)),
+        *(("conv3x3 x0.50", "rotate2"), ("rotate2p", None)),
     ]
-    assert told[6][:2] == ("densenet40", "conv3x3")
-    assert all(entry.config.model == "densenet40" for entry in entries[6:])
+    for record in records:
+        config = record.config
+        assert record.result.test_accuracy == pytest.approx(90 + len(config.conv) + config.width + config.seed**2 / 3)
+    assert {record.result.parameters for record in records if record.config.conv == "rotate4"} == {120_954}
 
 
-@pytest.mark.parametrize("model", ["resnet20", "densenet40"])
-def test_no_other_width_is_nearer_to_the_size_that_a_narrowed_net_shall_have(model: str) -> None:
-    base = study(models=(model,), equal=True)
-
-    def size(conv: str, width: float) -> int:
-        return sum(p.numel() for p in build_model(model, conv, 10, 3, width).parameters())
-
-    narrowed = [entry for entry in plan(base, CIFAR) if entry.equal_to is not None]
-    assert narrowed
-    for entry in narrowed:
-        target, step = size(entry.equal_to, 1.0), 1 / (16 if model == "resnet20" else 12)
-        error = abs(size(BASELINE, entry.config.width) - target)
-        for width in (entry.config.width - step, entry.config.width + step):
-            assert error <= abs(size(BASELINE, width) - target)
+def test_a_diverged_run_is_reported_and_the_others_stand(tmp_path: Path, faked: None) -> None:
+    records = compare(study(lr=9), DIGITS, tmp_path, jobs=1)
+    (failed,) = [record for record in records if record.summary is None]
+    assert (failed.name, failed.failed) == ("resnet20-rotate2-seed1", "the loss became infinite")
+    assert len(records) == 12
 
 
-def test_controls_without_a_line_get_no_narrowed_net() -> None:
-    base = Study(make_config("digits"), ("resnet20",), (BASELINE, "mask4", "separable"), 1, True)
-    assert [entry.equal_to for entry in plan(base, CIFAR)] == [None, None, None]
-
-
-def test_rows_are_the_statistics_of_the_runs(tmp_path: Path, faked: None) -> None:
-    rows = compare(study(equal=True), DIGITS, tmp_path, jobs=1)
-    assert rows == read_rows(tmp_path / "comparison.json")
-    assert [row["label"] for row in rows] == [
-        *("conv3x3", "rotate4", "conv3x3 x0.69", "rotate2", "conv3x3 x0.50", "rotate2p"),
-    ]
-    dense = rows[0]
-    for row in rows:
-        assert row.keys() >= KEYS
-        offset = 90 + len(row["conv"]) + row["width"]
-        expected = [offset, offset + 1 / 3, offset + 4 / 3]
-        assert row["accuracies"] == pytest.approx(expected)
-        assert row["accuracy_mean"] == pytest.approx(sum(expected) / 3)
-        squares = sum((value - sum(expected) / 3) ** 2 for value in expected)
-        assert row["accuracy_std"] == pytest.approx(math.sqrt(squares / 2))
-        assert (row["n"], row["seeds"], row["seconds_per_epoch"]) == (3, [0, 1, 2], 3.0)
-        assert row["validation_accuracies"] == row["accuracies"]
-        assert all((tmp_path / run / "summary.json").is_file() for run in row["runs"])
-        if row is dense:
-            assert (row["difference"], row["difference_standard_error"]) == (None, None)
-            continue
-        assert row["difference"] == pytest.approx(row["accuracy_mean"] - dense["accuracy_mean"])
-        error = math.sqrt(row["accuracy_std"] ** 2 / 3 + dense["accuracy_std"] ** 2 / 3)
-        assert row["difference_standard_error"] == pytest.approx(error)
-    assert rows[1]["parameters"] == 120_954
-    assert (rows[2]["equal_to"], rows[2]["parameters"]) == ("rotate4", 127_819)
-
-
-def test_one_seed_has_no_deviation(tmp_path: Path, faked: None) -> None:
-    dense, rotated, *_ = compare(study(seeds=1), DIGITS, tmp_path, jobs=1)
-    assert (dense["accuracy_std"], rotated["accuracy_std"], rotated["difference_standard_error"]) == (None, None, None)
-    assert rotated["difference"] == 0.0
-    assert cells(rotated)[4:6] == ("98.00", "+0.00")
-
-
-def test_without_the_dense_net_there_is_no_difference(tmp_path: Path, faked: None) -> None:
-    rows = compare(Study(make_config("digits"), convs=("rotate4", "rotate2")), DIGITS, tmp_path, jobs=1)
-    assert [row["difference"] for row in rows] == [None, None]
-
-
-def test_a_diverged_run_is_told_and_the_others_stand(tmp_path: Path, faked: None) -> None:
-    rows = {row["conv"]: row for row in compare(study(lr=9), DIGITS, tmp_path, jobs=1)}
-    assert [row["n"] for row in rows.values()] == [3, 3, 2, 3]
-    assert rows["rotate2"]["failed"] == {"1": "the loss became infinite"}
-    assert rows["rotate2"]["seeds"] == [0, 2]
-    assert cells(rows["rotate2"])[6] == "2 of 3"
-    assert "- rotate2, seed 1: the loss became infinite" in (tmp_path / "comparison.md").read_text()
-    alone = Study(make_config("digits", changes={"lr": 9, "seed": 1}), convs=("rotate2",), seeds=2)
-    (row,) = compare(alone, DIGITS, tmp_path / "alone", jobs=1)
-    assert row["n"] == 1
-
-
-def test_every_machine_of_every_run_is_named(tmp_path: Path, faked: None) -> None:
-    compare(study(), DIGITS, tmp_path, jobs=1)
-    record = tmp_path / "runs" / "resnet20-rotate2-seed1" / "environment.json"
-    record.write_text(json.dumps({**read_json(record), "resumed": [{"step": 5, "gpu": "a GPU"}]}))
-    entries = [Entry(make_config("digits", changes={"conv": conv})) for conv in ("conv3x3", "rotate2")]
-    dense, rotate2 = write_comparison(entries, 3, tmp_path, {})
-    assert len(dense["machines"]) == 1
-    assert rotate2["machines"] == [*dense["machines"], "a GPU"]
-    assert f" {dense['machines'][0]} and a GPU; torch 2," in (tmp_path / "comparison.md").read_text()
-
-
-def test_a_row_of_diverged_runs_alone_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None:
-        for task in tasks:
-            on_event(RunDiverged(task.name, "the loss became infinite"))
-
-    monkeypatch.setattr(library, "run_tasks", diverge)
-    (row,) = compare(Study(make_config("digits"), convs=("rotate4",), seeds=1), DIGITS, tmp_path, jobs=1)
-    assert (row["n"], row["accuracy_mean"], row["parameters"]) == (0, None, None)
-    assert "diverged" in markdown([row])
-    assert "None" not in markdown([row])
-    assert {path.name for path in tmp_path.iterdir()} == {f"comparison.{end}" for end in ("json", "md", "png")}
-
-
-def test_files_are_written_after_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "run_tasks", fake_runs)
+def test_records_are_reported_after_every_run(tmp_path: Path, faked: None) -> None:
     counts = []
 
     def listen(event: StudyEvent) -> None:
-        if isinstance(event, RowsChanged):
-            counts.append([row["n"] for row in read_rows(tmp_path / "comparison.json")])
-            assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+        if isinstance(event, RecordsChanged):
+            counts.append(len(event.records))
 
     compare(study(seeds=1), DIGITS, tmp_path, jobs=1, on_event=listen)
-    assert counts == [[1], [1, 1], [1, 1, 1], [1, 1, 1, 1]]  # no row without a run
-
-
-def test_the_markdown_holds_every_number(tmp_path: Path, faked: None) -> None:
-    rows = compare(study(equal=True), DIGITS, tmp_path, jobs=1)
-    lines = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| resnet20")]
-    for row, line in zip(rows, lines, strict=True):
-        expected = [row["model"], row["label"], f"{row['parameters']:,}"]
-        found = [cell.strip() for cell in line.strip("|").split("|")]
-        assert found[:3] == expected
-        assert found[4] == f"{row['accuracy_mean']:.2f} ± {row['accuracy_std']:.2f}"
-        assert found[6] == "3"
+    assert counts == [1, 2, 3, 4]
 
 
 def test_finished_runs_are_skipped(tmp_path: Path, faked: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +115,6 @@ def test_finished_runs_are_skipped(tmp_path: Path, faked: None, monkeypatch: pyt
     monkeypatch.setattr(library, "run_tasks", record)
     assert compare(study(seeds=1), DIGITS, tmp_path, jobs=1) == first
     assert done == []
-    (tmp_path / "comparison.json").unlink()
     compare(study(seeds=2), DIGITS, tmp_path, jobs=1)
     assert len(done) == 4
     assert all(name.endswith("seed1") for name in done)
@@ -237,19 +124,6 @@ def test_runs_of_another_configuration_are_refused(tmp_path: Path, faked: None) 
     compare(study(), DIGITS, tmp_path, jobs=1)
     with pytest.raises(RunError, match=r"seed0 has lr 0.\d, not 0.03: resume it unchanged or choose another folder"):
         compare(study(lr=0.03), DIGITS, tmp_path, jobs=1)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"models": ()}, "models must be one name or more, each once, not none"),
-        ({"convs": ("line", "line")}, "convs must be one name or more, each once, not line, line"),
-        ({"seeds": 0}, "seeds must be 1 or more, not 0"),
-    ],
-)
-def test_a_study_without_runs_is_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Study(make_config("digits"), **values)
 
 
 def test_a_comparison_without_jobs_is_refused(tmp_path: Path) -> None:
@@ -270,7 +144,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_comparison_trains_every_run_in_its_own_folder(finished: Path) -> None:
-    rows = read_rows(finished / "comparison.json")
+    rows = json.loads((finished / "comparison.json").read_text())
     assert [(row["conv"], row["n"], row["width"]) for row in rows] == [("conv3x3", 2, 0.25), ("rotate2p", 2, 0.25)]
     for row in rows:
         summaries = [read_json(finished / run / "summary.json") for run in row["runs"]]
@@ -278,7 +152,7 @@ def test_a_comparison_trains_every_run_in_its_own_folder(finished: Path) -> None
         assert row["accuracy_mean"] == pytest.approx(statistics.fmean(row["accuracies"]))
         assert {read_config(finished / run).seed for run in row["runs"]} == {0, 1}
         assert (row["dataset"], row["recipe"], row["epochs"]) == ("digits", "digits", 1)
-        assert row["hardware"]["threads"] == max(1, available_cores() // 2)
+        assert f", {max(1, available_cores() // 2)} thread(s) a run" in row["machines"][0]
         assert row["versions"]["torch"]
     command = read_json(finished / rows[0]["runs"][0] / "environment.json")["command"]
     assert command.endswith("--jobs 2")
@@ -287,8 +161,10 @@ def test_a_comparison_trains_every_run_in_its_own_folder(finished: Path) -> None
 @pytest.mark.slow
 def test_what_a_comparison_prints(finished: Path) -> None:
     text = (finished / "printed").read_text()
-    for row in read_rows(finished / "comparison.json"):
-        assert all(cell in text for cell in cells(row)[1:])
+    for row in json.loads((finished / "comparison.json").read_text()):
+        assert f" {row['label']} " in text
+        assert f"{row['parameters']:,}" in text
+        assert f"{row['accuracy_mean']:.2f} ± {row['accuracy_std']:.2f}" in text
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["folder", "data", "recipe", "runs"]
     assert [line.split()[0] for line in lines[4:8]] == ["1/4", "2/4", "3/4", "4/4"]

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from rotateconv.errors import RunError
-from rotateconv.lab.report.statistics import make_rows
-from rotateconv.lab.report.tables import accuracy_table
 from rotateconv.lab.study import records
 from rotateconv.lab.study.records import (
     RunRecord,
+    StudyRecord,
     add_runs,
     find_studies,
     read_comparison,
@@ -30,15 +29,15 @@ def comparison(tmp_path: Path) -> Path:
 
 
 def test_a_record_gives_back_every_run(comparison: Path, tmp_path: Path) -> None:
-    runs = read_comparison(comparison)
+    runs = read_comparison(comparison).runs
     file = tmp_path / "experiments" / "digits" / records.RECORDS
     write_study(runs, file)
-    assert read_study(file.parent) == runs
+    assert read_study(file.parent) == StudyRecord(runs)
     text = file.read_text()
     assert len(text.splitlines()) == 1 + len(runs) == 17
     assert "somebody" not in text  # neither where data lie nor how the command was called
     assert "confusion" not in text
-    assert read_study(tmp_path) == []
+    assert read_study(tmp_path) == StudyRecord()
 
 
 def test_a_run_is_what_its_folder_says(comparison: Path) -> None:
@@ -61,34 +60,32 @@ def test_movement_by_layer_is_kept_of_analysed_runs(comparison: Path) -> None:
 
 
 def test_a_run_that_diverged_is_kept_with_its_reason(comparison: Path) -> None:
-    (failed,) = [run for run in read_comparison(comparison) if run.failed is not None]
+    (failed,) = [run for run in read_comparison(comparison).runs if run.failed is not None]
     assert (failed.name, failed.failed, failed.summary) == (
         "resnet20-rotate2p-seed0",
         "the loss became NaN",
         None,
     )
-    table = accuracy_table(make_rows(read_comparison(comparison)))
-    assert "| resnet20 | rotate2p | - | - | - | 0 of 1 |" in table
-    assert "- resnet20, rotate2p, seed 0: the loss became NaN" in table
 
 
 def test_studies_are_found(comparison: Path, tmp_path: Path) -> None:
     experiments = tmp_path / "experiments"
     for name in ("mnist", "gpu/svhn"):
         (experiments / name).mkdir(parents=True)
-        (experiments / name / "study.toml").write_text("seeds = 3\n")
-    write_study(read_comparison(comparison), experiments / "digits" / records.RECORDS)
+        (experiments / name / "study.toml").write_text('seeds = 3\n[contrasts]\nrotate4 = ["mask4"]\n')
+    write_study(read_comparison(comparison).runs, experiments / "digits" / records.RECORDS)
     studies = find_studies([experiments])
-    assert {name: len(runs) for name, runs in studies.items()} == {"digits": 16, "gpu/svhn": 0, "mnist": 0}
+    assert {name: len(study.runs) for name, study in studies.items()} == {"digits": 16, "gpu/svhn": 0, "mnist": 0}
+    assert studies["mnist"].contrasts == {"rotate4": ("mask4",)}
     assert find_studies([experiments / "digits"]) == {"digits": studies["digits"]}
     assert find_studies([comparison]) == {"digits": read_comparison(comparison)}
     runs = sorted((comparison / "runs").glob("*rotate4-seed*"))
-    assert [run.name for run in find_studies(runs)["runs"]] == [run.name for run in runs]
+    assert [run.name for run in find_studies(runs)["runs"].runs] == [run.name for run in runs]
 
 
 def test_runs_are_added_to_a_record(comparison: Path, tmp_path: Path) -> None:
     file = tmp_path / "experiments" / records.RECORDS
-    runs = sorted(read_comparison(comparison), key=lambda run: run.name)
+    runs = sorted(read_comparison(comparison).runs, key=lambda run: run.name)
     late = dataclasses.replace(runs[3], summary=dataclasses.replace(runs[3].result, test_accuracy=1.5))
     assert add_runs(runs[::-1], file) == runs  # no record yet
     write_study(runs[:6], file)
@@ -108,6 +105,9 @@ def test_what_is_no_study_is_refused(comparison: Path, tmp_path: Path) -> None:
         find_studies([comparison / "runs" / "resnet20-rotate2p-seed0"])
     with pytest.raises(RunError, match="expected a finished run to write into"):
         write_study([], tmp_path / records.RECORDS)
+    (comparison / "comparison.json").write_text('[{"model": "resnet20"}]')
+    with pytest.raises(RunError, match=r"comparison\.json has a row that is none of a comparison \('conv'\)"):
+        find_studies([comparison])
 
 
 @pytest.mark.parametrize(

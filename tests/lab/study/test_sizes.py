@@ -12,7 +12,8 @@ from rotateconv import quantize
 from rotateconv.errors import RunError
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.report.sizes_report import cells, markdown, write_sizes
+from rotateconv.lab.report.comparison import write_sizes
+from rotateconv.lab.report.tables import sizes_table
 from rotateconv.lab.study.sizes import SizeRow, SizesTable, measure_sizes, merge_sizes, pareto, with_differences
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
@@ -60,9 +61,9 @@ def test_dense_nets_stand_first_and_are_compared_with_none() -> None:
 
 def test_a_net_below_the_dense_ones_is_in_bold() -> None:
     below, above = with_differences([*DENSE, row("lines", 200, 54.0, 54.5), row("more", 200, 56.0)])[-2:]
-    assert cells(below) == ("lines", "4", "200", "54.25 ± 0.35", "2", "**-0.75**")
-    assert cells(above)[-1] == "+1.00"
-    assert cells(DENSE[0])[-1] == "-"
+    rows = sizes_table([below, above, DENSE[0]]).rows
+    assert rows[0] == ("lines", "4", "200", "54.25 ± 0.35", "2", "**-0.75**")
+    assert [row[-1] for row in rows[1:]] == ["+1.00", "-"]
 
 
 def test_new_runs_join_a_row_and_all_lines_are_compared_anew() -> None:
@@ -138,11 +139,11 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
     keys = [(found.label, found.bits, found.qat, len(found.accuracies)) for found in rows]
     assert sorted(keys) == sorted(
         [
-            ("resnet20 with conv3x3", 32, False, 2),
-            ("resnet20 with conv3x3", 4, False, 2),
-            ("resnet20 with rotate2p", 32, False, 1),
-            ("resnet20 with rotate2p", 4, False, 1),
-            ("resnet20 with rotate2p", 3, True, 1),
+            ("resnet20, conv3x3", 32, False, 2),
+            ("resnet20, conv3x3", 4, False, 2),
+            ("resnet20, rotate2p", 32, False, 1),
+            ("resnet20, rotate2p", 4, False, 1),
+            ("resnet20, rotate2p", 3, True, 1),
         ]
     )
     assert {found.runs for found in rows} == {("dense-0", "dense-1"), ("lines",), ("rounded",)}
@@ -162,14 +163,13 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
 
 def test_files_hold_every_row(runs: list[Path], data: ImageData, tmp_path: Path) -> None:
     rows = measure_sizes(runs, data, (32, 8))
-    write_sizes(rows, tmp_path, data.name)
+    write_sizes(SizesTable(data.name, tuple(rows)), tmp_path)
     records = json.loads((tmp_path / "sizes.json").read_text())
     assert SizesTable.from_json(records, "sizes.json") == SizesTable(data.name, tuple(rows))
     assert {"dataset", "accuracy_mean", "accuracy_std", "n", "above_dense", "qat"} <= records[0].keys()
     text = (tmp_path / "sizes.md").read_text()
-    assert text == markdown(rows, data.name)
-    for found in rows:
-        assert f"| {' | '.join(cells(found))} |" in text
+    for found in sizes_table(rows).rows:
+        assert f"| {' | '.join(found)} |" in text
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rotateconv._files import atomic_write
 from rotateconv.errors import InputError
 from rotateconv.lab.bench.targets import Row
+from rotateconv.lab.report.blocks import fill_blocks
 
 Record = dict[str, Any]
 
@@ -49,16 +49,13 @@ def fill_page(text: str, record: Record) -> str:
         'no table here'
     """
 
-    def fill(block: re.Match[str]) -> str:
-        sections, name = _sections(record), block["name"]
+    def make(name: str) -> str:
+        sections = _sections(record)
         if name not in sections:
             raise InputError(f"the record has no table {name!r}, only {', '.join(sections)}: run the bench with it")
-        return f"<!-- bench: {name} -->\n{sections[name]}\n<!-- end -->"
+        return sections[name]
 
-    return _BLOCK.sub(fill, text)
-
-
-_BLOCK = re.compile(r"<!-- bench: (?P<name>[\w ]+) -->\n.*?<!-- end -->", re.DOTALL)
+    return fill_blocks(text, "bench", make)
 
 
 def _sections(record: Record) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rotateconv.lab.cli.console import say
 from rotateconv.lab.cli.loading import load_shown
 from rotateconv.lab.data.images import images_key
 from rotateconv.lab.plain import to_json
-from rotateconv.lab.report.figures_runs import draw_angles
+from rotateconv.lab.report.figures import draw_angles
 from rotateconv.lab.study.angles import analyse
 from rotateconv.lab.train.run_folder import ANALYSIS, read_config, write_json
 
@@ -43,7 +43,7 @@ def analyse_all(folders: Iterable[Path], data_dir: Path | None, draws: int, cons
         write_json(run / ANALYSIS, to_json(found))
         told = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
         if found.angles is not None:
-            draw_angles(found, run / "analysis.png")
+            draw_angles(found, run / "analysis.png", title=run.name)
             together = found.angles.all
             told += f", moved {together.movement.mean:.3f} rad, shuffled {together.shuffled.mean:.2f} %"
         say(console, f"{run.name}: validation accuracy {found.validation_accuracy:.2f} %, {told}")

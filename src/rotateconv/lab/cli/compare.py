@@ -19,7 +19,7 @@ EXAMPLES = options.examples(
     ("Accuracy against bytes too:", "rotateconv compare --sizes --out runs/digits"),
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
 )
-_STUDY = ("models", "convs", "seeds", "equal_params")
+_STUDY = ("models", "convs", "seeds", "equal_params", "contrasts")
 _FILES = {"table": "md", "records": "json", "picture": "png"}
 _CHOSEN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
 
@@ -176,6 +176,10 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
                 raise ConfigError(f'{key} must be a list of names such as ["resnet20"], not {value!r}')
             checked[key] = tuple(value)
+        elif key == "contrasts":
+            from rotateconv.lab.study.plan import contrasts_from
+
+            checked[key] = contrasts_from(value)
         else:
             kind, told = (int, "a whole number") if key == "seeds" else (bool, "true or false")
             if type(value) is not kind:
@@ -197,14 +201,18 @@ def _compare(
 ) -> None:
     """Train and compare, and show how it goes."""
     from rotateconv.errors import FAULT
-    from rotateconv.lab.cli.comparison import ComparisonProgress, show_table
+    from rotateconv.lab.cli.comparison import ComparisonProgress, show_groups, show_sizes
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.exit_codes import CommandError, Failure
+    from rotateconv.lab.report.comparison import write_comparison, write_sizes
     from rotateconv.lab.study import run as library
+    from rotateconv.lab.study.events import RecordsChanged, StudyEvent
+    from rotateconv.lab.study.plan import Study
+    from rotateconv.lab.study.sizes import SizesTable, measure_sizes
 
-    study = library.Study(base, **chosen)
+    study = Study(base, **chosen)
     for model in study.models:
         for conv in study.convs:
             options.check_names(base, model=model, conv=conv)
@@ -213,38 +221,27 @@ def _compare(
     data = DataDescription.of(images)
     try:
         with ComparisonProgress(console, study, data, out) as progress:
-            rows = library.compare(study, data, out, jobs=jobs, overwrite=overwrite, on_event=progress)
+
+            def on_event(event: StudyEvent) -> None:
+                progress(event)
+                if isinstance(event, RecordsChanged):
+                    write_comparison(event.records, study.contrasts, out)
+
+            records = library.compare(study, data, out, jobs=jobs, overwrite=overwrite, on_event=on_event)
     except RunInterrupted as error:
         raise RunInterrupted(f"{error}: go on with {options.again()}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {options.again()}") from None
-    show_table(console, rows)
+    groups = write_comparison(records, study.contrasts, out)
+    show_groups(console, groups)
     facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})
     if widths is not None:
-        _show_sizes(console, [out / run for row in rows for run in row["runs"]] + others, images, widths, out)
-    failed = sum(len(row["failed"]) for row in rows)
+        runs = [out / "runs" / run.name for group in groups for run in group.runs]
+        table = SizesTable(images.name, tuple(measure_sizes([*runs, *others], images, widths)))
+        write_sizes(table, out)
+        show_sizes(console, table)
+        facts(console, {name: str(out / f"sizes.{end}") for name, end in _FILES.items()})
+    failed = sum(record.summary is None for record in records)
     if failed:
-        total = failed + sum(row["n"] for row in rows)
-        raise CommandError(Failure(FAULT, f"{failed} of {total} runs diverged: {out / 'comparison.md'} says where"))
-
-
-def _show_sizes(console: Any, runs: list[Path], images: Any, widths: tuple[int, ...], out: Path) -> None:
-    """Measure accuracy against bytes, show the table and say where it is kept."""
-    from rich import box
-    from rich.table import Table
-
-    from rotateconv.lab.cli.console import facts
-    from rotateconv.lab.report.sizes_report import CAPTION, cells, write_sizes
-    from rotateconv.lab.study.sizes import measure_sizes
-
-    rows = measure_sizes(runs, images, widths)
-    write_sizes(rows, out, images.name)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    table.title = f"{images.name}: accuracy against bytes"
-    for place, head in enumerate(("net", "bits", "bytes", "test %", "n", "above\ndense")):
-        table.add_column(head, justify="left" if place < 2 else "right")
-    for row in rows:
-        table.add_row(*cells(row, strong=""))
-    console.print(table)
-    console.print(CAPTION, style="dim", width=min(100, console.width))
-    facts(console, {name: str(out / f"sizes.{end}") for name, end in _FILES.items()})
+        message = f"{failed} of {len(records)} runs diverged: {out / 'comparison.md'} says where"
+        raise CommandError(Failure(FAULT, message))

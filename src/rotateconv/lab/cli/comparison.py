@@ -4,25 +4,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.cli.progress import recipe_line
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.study.comparison import CAPTION, cells
+from rotateconv.lab.report.page import CAPTION, SIZES_CAPTION
+from rotateconv.lab.report.statistics import Group
+from rotateconv.lab.report.tables import COMPARISON, MODEL, Table, group_table, sizes_table
 from rotateconv.lab.study.events import RunDied, RunDiverged, RunEvent, StudyEvent, StudyStart
-from rotateconv.lab.study.run import Study
+from rotateconv.lab.study.plan import Study
+from rotateconv.lab.study.sizes import SizesTable
 from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart, RunWarning, StepEnd
-
-_HEADS = (
-    *("conv", "para-\nmeters", "multiply-\nadds"),
-    *("test\naccuracy %", "difference\nto dense", "n", "s/\nepoch"),
-)
 
 
 class ComparisonProgress:
@@ -124,19 +121,31 @@ class ComparisonProgress:
         return f"{self.finished}/{self.runs}  about {duration(left)} left"
 
 
-def show_table(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows of a comparison, a table a model, and what the numbers mean."""
-    for model in dict.fromkeys(row["model"] for row in rows):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-        for place, head in enumerate(_HEADS):
-            table.add_column(head, justify="right" if place else "left", no_wrap=True)
-        own = [row for row in rows if row["model"] == model]
-        table.title = f"{own[0]['dataset']}, {model}, {own[0]['epochs']} epochs of {own[0]['recipe']}"
-        for row in own:
-            table.add_row(*cells(row)[1:])
-        console.print(table)
+def show_groups(console: Console, groups: Sequence[Group]) -> None:
+    """Print the table of a comparison, one per model, and what the numbers mean."""
+    for model in dict.fromkeys(group.model for group in groups):
+        own = [group for group in groups if group.model == model]
+        run = (*own[0].runs, *own[0].failed)[0]
+        title = f"{run.data.name}, {model}, {run.config.epochs} epochs of {run.config.recipe}"
+        show_table(console, group_table(own, [column for column in COMPARISON if column is not MODEL]), title)
     console.print(CAPTION, style="dim", width=min(100, console.width))
-    for row in rows:
-        for seed, why in row["failed"].items():
-            say(console, f"{row['model']} {row['label']}, seed {seed}: {why}")
+    for group in groups:
+        for run in group.failed:
+            say(console, f"{group.model} {group.label}, seed {run.config.seed}: {run.failed}")
     console.print()
+
+
+def show_sizes(console: Console, table: SizesTable) -> None:
+    """Print accuracy against bytes, and what the numbers mean."""
+    show_table(console, sizes_table(table.rows, strong=""), f"{table.dataset}: accuracy against bytes")
+    console.print(SIZES_CAPTION, style="dim", width=min(100, console.width))
+
+
+def show_table(console: Console, table: Table, title: str) -> None:
+    """Print a table; its heads may break between words."""
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=title)
+    for place, head in enumerate(table.head):
+        shown.add_column(head.replace(" ", "\n"), justify="left" if place < table.left else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)

@@ -8,7 +8,7 @@ import typer
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import net_name
+from rotateconv.lab.naming import model_name
 
 EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),
@@ -70,7 +70,7 @@ def evaluate(
         console,
         {
             "run": str(run),
-            "model": f"{net_name(trained.config)}, trained on {trained.data.name}",
+            "model": f"{model_name(trained.config)}, trained on {trained.data.name}",
             "data": f"{images.name}: {found.count:,} {split} images",
             "device": str(device),
         },

@@ -7,7 +7,7 @@ import typer
 
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import net_name
+from rotateconv.lab.naming import model_name
 
 EXAMPLES = options.examples(
     ("A net, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
@@ -102,7 +102,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
         each = f"{summary.seconds_per_epoch:.3g} s an epoch, {summary.images_per_second:,.0f} images/s"
         rows["time"] = f"{duration(summary.seconds)}, {each}"
     facts(console, rows)
-    _show_cost(console, net_name(config), configured_cost(config, data), layers)
+    _show_cost(console, model_name(config), configured_cost(config, data), layers)
 
 
 def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rotateconv.errors import ConfigError
+from rotateconv.lab import naming
 from rotateconv.lab.config import RunConfig, make_config, overridden
 from rotateconv.lab.keys import read_toml
 
@@ -240,8 +241,7 @@ def data_name(config: RunConfig) -> str:
 
 def run_name(config: RunConfig) -> str:
     """Return the name of a run's folder where the user gave none."""
-    width = "" if config.width == 1 else f"-w{config.width:g}"
-    return f"{data_name(config)}-{config.model}-{config.conv}{width}-seed{config.seed}"
+    return f"{data_name(config)}-{naming.run_name(config)}"
 
 
 def refuse(options: Mapping[str, object], reason: str) -> None:

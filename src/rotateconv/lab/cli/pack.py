@@ -9,7 +9,7 @@ import typer
 
 from rotateconv.errors import RunError
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import net_name
+from rotateconv.lab.naming import model_name
 
 EXAMPLES = options.examples(
     ("4-bit weights and 5-bit angles:", "rotateconv pack runs/digits-resnet20-rotate4-seed0 --out digits.rotateconv"),
@@ -64,7 +64,7 @@ def pack(
     facts(
         console,
         {
-            "model": f"{net_name(trained.config)}, trained on {data.name}",
+            "model": f"{model_name(trained.config)}, trained on {data.name}",
             "bits": f"{weight_bits} a weight, {angle_bits} an angle, {dense_bits} in stem, 1x1 and linear layers",
             "statistics": statistics,
             "packed": f"{size:,} bytes, {dense / size:.1f} times smaller than its {dense:,} bytes",

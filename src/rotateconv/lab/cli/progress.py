@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rotateconv.lab.cli.console import duration, facts, say
-from rotateconv.lab.config import RunConfig, net_name
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.naming import model_name
 from rotateconv.lab.train.events import EpochEnd, Event, RunStart, RunWarning, StepEnd
 
 _EVERY = 0.1  # seconds between two updates of the bar
@@ -107,7 +108,7 @@ def run_facts(config: RunConfig, data: ImageData, start: RunStart) -> dict[str, 
     rows = {
         "run": str(start.run),
         "device": f"{start.device}{threads}{processes}",
-        "model": f"{net_name(config)}: {start.parameters:,} parameters",
+        "model": f"{model_name(config)}: {start.parameters:,} parameters",
         "data": f"{data.name}: {start.num_samples:,} training, {len(data.validation):,} validation, "
         f"{len(data.test):,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
         "recipe": recipe_line(config),

@@ -1,151 +1,219 @@
 """Pages from the runs of studies alone: nothing here trains, and no number is typed in."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from itertools import pairwise
 
 from rotateconv.errors import RunError, nearest
-from rotateconv.lab.report.figures_runs import picture_names
-from rotateconv.lab.report.figures_sizes import draw_sizes
-from rotateconv.lab.report.sizes_report import markdown
-from rotateconv.lab.report.statistics import Row, make_rows
-from rotateconv.lab.report.tables import accuracy_table, angle_table, contrast_table, conversion_table, validation_table
-from rotateconv.lab.study.conversions import ConversionRecord
-from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.naming import model_name
+from rotateconv.lab.report.blocks import fill_blocks
+from rotateconv.lab.report.figures import picture_names, size_picture
+from rotateconv.lab.report.statistics import LEVEL, Group, make_groups
+from rotateconv.lab.report.tables import (
+    STUDY,
+    Column,
+    contrast_table,
+    conversion_table,
+    group_table,
+    movement_table,
+    shuffle_table,
+    sizes_table,
+    validation_table,
+)
+from rotateconv.lab.study.records import StudyRecord
 from rotateconv.lab.study.sizes import SizesTable
 
-Studies = Mapping[str, Sequence[RunRecord]]
-Sizes = Mapping[str, SizesTable]
-Conversions = Mapping[str, Sequence[ConversionRecord]]
+Studies = Mapping[str, StudyRecord]
 
 PICTURES = "results"
 """Folder of a page's pictures, beside it."""
 
-_BLOCK = re.compile(r"<!-- report: (?P<kind>\w+) (?P<study>[\w./-]+) -->\n.*?<!-- end -->", re.DOTALL)
+CAPTION = (
+    "Percent, mean ± standard deviation (n - 1) over seeds, of the model after the last epoch. Differences are in "
+    "points, with their 95 % confidence interval by Welch's t-test."
+)
+_CONTRASTS = (
+    "Differences in points, with 95 % confidence intervals and p-values by Welch's t-test. A verdict needs a p-value "
+    f"below {LEVEL:g} after Benjamini and Hochberg's correction over this table: one in twenty of its verdicts may be "
+    "false."
+)
+_ANGLES = (
+    "Validation accuracy of the model as trained, with the angles of all layers permuted over their slices, with those "
+    "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles, not calibrated). The mean of cos 4θ "
+    "is 1 for filters along rows and columns and -1 along diagonals; its deviation is that under the uniform law."
+)
+SIZES_CAPTION = (
+    "Bytes are of the packed file (32: of the float32 numbers), accuracy of the model with those numbers on the test "
+    "split, mean ± standard deviation over n runs. Models that were not trained with quantized numbers are packed with "
+    "`--calibrate`. The last column is the accuracy above that of the dense models at the same bytes, read off the "
+    "line through the best of them (bytes on a logarithmic scale); none of that size: -."
+)
+_CONVERSIONS = (
+    "Test accuracy in percent, one run each: of the trained dense model, of the RotateConv layers fitted to it, of the "
+    "same with the statistics of its norms recalibrated on training images without labels (`recalibrate`), and after "
+    "the epochs of fine-tuning with the dense model as the teacher, which the dense model did not get; a loss is in "
+    "bold."
+)
 
 
-def fill_page(text: str, studies: Studies, sizes: Sizes | None = None, conversions: Conversions | None = None) -> str:
-    """Return a Markdown page with its blocks made anew.
-
-    A block is what lies between `<!-- report: KIND STUDY -->` and `<!-- end -->`.
+def fill_page(text: str, studies: Studies) -> str:
+    """Return a Markdown page with its blocks made anew: `<!-- report: KIND STUDY -->` to `<!-- end -->`.
 
     Args:
-        text: of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
-        studies: as from `rotateconv.lab.study.records.find_studies`.
-        sizes: as from `rotateconv.lab.study.records.find_sizes`, for the blocks of the kind "sizes".
-        conversions: as from `rotateconv.lab.study.records.find_conversions`, for those of the kind "conversions".
+        text: Of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
+        studies: As from `rotateconv.lab.study.records.find_studies`.
 
     Raises:
-        RunError: the page asks for a kind or a study that there is not.
+        RunError: The page asks for a kind or a study that there is not.
 
     Example:
-        >>> print(fill_page("<!-- report: table mnist -->\\n<!-- end -->", {"mnist": []}))
+        >>> from rotateconv.lab.study.records import StudyRecord
+        >>> print(fill_page("<!-- report: table mnist -->\\n<!-- end -->", {"mnist": StudyRecord()}))
         <!-- report: table mnist -->
         Not measured yet: `rotateconv compare --config experiments/mnist/study.toml --out runs/mnist`
         <!-- end -->
     """
-
-    def fill(block: re.Match[str]) -> str:
-        kind, study = block["kind"], block["study"]
-        return f"<!-- report: {kind} {study} -->\n{make_block(kind, study, studies, sizes, conversions)}\n<!-- end -->"
-
-    return _BLOCK.sub(fill, text)
+    return fill_blocks(text, "report", lambda asked: make_block(*asked_for(asked), studies))
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Return kind and study of every block of a page."""
-    return [(block["kind"], block["study"]) for block in _BLOCK.finditer(text)]
+def asked_for(asked: str) -> tuple[str, str]:
+    """Return kind and study of what a block asks for."""
+    kind, _, study = asked.partition(" ")
+    return kind, study
 
 
-def make_block(
-    kind: str, study: str, studies: Studies, sizes: Sizes | None = None, conversions: Conversions | None = None
-) -> str:
-    """Return the text of a block; a study without a run, or without what `compare --sizes` measures, says so."""
-    kinds = (*KINDS, "pictures", "sizes", "conversions")
-    if kind not in kinds:
-        raise RunError(f"a page asks for {kind!r}: {nearest(kind, kinds)}")
+def make_block(kind: str, study: str, studies: Studies, folder: str = f"{PICTURES}/") -> str:
+    """Return the text of a block; a study that lacks what it shows says so."""
+    if kind not in KINDS:
+        raise RunError(f"a page asks for {kind!r}: {nearest(kind, KINDS)}")
+    found = gathered(study, studies)
     if kind == "conversions":
-        found = (conversions or {}).get(study)
-        return conversion_table(found) if found else "Not measured yet: `rotateconv convert`"
-    rows = rows_of(study, studies)
+        return _conversions(found) if found.conversions else "Not measured yet: `rotateconv convert`"
     if kind == "sizes":
-        measured = (sizes or {}).get(study)
-        return _sizes(study, measured) if measured else "Not measured yet: `rotateconv compare --sizes`"
-    if not rows:
-        commands = [
-            f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in _named(study, studies)
-        ]
+        return _sizes(study, found.sizes, folder) if found.sizes else "Not measured yet: `rotateconv compare --sizes`"
+    if not found.runs:
+        names = _named(study, studies)
+        commands = [f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in names]
         return "Not measured yet: " + ", ".join(commands)
-    return KINDS[kind](rows) if kind != "pictures" else _pictures(study, rows, PICTURES + "/")
+    groups = make_groups(found.runs)
+    if kind == "pictures":
+        return "\n\n".join(_image(name, folder) for name in picture_names(study, groups))
+    return _TEXTS[kind](found, groups)
 
 
-def rows_of(study: str, studies: Studies) -> list[Row]:
-    """Return the rows of a study, or of all studies in the folder of that name; RunError for an unknown one."""
-    return make_rows([run for name in _named(study, studies) for run in studies[name]])
+def gathered(study: str, studies: Studies) -> StudyRecord:
+    """Return a study, or all studies in the folder of that name as one; RunError for an unknown one."""
+    found = [studies[name] for name in _named(study, studies)]
+    return StudyRecord(
+        runs=tuple(run for one in found for run in one.runs),
+        contrasts={conv: others for one in found for conv, others in one.contrasts.items()},
+        sizes=found[0].sizes,
+        conversions=tuple(conversion for one in found for conversion in one.conversions),
+    )
 
 
 def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
     """Return everything that is known of the studies, a section each.
 
     Args:
-        studies: as from `rotateconv.lab.study.records.find_studies`.
-        pictures: show those that `draw_study` puts into the same folder.
+        studies: As from `rotateconv.lab.study.records.find_studies`.
+        pictures: Show those that `draw_study` puts into the same folder.
     """
     parts = []
-    for study in studies:
-        rows = rows_of(study, studies)
-        kinds = ("table", "contrasts", "angles") if rows else ("table",)
-        parts += [f"# {study}", *(make_block(kind, study, studies) for kind in kinds)]
-        parts += [_pictures(study, rows, "")] if pictures and rows else []
+    for study, found in studies.items():
+        kinds = ("table", "contrasts", "angles", *(["pictures"] if pictures else [])) if found.runs else ("table",)
+        parts += [f"# {study}", *(make_block(kind, study, studies, folder="") for kind in kinds)]
     return "\n\n".join(parts) + "\n"
 
 
-def draw_page_sizes(study: str, sizes: SizesTable, folder: Path) -> None:
-    """Draw the picture that a block of the kind "sizes" shows, into a folder that exists.
-
-    Args:
-        study: its name, from which the file is called.
-        sizes: of `rotateconv.lab.study.records.find_sizes`.
-        folder: of the pictures.
-    """
-    draw_sizes(sizes.rows, folder / size_picture(study), sizes.dataset)
+def accuracy_text(groups: Sequence[Group], columns: Sequence[Column] = STUDY) -> str:
+    """Return the table of test accuracies between what it was made with and what it leaves out."""
+    table = group_table(groups, columns).markdown()
+    return "\n\n".join([protocol(groups), table, CAPTION, *_failures(groups), *_moves(groups)])
 
 
-def size_picture(study: str) -> str:
-    """Return the name of the picture of accuracy against bytes.
-
-    Example:
-        >>> size_picture("gpu/svhn")
-        'gpu-svhn-sizes.png'
-    """
-    return f"{study.replace('/', '-')}-sizes.png"
+def contrast_text(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) -> str:
+    """Return the table of contrasts, and what a verdict needs."""
+    table = contrast_table(groups, controls)
+    if table is None:
+        return "No model with learned angles stands beside another one."
+    return f"{table.markdown()}\n\n{_CONTRASTS}"
 
 
-def _sizes(study: str, sizes: SizesTable) -> str:
-    """The table of accuracy against bytes, as `compare --sizes` shows it, and its picture."""
-    table = markdown(sizes.rows, sizes.dataset).rstrip()
-    return f"{table}\n\n{_image(size_picture(study), PICTURES + '/')}"
+def sizes_text(table: SizesTable) -> str:
+    """Return accuracy against bytes as Markdown."""
+    title = f"**{table.dataset}: accuracy against bytes**"
+    return f"{title}\n\n{sizes_table(table.rows).markdown()}\n\n{SIZES_CAPTION}"
 
 
-def _pictures(study: str, rows: Sequence[Row], folder: str) -> str:
-    return "\n\n".join(_image(name, folder) for name in picture_names(study, rows))
+def protocol(groups: Sequence[Group]) -> str:
+    """Return data, recipe, machine, versions and commit of a table, in one line."""
+    runs = [run for group in groups for run in (*group.runs, *group.failed)]
+    stages = [stage.environment for run in runs for stage in run.environment.stages]
+    recipes = {f"recipe {run.config.recipe}, {run.config.epochs} epochs" for run in runs}
+    made = (
+        (stage.hardware for stage in stages),
+        (f"torch {stage.versions.get('torch')}" for stage in stages),
+        (f"commit {str(stage.commit)[:12]}" for stage in stages),
+    )
+    held = "" if runs[0].config.validation else "; the validation images were trained on too"
+    data = ", ".join(dict.fromkeys(run.data.name for run in runs))
+    where = "; ".join(" and ".join(dict.fromkeys(names)) for names in made).replace(" and commit ", " and ")
+    return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {where}."
+
+
+def _accuracies(found: StudyRecord, groups: Sequence[Group]) -> str:
+    return accuracy_text(groups)
+
+
+def _contrasts(found: StudyRecord, groups: Sequence[Group]) -> str:
+    return contrast_text(groups, found.contrasts)
+
+
+def _validations(found: StudyRecord, groups: Sequence[Group]) -> str:
+    table = validation_table(groups).markdown()
+    return "\n\n".join([protocol(groups), table, *_failures(groups), *_moves(groups)])
+
+
+def _angles(found: StudyRecord, groups: Sequence[Group]) -> str:
+    """How far the angles of each model moved, and, where runs were analysed, how they lie and what shuffling costs."""
+    tables = [table for table in (movement_table(groups), shuffle_table(groups)) if table is not None]
+    if not tables:
+        return "No model here has angles."
+    parts = [table.markdown() for table in tables]
+    analyses = [run.analysis for group in groups for run in group.runs if run.analysis and run.analysis.angles]
+    if analyses:
+        seen = any(analysis.validation_seen for analysis in analyses)
+        parts.append(_ANGLES + (" The validation images were trained on too." if seen else ""))
+    return "\n\n".join(parts)
+
+
+def _sizes(study: str, sizes: SizesTable, folder: str) -> str:
+    return f"{sizes_text(sizes)}\n\n{_image(size_picture(study), folder)}"
+
+
+def _conversions(found: StudyRecord) -> str:
+    return f"{conversion_table(found.conversions).markdown()}\n\n{_CONVERSIONS}"
+
+
+def _failures(groups: Sequence[Group]) -> list[str]:
+    lines = [
+        f"- {model_name(run.config)}, seed {run.config.seed}: {run.failed}" for group in groups for run in group.failed
+    ]
+    return ["\n".join(["Without a result:", "", *lines])] if lines else []
+
+
+def _moves(groups: Sequence[Group]) -> list[str]:
+    lines = []
+    for run in (run for group in groups for run in group.runs):
+        for before, after in pairwise(run.environment.stages):
+            if before.environment.hardware != after.environment.hardware:
+                where = f"step {after.step:,} of {run.result.steps:,} on {after.environment.hardware}"
+                lines.append(f"- {model_name(run.config)}, seed {run.config.seed}: from {where}")
+    return ["\n".join(["Finished on another machine:", "", *lines])] if lines else []
 
 
 def _image(name: str, folder: str) -> str:
-    return f"![{name.removesuffix('.png')}]({folder}{name})"
-
-
-KINDS: dict[str, Callable[[Sequence[Row]], str]] = {
-    "table": accuracy_table,
-    "contrasts": contrast_table,
-    "validation": validation_table,
-    "angles": angle_table,
-}
-"""What a block of a page can show of the runs of a study.
-
-Besides there are "pictures", the files of `draw_study` in the folder `PICTURES`, "sizes", accuracy against bytes,
-and "conversions", what `rotateconv convert` found.
-"""
+    return f"![{name.rpartition('.')[0]}]({folder}{name})"
 
 
 def _named(study: str, studies: Studies) -> list[str]:
@@ -154,3 +222,14 @@ def _named(study: str, studies: Studies) -> list[str]:
     if not names:
         raise RunError(f"there is no study {study!r}: {nearest(study, studies)}")
     return names
+
+
+_TEXTS: dict[str, Callable[[StudyRecord, Sequence[Group]], str]] = {
+    "table": _accuracies,
+    "contrasts": _contrasts,
+    "validation": _validations,
+    "angles": _angles,
+}
+KINDS = (*_TEXTS, "pictures", "sizes", "conversions")
+"""What a block of a page can show of a study: texts about its runs, the files of `draw_study` in the folder `PICTURES`,
+accuracy against bytes, and what `rotateconv convert` found."""

@@ -1,224 +1,269 @@
-"""What the runs of a study say together: a row a configuration, and who beats whom."""
+"""What the runs of a study say together: a group per configuration, and which group is ahead of which."""
 
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import PRESETS, RunConfig
-from rotateconv.lab.study.comparison import BASELINE
+from rotateconv.lab.naming import layers_label, model_label
+from rotateconv.lab.study.plan import BASELINE
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.models import CONVS
 
-_NET = ("model", "conv", "width", "growth")
+LEVEL = 0.05
+"""Rate of false discoveries among the verdicts of a study; the intervals are of 1 - LEVEL."""
+
+_OF_THE_MODEL = ("model", "conv", "width", "growth", "factory", "convert_taps")
 _ALWAYS = ("recipe", "data")
-_SAME_SIZE = 1.2  # a dense net narrowed to another's size is at most this much larger or smaller
-# The nets that are judged, each beside the dense net, that of equal size, and what shows whether a part of it does
-# anything.
-_CONTROLS: dict[str, tuple[str, ...]] = {
-    "rotate4": ("rotate4-fixed", "mask4", "line", "separable", "rotate4-g4"),
-    "rotate2": (),
-    "rotate2b": ("rotate2",),
-    "rotate2p": ("rotate2", "rotate2b", "rotate2p-fixed", "separable", "rotate2p-g4"),
-    "rotate4-g4": (),
-    "rotate2p-g4": ("separable",),
-    "rotate4-k5": ("rotate4",),
-    "rotate2p-k5": ("rotate2p",),
-}
+_SAME_SIZE = 1.2  # a dense model narrowed to another's size is at most this much larger or smaller
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Values of runs that differ in the seed alone.
+class Sample:
+    """Values of runs that differ in the seed alone."""
 
-    Args:
-        mean: of the values.
-        std: their standard deviation with n - 1, None for one value.
-        n: how many.
-    """
-
-    mean: float
-    std: float | None
-    n: int
+    values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Return mean and deviation, or None without values or where one is missing."""
+    def of(cls, values: Iterable[float | None]) -> "Sample | None":
+        """Return the sample, or None without values or where one is missing."""
         found = list(values)
-        known = [value for value in found if value is not None]
-        if not known or len(known) < len(found):
-            return None
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+        known = tuple(value for value in found if value is not None)
+        return cls(known) if known and len(known) == len(found) else None
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Their standard deviation with n - 1, None for one value."""
+        return statistics.stdev(self.values) if self.n > 1 else None
 
 
 @dataclass(frozen=True)
-class Row:
+class Group:
     """A configuration with all its seeds.
 
-    Args:
-        model, conv, width: the net.
-        equal_to: the convolution that a narrowed dense net is as large as, or None.
-        setting: the keys in which the row differs from its recipe and others of the table do not, "" for none.
-        runs: finished ones, seed by seed.
-        failed: those without a result.
+    Attributes:
+        config: Of its runs, but for the seed.
+        equal_to: The convolution whose size a narrowed dense model has, or None.
+        setting: The keys in which it differs from its recipe and others of the study do not, "" for none.
+        runs: Finished ones, seed by seed.
+        failed: Those without a result.
     """
 
-    model: str
-    conv: str
-    width: float
+    config: RunConfig
     equal_to: str | None
     setting: str
     runs: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...]
 
     @property
+    def model(self) -> str:
+        """What its architecture is called."""
+        return model_label(self.config)
+
+    @property
     def label(self) -> str:
-        """What the table calls the convolution."""
-        return self.conv if self.width == 1 else f"{self.conv} x{self.width:.2f}"
+        """What its layers are called."""
+        return layers_label(self.config)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is the dense model at full width, which the others are compared with."""
+        return self.label == BASELINE and self.equal_to is None
+
+    @property
+    def learns_angles(self) -> bool:
+        """Whether angles moved."""
+        moved = self.curve("angle_movement_max")
+        return bool(moved) and moved[-1].mean > 0
 
     @property
     def parameters(self) -> int | None:
-        """Of the net; None where no run has a result."""
+        """Of the model; None where no run has a result."""
         return self.runs[0].result.parameters if self.runs else None
 
     @property
-    def accuracy(self) -> Spread | None:
+    def accuracy(self) -> Sample | None:
         """Test accuracy in percent after the last epoch."""
-        return Spread.of(run.result.test_accuracy for run in self.runs)
+        return Sample.of(run.result.test_accuracy for run in self.runs)
 
     @property
-    def validation(self) -> Spread | None:
+    def validation(self) -> Sample | None:
         """Validation accuracy in percent after the last epoch; None where the runs trained on that split."""
-        return Spread.of(run.curves.validation_accuracy[-1] for run in self.runs)
+        return Sample.of(run.curves.validation_accuracy[-1] for run in self.runs)
 
-    def curve(self, quantity: str) -> list[Spread]:
-        """Return a quantity of `METRICS` epoch by epoch, as far as every run has it."""
+    @property
+    def packed_bytes(self) -> float | None:
+        """Of the packed file, mean over the analysed runs; None without one."""
+        sizes = [run.analysis.packed.bytes for run in self.runs if run.analysis]
+        return statistics.fmean(sizes) if sizes else None
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """The median over the runs; None without one."""
+        return statistics.median(run.result.seconds_per_epoch for run in self.runs) if self.runs else None
+
+    def curve(self, quantity: str) -> list[Sample]:
+        """Return a quantity of `Curves` epoch by epoch, as far as every run has it."""
         epochs = zip(*(getattr(run.curves, quantity) for run in self.runs), strict=True)
-        spreads = [Spread.of(values) for values in epochs]
-        return [spread for spread in spreads if spread is not None]
+        return [sample for values in epochs if (sample := Sample.of(values)) is not None]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row and one that it is compared with.
+    """A group and one that it is compared with.
 
-    Args:
-        row, other: of the same model and setting.
-        difference: of the mean test accuracies, row minus other, in points.
-        error: standard error √(s₁²/n₁ + s₂²/n₂), None where one has a single run.
+    Attributes:
+        group, other: Of the same model and setting.
+        difference: Of the mean test accuracies, group minus other, in points.
+        interval: Of 95 % confidence by Welch's t-test; None where a group has a single run, or no run differs.
+        p_value: Of that test against no difference; None likewise.
+        adjusted: The p-value after Benjamini and Hochberg's correction over the study's contrasts; None likewise.
     """
 
-    row: Row
-    other: Row
+    group: Group
+    other: Group
     difference: float
-    error: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    adjusted: float | None = None
 
     @property
     def verdict(self) -> str:
-        """Who is ahead, by the rule of two standard errors."""
-        if self.error is None:
-            return "one seed: not decided"
-        if abs(self.difference) <= 2 * self.error:
+        """Wins or loses where the corrected p-value is below `LEVEL`."""
+        if self.adjusted is None:
+            single = 1 in (len(self.group.runs), len(self.other.runs))
+            return "one seed: not decided" if single else "not decided"
+        if self.adjusted >= LEVEL:
             return "not decided"
-        return "loses" if self.difference < 0 else "wins"
+        return "wins" if self.difference > 0 else "loses"
 
 
-def make_rows(runs: Sequence[RunRecord]) -> list[Row]:
-    """Return a row a configuration: models as they come, settings, then `CONVS`, narrowed nets after what they match.
+def make_groups(runs: Sequence[RunRecord]) -> list[Group]:
+    """Return a group per configuration, in the order of models, settings and `CONVS`, narrowed ones after their twins.
 
     Raises:
-        RunError: a configuration has the same seed twice.
+        RunError: A configuration has the same seed twice.
     """
-    groups: dict[RunConfig, list[RunRecord]] = {}
+    found: dict[RunConfig, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(dataclasses.replace(run.config, seed=0), []).append(run)
-    keys = sorted(field.name for field in dataclasses.fields(RunConfig) if field.name not in _NET)
-    varying = [key for key in keys if len({getattr(config, key) for config in groups}) > 1]
-    rows = []
-    for config, group in groups.items():
+        found.setdefault(dataclasses.replace(run.config, seed=0), []).append(run)
+    keys = sorted(field.name for field in dataclasses.fields(RunConfig) if field.name not in _OF_THE_MODEL)
+    varying = [key for key in keys if len({getattr(config, key) for config in found}) > 1]
+    groups = []
+    for config, group in found.items():
         group.sort(key=lambda run: run.config.seed)
-        for one, next_one in itertools.pairwise(group):
-            if one.config.seed == next_one.config.seed:
+        for one, following in itertools.pairwise(group):
+            if one.config.seed == following.config.seed:
                 raise RunError(
-                    f"{one.name} and {next_one.name} have the same configuration and seed: leave one of them out"
+                    f"{one.name} and {following.name} have the same configuration and seed: leave one of them out"
                 )
-        rows.append(
-            Row(
-                model=config.model,
-                conv=config.conv,
-                width=config.width,
-                equal_to=group[0].equal_to,
-                setting=_setting(config, varying),
-                runs=tuple(run for run in group if run.summary is not None),
-                failed=tuple(run for run in group if run.summary is None),
-            )
-        )
-    models = list(dict.fromkeys(row.model for row in rows))
+        done = tuple(run for run in group if run.summary is not None)
+        failed = tuple(run for run in group if run.summary is None)
+        groups.append(Group(config, group[0].equal_to, _setting(config, varying), done, failed))
+    models = list(dict.fromkeys(group.model for group in groups))
     convs = list(CONVS)
 
-    def place(row: Row) -> tuple[Any, ...]:
-        conv = row.equal_to or row.conv
+    def place(group: Group) -> tuple[int, str, int, str, bool, float]:
+        conv = group.equal_to or group.label
         known = convs.index(conv) if conv in convs else len(convs)
-        return models.index(row.model), row.setting, known, row.equal_to is not None, row.width
+        return models.index(group.model), group.setting, known, conv, group.equal_to is not None, group.config.width
 
-    return sorted(rows, key=place)
+    return sorted(groups, key=place)
 
 
-def contrast(row: Row, other: Row | None) -> Contrast | None:
-    """Return the difference of two rows' test accuracies; None without two rows that have one."""
-    if other is None or row.accuracy is None or other.accuracy is None:
+def contrast(group: Group, other: Group | None) -> Contrast | None:
+    """Return the difference of two groups' test accuracies; None without two groups that have one.
+
+    Example:
+        >>> contrasts([], {})
+        []
+    """
+    if other is None or group.accuracy is None or other.accuracy is None:
         return None
-    ours, theirs = row.accuracy, other.accuracy
-    error = None
-    if ours.std is not None and theirs.std is not None:
-        error = math.sqrt(ours.std**2 / ours.n + theirs.std**2 / theirs.n)
-    return Contrast(row, other, ours.mean - theirs.mean, error)
+    ours, theirs = group.accuracy, other.accuracy
+    difference = ours.mean - theirs.mean
+    if not (ours.std and theirs.std is not None) and not (theirs.std and ours.std is not None):
+        return Contrast(group, other, difference, None, None)
+    from scipy.stats import ttest_ind
+
+    with warnings.catch_warnings():
+        # SciPy warns of a sample whose values are all equal; the other one's are not.
+        warnings.filterwarnings("ignore", message="Precision loss occurred", category=RuntimeWarning)
+        test = ttest_ind(ours.values, theirs.values, equal_var=False)
+        low, high = test.confidence_interval(1 - LEVEL)
+    return Contrast(group, other, difference, (float(low), float(high)), float(test.pvalue))
 
 
-def dense_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the dense net that a row is compared with: same model and setting, full width."""
-    for other in rows:
-        same = (other.model, other.setting, other.conv, other.equal_to) == (row.model, row.setting, BASELINE, None)
-        if same and other is not row:
-            return other
-    return None
+def dense_of(group: Group, groups: Sequence[Group]) -> Group | None:
+    """Return the dense model that a group is compared with: same model and setting, full width."""
+    same = [other for other in _beside(group, groups) if other.dense and other is not group]
+    return same[0] if same else None
 
 
-def contrasts(rows: Sequence[Row]) -> list[Contrast]:
-    """Return how every net with learned angles does: against the dense net, the dense net of its size, the controls.
+def contrasts(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) -> list[Contrast]:
+    """Return how every group with learned angles does: against the dense model, that of its size, and its controls.
 
-    Lost ones come first, then those that are not decided, each by the difference.
+    The p-values are corrected over all of them; lost ones come first, then what is not decided, each by the difference.
+
+    Args:
+        groups: Of one study.
+        controls: Labels of the groups that show whether a part of one does anything, by its label.
     """
     found = []
-    for row in rows:
-        if row.conv not in _CONTROLS:
+    for group in groups:
+        if not group.learns_angles:
             continue
-        same = [other for other in rows if (other.model, other.setting) == (row.model, row.setting)]
-        controls = [other for other in same if other.conv in _CONTROLS[row.conv]]
-        for other in (dense_of(row, rows), _same_size(row, same), *controls):
-            one = contrast(row, other)
+        beside = _beside(group, groups)
+        wanted = [other for other in beside if other.label in controls.get(group.label, ())]
+        for other in (dense_of(group, groups), _same_size(group, beside), *wanted):
+            one = contrast(group, other)
             if one is not None:
                 found.append(one)
     order = ("loses", "not decided", "one seed: not decided", "wins")
-    return sorted(found, key=lambda one: (order.index(one.verdict), one.difference))
+    return sorted(_corrected(found), key=lambda one: (order.index(one.verdict), one.difference))
 
 
-def _same_size(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the narrowed dense net whose number of parameters is nearest to a row's."""
-    size = row.parameters
-    narrowed = [other for other in rows if other.equal_to is not None and other.parameters is not None]
-    if size is None or not narrowed:
-        return None
+def _corrected(found: Sequence[Contrast]) -> list[Contrast]:
+    """Return contrasts with p-values corrected for their number.
 
-    def ratio(other: Row) -> float:
-        assert other.parameters is not None
-        return max(other.parameters / size, size / other.parameters)
+    Reference:
+        Benjamini and Hochberg, "Controlling the False Discovery Rate" (1995).
+    """
+    from scipy.stats import false_discovery_control
 
-    nearest = min(narrowed, key=ratio)
+    tested = [one.p_value for one in found if one.p_value is not None]
+    adjusted = iter(false_discovery_control(tested) if tested else ())
+    return [dataclasses.replace(one, adjusted=None if one.p_value is None else float(next(adjusted))) for one in found]
+
+
+def _beside(group: Group, groups: Sequence[Group]) -> list[Group]:
+    return [other for other in groups if (other.model, other.setting) == (group.model, group.setting)]
+
+
+def _same_size(group: Group, groups: Sequence[Group]) -> Group | None:
+    """Return the narrowed dense model whose number of parameters is nearest to a group's."""
+
+    def ratio(other: Group) -> float:
+        if group.parameters is None or other.parameters is None or other.equal_to is None:
+            return math.inf
+        return max(other.parameters / group.parameters, group.parameters / other.parameters)
+
+    nearest = min(groups, key=ratio)
     return nearest if ratio(nearest) <= _SAME_SIZE else None
 
 

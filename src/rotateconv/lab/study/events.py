@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from rotateconv.convert.report import ConversionReport
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.train.events import Event
-from rotateconv.lab.train.run_folder import Record
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class RunStopped:
 
 
 @dataclass(frozen=True)
-class RowsChanged:
-    """The table of the study, after a run ended."""
+class RecordsChanged:
+    """What is known of the study's runs, after one of them ended."""
 
-    rows: list[Record]
+    records: tuple[RunRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class StageStart:
 
 
 TaskEvent = RunEvent | RunDiverged | RunDied | RunStopped
-StudyEvent = StudyStart | TaskEvent | RowsChanged
+StudyEvent = StudyStart | TaskEvent | RecordsChanged
 ConversionEvent = ModelFitted | StageStart | Event
 OnTaskEvent = Callable[[TaskEvent], None]
 OnStudyEvent = Callable[[StudyEvent], None]

@@ -6,15 +6,18 @@ The file `records.jsonl` has one line with what all runs share, and then one per
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rotateconv.errors import RunError
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.keys import read_toml
+from rotateconv.lab.naming import run_name
 from rotateconv.lab.study.angles import analysis_from_json
-from rotateconv.lab.study.comparison import Entry, read_rows
 from rotateconv.lab.study.conversions import ConversionRecord, conversion_from_json
+from rotateconv.lab.study.plan import contrasts_from
 from rotateconv.lab.study.run_record import PLACES, SHARED_KEYS, Curves, RunRecord, short
 from rotateconv.lab.study.sizes import SizesTable
 from rotateconv.lab.train.run_folder import (
@@ -43,8 +46,25 @@ CONVERSIONS = "conversions.json"
 _SOURCES = ("source", "teacher")
 
 
-def find_studies(paths: Iterable[str | Path]) -> dict[str, list[RunRecord]]:
-    """Return the runs of every study, by its name; a study that nobody ran has none.
+@dataclass(frozen=True)
+class StudyRecord:
+    """What a study found.
+
+    Attributes:
+        runs: With and without a result; none where nobody ran it.
+        contrasts: As `Study.contrasts`.
+        sizes: Accuracy against bytes, or None.
+        conversions: What `rotateconv convert` found.
+    """
+
+    runs: tuple[RunRecord, ...] = ()
+    contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: SizesTable | None = None
+    conversions: tuple[ConversionRecord, ...] = ()
+
+
+def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
+    """Return every study by its name.
 
     Args:
         paths: Each one a run folder, the folder of a comparison, or a folder in which, at any depth, studies lie:
@@ -56,19 +76,19 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, list[RunRecord]]:
     Raises:
         RunError: Nothing of the kind, two studies of one name, or a damaged file.
     """
-    studies: dict[str, list[RunRecord]] = {}
+    studies: dict[str, StudyRecord] = {}
 
-    def add(name: str, runs: list[RunRecord]) -> None:
+    def add(name: str, study: StudyRecord) -> None:
         if name in studies:
             raise RunError(f"two studies are called {name}: report them apart, or give the folder that holds both")
-        studies[name] = runs
+        studies[name] = study
 
-    alone: list[RunRecord] = []
+    alone: list[Path] = []
     for path in map(Path, paths):
         if (path / "config.json").is_file():
             if not (path / SUMMARY).is_file():
                 raise RunError(f"the run in {path} is not finished: resume it, or leave it out")
-            alone.append(read_run(path))
+            alone.append(path)
         elif (path / "runs").is_dir():
             add(path.resolve().name, read_comparison(path))
         else:
@@ -78,48 +98,62 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, list[RunRecord]]:
                     f"{path} is no run, no comparison and has no study in it: no config.json, runs/, {STUDY}"
                 )
             for folder in folders:
-                add(_name(folder, path), read_study(folder))
+                add(folder.relative_to(path).as_posix() if folder != path else path.resolve().name, read_study(folder))
     if alone:
-        add("runs", alone)
+        found = [conversion for path in alone if (conversion := _conversion(path)) is not None]
+        add("runs", StudyRecord(tuple(map(read_run, alone)), conversions=tuple(found)))
     return studies
 
 
-def find_sizes(paths: Iterable[str | Path]) -> dict[str, SizesTable]:
-    """Return every `sizes.json` in the folder of a comparison or a study, by the name of that folder.
+def read_study(folder: Path) -> StudyRecord:
+    """Return what is recorded of a study.
 
-    Args:
-        paths: As for `find_studies`.
+    Raises:
+        RunError: A file is damaged or of another format.
+        ConfigError: Its study.toml is.
+    """
+    file = folder / CONVERSIONS
+    conversions = read_json_list(file) if file.is_file() else []
+    return StudyRecord(
+        tuple(_read(folder / RECORDS)),
+        contrasts_from(read_toml(folder / STUDY).get("contrasts", {})) if (folder / STUDY).is_file() else {},
+        read_sizes(folder),
+        tuple(conversion_from_json(value, file) for value in conversions),
+    )
+
+
+def read_sizes(folder: Path) -> SizesTable | None:
+    """Return accuracy against bytes as a folder keeps it, or None; RunError where the file is damaged."""
+    file = folder / SIZES
+    return SizesTable.from_json(read_json_list(file), file) if file.is_file() else None
+
+
+def read_comparison(folder: Path) -> StudyRecord:
+    """Return the finished runs of a comparison's folder, and those that `comparison.json` says have no result.
 
     Raises:
         RunError: A file is damaged.
     """
-    found: dict[str, SizesTable] = {}
-    for path in map(Path, paths):
-        for file in [path / SIZES] if (path / "runs").is_dir() else sorted(path.rglob(SIZES)):
-            if file.is_file():
-                found[_name(file.parent, path)] = SizesTable.from_json(read_json_list(file), file)
-    return found
-
-
-def find_conversions(paths: Iterable[str | Path]) -> dict[str, list[ConversionRecord]]:
-    """Return what `rotateconv convert` found, by the study that keeps it; of run folders together "runs".
-
-    Args:
-        paths: Run folders, those without a conversion being passed over, and folders with studies in them.
-
-    Raises:
-        RunError: A file is damaged.
-    """
-    found: dict[str, list[ConversionRecord]] = {}
-    for path in map(Path, paths):
-        if (path / CONVERSION).is_file():
-            record = conversion_from_json(read_json(path / CONVERSION), path / CONVERSION)
-            found.setdefault("runs", []).append(dataclasses.replace(record, source=Path(record.source).name))
-        elif not (path / "config.json").is_file():
-            for file in sorted(path.rglob(CONVERSIONS)):
-                records = [conversion_from_json(value, file) for value in read_json_list(file)]
-                found[_name(file.parent, path)] = records
-    return found
+    file = folder / "comparison.json"
+    runs = [read_run(path.parent) for path in sorted((folder / "runs").glob(f"*/{SUMMARY}"))]
+    equal_to: dict[str, str | None] = {}
+    controls = {}
+    for row in read_json_list(file) if file.is_file() else []:
+        try:
+            config = RunConfig(model=row["model"], conv=row["conv"], width=row["width"])  # type: ignore[index]
+            seeds, failed, twin = row["seeds"], row["failed"], row["equal_to"]  # type: ignore[index]
+            controls[row["conv"]] = row.get("controls", []) if twin is None else []  # type: ignore[index, attr-defined]
+        except (KeyError, TypeError, ConfigError) as error:
+            raise RunError(f"{file} has a row that is none of a comparison ({error}): compare again") from None
+        names = {int(seed): run_name(dataclasses.replace(config, seed=int(seed))) for seed in (*seeds, *failed)}
+        for seed, why in failed.items():
+            # After the semicolon stands where the checkpoints are.
+            runs.append(read_run(folder / "runs" / names[int(seed)], failed=why.partition(";")[0]))
+        equal_to |= dict.fromkeys(names.values(), twin)
+    found = tuple(dataclasses.replace(run, equal_to=equal_to.get(run.name)) for run in runs)
+    return StudyRecord(
+        found, contrasts_from({conv: others for conv, others in controls.items() if others}), read_sizes(folder)
+    )
 
 
 def read_run(folder: Path, failed: str | None = None) -> RunRecord:
@@ -132,15 +166,11 @@ def read_run(folder: Path, failed: str | None = None) -> RunRecord:
     Raises:
         RunError: A file is missing or damaged.
     """
-    config = read_config(folder, trusting=True)
-    defaults = RunConfig()
-    changes: dict[str, Any] = {key: getattr(defaults, key) for key in PLACES}
-    changes |= {key: Path(source).name for key in _SOURCES if (source := getattr(config, key)) is not None}
     path = folder / ANALYSIS
     analysis = analysis_from_json(short(read_json(path)), path) if path.is_file() else None
     return RunRecord(
         name=folder.resolve().name,
-        config=dataclasses.replace(config, **changes),
+        config=portable(read_config(folder, trusting=True)),
         environment=read_environment(folder).of_no_call(),
         data=DataDescription.from_record(read_json(folder / "data.json")),
         summary=dataclasses.replace(read_summary(folder), test_confusion=None) if failed is None else None,
@@ -150,27 +180,12 @@ def read_run(folder: Path, failed: str | None = None) -> RunRecord:
     )
 
 
-def read_comparison(folder: Path) -> list[RunRecord]:
-    """Return the finished runs of a comparison's folder, and those that `comparison.json` says diverged."""
-    rows = read_rows(folder / "comparison.json") if (folder / "comparison.json").is_file() else []
-    runs = [read_run(path.parent) for path in sorted((folder / "runs").glob(f"*/{SUMMARY}"))]
-    equal_to: dict[str, str | None] = {}
-    for row in rows:
-        entry = Entry(RunConfig(model=row["model"], conv=row["conv"], width=row["width"]), row["equal_to"])
-        for seed, why in row["failed"].items():
-            # After the semicolon stands where the checkpoints are.
-            runs.append(read_run(folder / "runs" / entry.run(int(seed)), failed=why.partition(";")[0]))
-        equal_to |= {entry.run(int(seed)): row["equal_to"] for seed in (*row["seeds"], *row["failed"])}
-    return [dataclasses.replace(run, equal_to=equal_to.get(run.name)) for run in runs]
-
-
-def read_study(folder: Path) -> list[RunRecord]:
-    """Return the runs of a study's record, none where nobody ran it.
-
-    Raises:
-        RunError: A line is damaged or of another format.
-    """
-    return _read(folder / RECORDS)
+def portable(config: RunConfig) -> RunConfig:
+    """Return a configuration without what says where files lie, and models to start from by their names alone."""
+    defaults = RunConfig()
+    changes: dict[str, Any] = {key: getattr(defaults, key) for key in PLACES}
+    changes |= {key: Path(source).name for key in _SOURCES if (source := getattr(config, key)) is not None}
+    return dataclasses.replace(config, **changes)
 
 
 def add_runs(runs: Sequence[RunRecord], path: Path) -> list[RunRecord]:
@@ -224,9 +239,12 @@ def write_study(runs: Sequence[RunRecord], path: Path) -> None:
     write_bytes(path, text.encode())
 
 
-def _name(folder: Path, path: Path) -> str:
-    """Return what a study is called: its folder, below the path that was given."""
-    return folder.relative_to(path).as_posix() if folder != path else path.resolve().name
+def _conversion(run: Path) -> ConversionRecord | None:
+    """Return what a run's conversion found, its source by name alone."""
+    if not (run / CONVERSION).is_file():
+        return None
+    found = conversion_from_json(read_json(run / CONVERSION), run / CONVERSION)
+    return dataclasses.replace(found, source=Path(found.source).name)
 
 
 def _common(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,57 +4,34 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.study.comparison import BASELINE, Entry, write_comparison
-from rotateconv.lab.study.events import OnStudyEvent, RowsChanged, RunDied, RunDiverged, RunEvent, StudyStart, TaskEvent
+from rotateconv.lab.study.events import (
+    OnStudyEvent,
+    RecordsChanged,
+    RunDied,
+    RunDiverged,
+    RunEvent,
+    StudyStart,
+    TaskEvent,
+)
+from rotateconv.lab.study.plan import Entry, Study, plan
 from rotateconv.lab.study.pool import available_cores, run_tasks
+from rotateconv.lab.study.records import portable, read_run
+from rotateconv.lab.study.run_record import Curves, RunRecord
 from rotateconv.lab.study.worker import Task
-from rotateconv.lab.train.build import build_configured
+from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.events import RunEnd
-from rotateconv.lab.train.run_folder import Record, check_run
-from rotateconv.models import equal_size_width
-from rotateconv.nn.conv import RotateConv2d
+from rotateconv.lab.train.run_folder import SUMMARY, check_run
 
-__all__ = ["Study", "compare", "default_jobs", "plan"]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is compared.
-
-    Args:
-        base: the recipe that all runs share; its model, conv and seed are not read.
-        models: keys of `MODELS`.
-        convs: keys of `CONVS`.
-        seeds: number of runs of each configuration, with the seeds 0, 1, ...
-        equal_params: add the dense net narrowed to the parameter count of each net with RotateConv2d.
-
-    Raises:
-        ConfigError: no model, no convolution, one of them twice, or no seed.
-    """
-
-    base: RunConfig
-    models: tuple[str, ...] = ("resnet20",)
-    convs: tuple[str, ...] = (BASELINE, "rotate4", "rotate2", "rotate2p")
-    seeds: int = 3
-    equal_params: bool = False
-
-    def __post_init__(self) -> None:
-        for key in ("models", "convs"):
-            names = getattr(self, key)
-            if not names or len(set(names)) < len(names):
-                raise ConfigError(f"{key} must be one name or more, each once, not {', '.join(names) or 'none'}")
-        if self.seeds < 1:
-            raise ConfigError(f"seeds must be 1 or more, not {self.seeds}")
+__all__ = ["compare", "default_jobs"]
 
 
 def compare(
@@ -65,11 +42,10 @@ def compare(
     jobs: int | None = None,
     overwrite: bool = False,
     on_event: OnStudyEvent | None = None,
-) -> list[Record]:
-    """Train what is not trained yet, below `out`/runs, and return the table's rows, the dense baseline first.
+) -> list[RunRecord]:
+    """Train what is not trained yet, below `out`/runs, and return the records of all runs, finished or failed.
 
-    Finished runs are kept, interrupted ones go on, a run that diverges leaves the others alone. After every run
-    comparison.json, comparison.md and comparison.png are written in `out`.
+    Finished runs are kept, interrupted ones go on, a run that diverges leaves the others alone.
 
     Args:
         study: what is compared.
@@ -91,7 +67,7 @@ def compare(
     tasks = _tasks(study, entries, out, overwrite)
     for task in tasks:
         check_run(task.out, task.config, resume=task.resume, overwrite=task.overwrite)
-    waiting = [task for task in tasks if task.overwrite or not (task.out / "summary.json").is_file()]
+    waiting = [task for task in tasks if task.overwrite or not (task.out / SUMMARY).is_file()]
     jobs = min(jobs if jobs is not None else default_jobs(), max(1, len(waiting)))
     threads = max(1, available_cores() // jobs)
     report(StudyStart(len(tasks), len(tasks) - len(waiting), jobs, threads))
@@ -103,37 +79,10 @@ def compare(
             failed[event.run] = event.message
         elif not (isinstance(event, RunEvent) and isinstance(event.event, RunEnd)):
             return
-        report(RowsChanged(write_comparison(entries, study.seeds, out, failed)))
+        report(RecordsChanged(tuple(_records(study, entries, out, data, failed))))
 
     run_tasks(waiting, jobs, threads, on_task_event)
-    return write_comparison(entries, study.seeds, out, failed)
-
-
-def plan(study: Study, data: DataDescription) -> list[Entry]:
-    """Return the configurations in the table's order: for each model the dense net, then the others as named.
-
-    A narrowed dense net follows the first net that it is as large as.
-
-    Raises:
-        ValueError: an unknown name, or a net that cannot be built as configured.
-    """
-    entries: list[Entry] = []
-    convs = sorted(study.convs, key=lambda conv: conv != BASELINE)
-    for model in study.models:
-        widths = {study.base.width}
-        for conv in convs:
-            config = dataclasses.replace(study.base, model=model, conv=conv, seed=0)
-            entries.append(Entry(config))
-            with torch.device("meta"):
-                net = build_configured(config, data)
-            if not study.equal_params or not any(isinstance(module, RotateConv2d) for module in net.modules()):
-                continue
-            width = _equal_width(model, net, data)
-            if width not in widths:
-                widths.add(width)
-                narrow = dataclasses.replace(config, conv=BASELINE, width=width, growth=None)
-                entries.append(Entry(narrow, equal_to=conv))
-    return entries
+    return _records(study, entries, out, data, failed)
 
 
 def default_jobs() -> int:
@@ -142,13 +91,6 @@ def default_jobs() -> int:
     Small nets gain less from a second thread than two runs gain from a core each.
     """
     return torch.cuda.device_count() or available_cores()
-
-
-def _equal_width(model: str, net: nn.Module, data: DataDescription) -> float:
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return equal_size_width(
-        model, parameters, conv=BASELINE, num_classes=len(data.classes), in_channels=data.input_shape[0]
-    )
 
 
 def _tasks(study: Study, entries: Sequence[Entry], out: Path, overwrite: bool) -> list[Task]:
@@ -161,6 +103,32 @@ def _tasks(study: Study, entries: Sequence[Entry], out: Path, overwrite: bool) -
             config = dataclasses.replace(entry.config, seed=seed)
             tasks.append(Task(entry.run(seed), config, folder, exists and not overwrite, exists and overwrite))
     return tasks
+
+
+def _records(
+    study: Study, entries: Sequence[Entry], out: Path, data: DataDescription, failed: Mapping[str, str]
+) -> list[RunRecord]:
+    """Return what is known of the study's runs so far."""
+    found = []
+    for entry, seed in itertools.product(entries, range(study.seeds)):
+        name = entry.run(seed)
+        run = out / "runs" / name
+        if (run / SUMMARY).is_file():
+            found.append(read_run(run))
+        elif name in failed:
+            found.append(_failed(entry.seeded(seed), name, run, data, failed[name]))
+        else:
+            continue
+        found[-1] = dataclasses.replace(found[-1], equal_to=entry.equal_to)
+    return found
+
+
+def _failed(config: RunConfig, name: str, run: Path, data: DataDescription, why: str) -> RunRecord:
+    """Return the record of a run without a result, which may have died before it left a file."""
+    if (run / "config.json").is_file():
+        return read_run(run, failed=why)
+    here = EnvironmentHistory.of(Environment.now().of_no_call())
+    return RunRecord(name, portable(config), here, data, None, Curves.of([], layers=False), failed=why)
 
 
 def _ignore(event: object) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from rotateconv.errors import InputError, RunError
-from rotateconv.lab.config import RunConfig, net_name
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.naming import layers_label, model_label
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
@@ -245,12 +246,5 @@ def _measure(
 
 
 def _label(config: RunConfig) -> str:
-    """What rows are told apart by: the net, and whether it was converted."""
-    plain = RunConfig(
-        model=config.model,
-        conv=config.conv,
-        width=config.width,
-        factory=config.factory,
-        convert_taps=config.convert_taps,
-    )
-    return net_name(plain)
+    """Return what rows are told apart by: the model, and whether it was converted."""
+    return f"{model_label(config)}, {layers_label(config)}"

@@ -1,0 +1,43 @@
+"""What a model and a run are called, everywhere."""
+
+from rotateconv.lab.config import RunConfig
+
+
+def model_label(config: RunConfig) -> str:
+    """Return what a configuration's architecture is called: its name, or the function that builds the user's own."""
+    return config.factory if config.factory is not None else config.model
+
+
+def layers_label(config: RunConfig) -> str:
+    """Return what the layers of its model are called: a key of `CONVS`, or the taps that a trained model got.
+
+    Example:
+        >>> layers_label(RunConfig(conv="conv3x3", width=0.6875)), layers_label(RunConfig(convert_taps="profile"))
+        ('conv3x3 x0.69', 'profile taps')
+    """
+    if config.convert_taps is not None:
+        return f"{config.convert_taps} taps"
+    name = config.conv if config.factory is None else "as built"
+    return name if config.width == 1 else f"{name} x{config.width:.2f}"
+
+
+def model_name(config: RunConfig) -> str:
+    """Return what a configuration's model is called in one line.
+
+    Example:
+        >>> model_name(RunConfig(model="resnet20", conv="rotate2p", qat=True, weight_bits=4))
+        'resnet20, rotate2p, trained with 4-bit weights'
+    """
+    bits = "" if config.bits is None else f", trained with {config.bits.weight}-bit weights"
+    return f"{model_label(config)}, {layers_label(config)}{bits}"
+
+
+def run_name(config: RunConfig) -> str:
+    """Return what the folder of a run is called.
+
+    Example:
+        >>> run_name(RunConfig(conv="conv3x3", width=0.5, seed=2))
+        'resnet20-conv3x3-w0.5-seed2'
+    """
+    width = "" if config.width == 1 else f"-w{config.width:g}"
+    return f"{config.model}-{config.conv}{width}-seed{config.seed}"

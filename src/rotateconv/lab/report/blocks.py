@@ -1,0 +1,39 @@
+"""The parts of a Markdown page that are made from records: what lies between two comments of HTML."""
+
+import re
+from collections.abc import Callable
+
+
+def blocks(text: str, word: str) -> list[str]:
+    """Return what the blocks of a page ask for.
+
+    Example:
+        >>> blocks("<!-- report: table digits -->\\n<!-- end -->", "report")
+        ['table digits']
+    """
+    return [match["asked"] for match in _pattern(word).finditer(text)]
+
+
+def fill_blocks(text: str, word: str, make: Callable[[str], str]) -> str:
+    """Return a page with its blocks made anew; a block is what lies between `<!-- WORD: ASKED -->` and `<!-- end -->`.
+
+    Args:
+        text: Of the page.
+        word: Of the blocks.
+        make: Returns the text of a block from what it asks for.
+
+    Example:
+        >>> print(fill_blocks("<!-- shout: hello -->\\nold\\n<!-- end -->", "shout", str.upper))
+        <!-- shout: hello -->
+        HELLO
+        <!-- end -->
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- {word}: {match['asked']} -->\n{make(match['asked'])}\n<!-- end -->"
+
+    return _pattern(word).sub(fill, text)
+
+
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"<!-- {word}: (?P<asked>[\w ./-]+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -1,0 +1,92 @@
+"""What `rotateconv report` writes: a report with its pictures, the blocks of a page, the record of a study."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rotateconv.errors import RunError
+from rotateconv.lab.plain import to_json
+from rotateconv.lab.report.blocks import blocks
+from rotateconv.lab.report.figures import draw_sizes, draw_study, size_picture
+from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, gathered, to_markdown
+from rotateconv.lab.report.published import Published
+from rotateconv.lab.report.statistics import make_groups
+from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
+from rotateconv.lab.train.run_folder import disk_errors, write_bytes
+
+
+def write_report(studies: Studies, out: Path, published: Sequence[Published] = (), kind: str = "png") -> Path:
+    """Write report.md and the pictures that it shows into a folder, and return its path.
+
+    Args:
+        studies: As from `rotateconv.lab.study.records.find_studies`.
+        out: The folder.
+        published: Points beside ours.
+        kind: Of the pictures, "png" or "svg".
+    """
+    _make(out)
+    for study, found in studies.items():
+        if found.runs:
+            draw_study(study, make_groups(found.runs), out, published, kind)
+    write_bytes(out / "report.md", to_markdown(studies, pictures=True).replace(".png)", f".{kind})").encode())
+    return out / "report.md"
+
+
+def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ()) -> None:
+    """Make the blocks of a page anew, and draw the pictures that it shows into the folder `PICTURES` beside it.
+
+    Raises:
+        RunError: The page cannot be read, or asks for what there is not.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot read {page}: {error.strerror}") from None
+    filled = fill_page(text, studies)
+    folder = page.parent / PICTURES
+    for kind, study in map(asked_for, blocks(text, "report")):
+        found = gathered(study, studies)
+        if kind == "pictures" and found.runs:
+            _make(folder)
+            draw_study(study, make_groups(found.runs), folder, published)
+        elif kind == "sizes" and found.sizes:
+            _make(folder)
+            draw_sizes(found.sizes, folder / size_picture(study))
+    write_bytes(page, filled.encode())
+
+
+def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Path]:
+    """Write what studies found into one record, sizes and conversions beside it, and return the files.
+
+    Args:
+        studies: As from `rotateconv.lab.study.records.find_studies`.
+        file: The record, records.jsonl.
+        add: Runs and sizes join those that are there, and conversions stay as they are.
+
+    Raises:
+        RunError: No run, two runs of one name, or sizes of two studies.
+    """
+    runs = [run for found in studies.values() for run in found.runs]
+    measured = {name: found.sizes for name, found in studies.items() if found.sizes}
+    if len(measured) > 1:
+        raise RunError(f"one study has one {SIZES}, found those of {', '.join(measured)}: record them apart")
+    sizes = next(iter(measured.values()), None)
+    there = read_sizes(file.parent) if add else None
+    if sizes is not None and there is not None:
+        sizes = there.merged(sizes)
+    beside = {
+        SIZES: sizes.to_json() if sizes is not None else [],
+        CONVERSIONS: [to_json(one) for found in studies.values() for one in found.conversions if not add],
+    }
+    write_study(add_runs(runs, file) if add else runs, file)
+    written = [file]
+    for name, values in beside.items():
+        if values:
+            write_bytes(file.with_name(name), (json.dumps(values, indent=1) + "\n").encode())
+            written.append(file.with_name(name))
+    return written
+
+
+def _make(folder: Path) -> None:
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)

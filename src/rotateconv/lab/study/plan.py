@@ -1,0 +1,127 @@
+"""What a study compares: its configurations, and the dense models of equal size beside them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from rotateconv.errors import ConfigError, nearest
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.naming import run_name
+from rotateconv.lab.train.build import build_configured
+from rotateconv.models import equal_size_width
+from rotateconv.nn.conv import RotateConv2d
+
+BASELINE = "conv3x3"
+"""The dense convolution that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        base: The recipe that all runs share; its model, conv and seed are not read.
+        models: Keys of `MODELS`.
+        convs: Keys of `CONVS`.
+        seeds: Number of runs of each configuration, with the seeds 0, 1, ...
+        equal_params: Add the dense model narrowed to the parameter count of each model with RotateConv2d.
+        contrasts: For one of `convs` those of them that show whether a part of it does anything.
+
+    Raises:
+        ConfigError: No model, no convolution, one of them twice, no seed, or a contrast with what is not compared.
+    """
+
+    base: RunConfig
+    models: tuple[str, ...] = ("resnet20",)
+    convs: tuple[str, ...] = (BASELINE, "rotate4", "rotate2", "rotate2p")
+    seeds: int = 3
+    equal_params: bool = False
+    contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("models", "convs"):
+            names = getattr(self, key)
+            if not names or len(set(names)) < len(names):
+                raise ConfigError(f"{key} must be one name or more, each once, not {', '.join(names) or 'none'}")
+        if self.seeds < 1:
+            raise ConfigError(f"seeds must be 1 or more, not {self.seeds}")
+        for conv, others in self.contrasts.items():
+            for name in (conv, *others):
+                if name not in self.convs:
+                    raise ConfigError(f"contrasts names {name}, which is not in convs: {nearest(name, self.convs)}")
+
+
+def contrasts_from(value: object) -> dict[str, tuple[str, ...]]:
+    """Return `Study.contrasts` from what a study.toml holds under that key.
+
+    Raises:
+        ConfigError: It is no table of lists of names.
+
+    Example:
+        >>> contrasts_from({"rotate4": ["mask4", "line"]})
+        {'rotate4': ('mask4', 'line')}
+    """
+    lists = value.values() if isinstance(value, Mapping) else [None]
+    if all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        assert isinstance(value, Mapping)
+        return {conv: tuple(names) for conv, names in value.items()}
+    raise ConfigError(f'contrasts must be lists of names such as rotate4 = ["mask4"], not {value!r}')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration of a study.
+
+    Attributes:
+        config: Of its runs, which differ in the seed.
+        equal_to: The convolution whose size the narrowed dense model has, or None.
+    """
+
+    config: RunConfig
+    equal_to: str | None = None
+
+    def seeded(self, seed: int) -> RunConfig:
+        """Return the configuration of a run."""
+        return dataclasses.replace(self.config, seed=seed)
+
+    def run(self, seed: int) -> str:
+        """Return the name of a run's folder."""
+        return run_name(self.seeded(seed))
+
+
+def plan(study: Study, data: DataDescription) -> list[Entry]:
+    """Return a study's configurations: for each model the dense one, then the others as named.
+
+    A narrowed dense model follows the first one that it is as large as.
+
+    Raises:
+        ConfigError: An unknown name, or a model that cannot be built as configured.
+    """
+    entries: list[Entry] = []
+    convs = sorted(study.convs, key=lambda conv: conv != BASELINE)
+    for model in study.models:
+        widths = {study.base.width}
+        for conv in convs:
+            config = dataclasses.replace(study.base, model=model, conv=conv, seed=0)
+            entries.append(Entry(config))
+            with torch.device("meta"):
+                built = build_configured(config, data)
+            if not study.equal_params or not any(isinstance(module, RotateConv2d) for module in built.modules()):
+                continue
+            width = _equal_width(model, built, data)
+            if width not in widths:
+                widths.add(width)
+                narrow = dataclasses.replace(config, conv=BASELINE, width=width, growth=None)
+                entries.append(Entry(narrow, equal_to=conv))
+    return entries
+
+
+def _equal_width(name: str, model: nn.Module, data: DataDescription) -> float:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return equal_size_width(
+        name, parameters, conv=BASELINE, num_classes=len(data.classes), in_channels=data.input_shape[0]
+    )
