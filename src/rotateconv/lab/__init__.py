@@ -1,1 +1,45 @@
-"""The laboratory: trains, compares and reports; nothing of the library imports it."""
+"""The laboratory: trains, compares and reports; nothing of the library imports it.
+
+From Python: `load` a run folder, `fit` and `convert_run` make one, `evaluate` measures it, `trust` names a function
+that a run folder may have called. Names load when they are first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rotateconv.lab.api import LoadedRun as LoadedRun
+    from rotateconv.lab.api import evaluate as evaluate
+    from rotateconv.lab.api import load as load
+    from rotateconv.lab.config import RunConfig as RunConfig
+    from rotateconv.lab.config import make_config as make_config
+    from rotateconv.lab.data.sets import load_data as load_data
+    from rotateconv.lab.study.convert_run import convert_run as convert_run
+    from rotateconv.lab.train.loop import fit as fit
+    from rotateconv.lab.train.trust import allow as trust  # noqa: F401
+
+_HOMES = {
+    "LoadedRun": ("api", "LoadedRun"),
+    "RunConfig": ("config", "RunConfig"),
+    "convert_run": ("study.convert_run", "convert_run"),
+    "evaluate": ("api", "evaluate"),
+    "fit": ("train.loop", "fit"),
+    "load": ("api", "load"),
+    "load_data": ("data.sets", "load_data"),
+    "make_config": ("config", "make_config"),
+    "trust": ("train.trust", "allow"),
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
