@@ -1,6 +1,6 @@
 """Pages from the runs of studies alone: nothing here trains, and no number is typed in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from rotateconv.errors import RunError, nearest
@@ -150,15 +150,17 @@ def protocol(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for run in (*group.runs, *group.failed)]
     stages = [stage.environment for run in runs for stage in run.environment.stages]
     recipes = {f"recipe {run.config.recipe}, {run.config.epochs} epochs" for run in runs}
-    made = (
-        (stage.hardware for stage in stages),
-        (f"torch {stage.versions.get('torch')}" for stage in stages),
-        (f"commit {str(stage.commit)[:12]}" for stage in stages),
-    )
+    hardware = _joined(stage.hardware for stage in stages)
+    versions = _joined(f"torch {stage.versions.get('torch')}" for stage in stages)
+    commits = _joined(str(stage.commit)[:12] for stage in stages)
     held = "" if runs[0].config.validation else "; the validation images were trained on too"
     data = ", ".join(dict.fromkeys(run.data.name for run in runs))
-    where = "; ".join(" and ".join(dict.fromkeys(names)) for names in made).replace(" and commit ", " and ")
-    return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {where}."
+    made = f"{hardware}; {versions}; commit {commits}"
+    return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {made}."
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
 
 
 def _accuracies(found: StudyRecord, groups: Sequence[Group]) -> str:

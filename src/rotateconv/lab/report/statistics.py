@@ -187,17 +187,12 @@ def make_groups(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def contrast(group: Group, other: Group | None) -> Contrast | None:
-    """Return the difference of two groups' test accuracies; None without two groups that have one.
-
-    Example:
-        >>> contrasts([], {})
-        []
-    """
+    """Return the difference of two groups' test accuracies; None without two groups that have one."""
     if other is None or group.accuracy is None or other.accuracy is None:
         return None
     ours, theirs = group.accuracy, other.accuracy
     difference = ours.mean - theirs.mean
-    if not (ours.std and theirs.std is not None) and not (theirs.std and ours.std is not None):
+    if None in (ours.std, theirs.std) or not (ours.std or theirs.std):  # one run, or no run differs from another
         return Contrast(group, other, difference, None, None)
     from scipy.stats import ttest_ind
 

@@ -1,4 +1,4 @@
-"""Nets against each other: every configuration with every seed, and one row a configuration.
+"""Models against each other: every configuration with every seed.
 
 `compare` prints nothing: it hands the events of `rotateconv.lab.study.events` to a callback.
 """
@@ -48,16 +48,16 @@ def compare(
     Finished runs are kept, interrupted ones go on, a run that diverges leaves the others alone.
 
     Args:
-        study: what is compared.
-        data: description of the images that `study.base` names; the processes load them themselves.
-        out: folder of the comparison.
-        jobs: runs at a time, each in a process with its share of the cores; None for one a core, or a GPU.
-        overwrite: start again with every run.
-        on_event: called with the events.
+        study: What is compared.
+        data: Description of the images that `study.base` names; the processes load them themselves.
+        out: Folder of the comparison.
+        jobs: Runs at a time, each in a process with its share of the cores; None for one per core, or per GPU.
+        overwrite: Start again with every run.
+        on_event: Called with the events.
 
     Raises:
-        RunInterrupted: asked to stop; what was running is saved.
-        ValueError: a mistake in the study, before anything is written.
+        RunInterrupted: Asked to stop; what was running is saved.
+        ConfigError: A mistake in the study, before anything is written.
     """
     out = Path(out)
     if jobs is not None and jobs < 1:
@@ -86,9 +86,9 @@ def compare(
 
 
 def default_jobs() -> int:
-    """Return how many runs go at a time where nobody says: one a GPU, or one a core.
+    """Return how many runs go at a time where nobody says: one per GPU, or one per core.
 
-    Small nets gain less from a second thread than two runs gain from a core each.
+    Small models gain less from a second thread than two runs gain from a core each.
     """
     return torch.cuda.device_count() or available_cores()
 

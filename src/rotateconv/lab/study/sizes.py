@@ -22,24 +22,24 @@ from rotateconv.quantization.quantize import quantize
 
 FLOAT = 32
 BITS = (FLOAT, 8, 6, 4, 3, 2)
-"""Of a weight, where nobody says others; 32 is the net as trained, in float32."""
+"""Bits of a weight, unless others are asked for; 32 is the model as trained, in float32."""
 _ANGLE_BITS = {8: 8, 7: 7, 6: 6, 5: 6, 4: 5, 3: 5, 2: 4}
-"""Of an angle beside so many of a weight; 4 and 5 are what `pack` takes by itself."""
+"""Bits of an angle beside so many of a weight; 4 and 5 are the defaults of `pack`."""
 
 
 @dataclass(frozen=True)
 class SizeRow(Plain):
-    """A net at so many bits.
+    """A model at so many bits.
 
-    Args:
-        label: of the net.
-        dense: whether it has no lines.
-        bits: of a weight; 32 is float32.
-        qat: whether it was trained with rounded numbers.
-        bytes: of the file, mean over the runs.
-        accuracies: on the test split in percent, one a run.
-        above_dense: points above the dense nets at the same bytes; None for a dense net, or where there is none.
-        runs: the names of their folders, in the order of the accuracies.
+    Attributes:
+        label: Of the model.
+        dense: Whether it has no RotateConv layer.
+        bits: Of a weight; 32 is float32.
+        qat: Whether its training was quantization-aware.
+        bytes: Of the file, mean over the runs.
+        accuracies: On the test split in percent, one per run.
+        above_dense: Points above the dense models at the same bytes; None for a dense model, or where there is none.
+        runs: The names of their folders, in the order of the accuracies.
     """
 
     label: str
@@ -127,25 +127,25 @@ def measure_sizes(
 ) -> list[SizeRow]:
     """Evaluate finished runs at several bits; runs that differ in the seed alone make one row.
 
-    The norms of a net rounded after its training measure their statistics again, as with `pack --calibrate`. A run
-    that was trained with rounded numbers has its own bits alone, and its statistics.
+    The norms of a model that is quantized after its training are recalibrated, as with `pack --calibrate`. A run of
+    quantization-aware training has its own bits alone, and its statistics.
 
     Args:
-        runs: their folders.
-        data: the images that they were trained on; the test split is evaluated.
-        bits: of a weight, each 32 or from 2 to 8.
-        on_row: called as on_row(done, total) after every evaluation.
+        runs: Their folders.
+        data: The images that they were trained on; the test split is evaluated.
+        bits: Of a weight, each 32 or from 2 to 8.
+        on_row: Called as on_row(done, total) after every evaluation.
 
     Raises:
-        RunError: a folder that is no finished run.
-        ValueError: a run of other data, or bits out of range.
+        RunError: A folder that is no finished run.
+        InputError: A run of other data, or bits out of range.
     """
     description = DataDescription.of(data)
     loaded = [load_run(run) for run in runs]
     for run, trained in zip(runs, loaded, strict=True):
         if (trained.data.name, trained.data.classes) != (description.name, description.classes):
             raise InputError(
-                f"{run} was trained on {trained.data.name}, not on {description.name}: compare nets of one data set"
+                f"{run} was trained on {trained.data.name}, not on {description.name}: compare models of one data set"
             )
     names = [Path(run).resolve().name for run in runs]
     jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
@@ -161,12 +161,12 @@ def measure_sizes(
 
 
 def merge_sizes(rows: Sequence[SizeRow], more: Sequence[SizeRow]) -> list[SizeRow]:
-    """Return the rows with those of more runs, the nets with lines compared with the dense ones anew.
+    """Return the rows with those of more runs, all compared with the dense ones anew.
 
     A row takes the place of one whose runs it has, all of them; with new runs alone it adds them.
 
     Raises:
-        RunError: a row has some runs of one of the same net and bits, and not all.
+        RunError: A row has some runs of one of the same model and bits, and not all.
     """
     merged = {row.key: row for row in rows}
     for row in more:
@@ -184,14 +184,14 @@ def merge_sizes(rows: Sequence[SizeRow], more: Sequence[SizeRow]) -> list[SizeRo
 
 
 def _joined(rows: Sequence[SizeRow]) -> SizeRow:
-    """Return the row of the runs of all the rows, which are of one net and number of bits."""
+    """Return the row of the runs of all the rows, which are of one model and number of bits."""
     accuracies = tuple(accuracy for row in rows for accuracy in row.accuracies)
     size = sum(row.bytes * len(row.accuracies) for row in rows) / len(accuracies)
     return SizeRow(*rows[0].key, size, accuracies, runs=tuple(run for row in rows for run in row.runs))
 
 
 def with_differences(rows: Sequence[SizeRow]) -> list[SizeRow]:
-    """Return the rows, the nets with lines compared with the dense ones at the same bytes."""
+    """Return the rows, the RotateConv models compared with the dense ones at the same bytes."""
     frontier = pareto([row for row in rows if row.dense])
     return [
         row if row.dense else dataclasses.replace(row, above_dense=_above(row, frontier))
@@ -209,7 +209,7 @@ def pareto(rows: Sequence[SizeRow]) -> list[SizeRow]:
 
 
 def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
-    """Points above the line through the frontier; above its largest net the line goes on level."""
+    """Points above the line through the frontier; above its largest model the line goes on level."""
     smaller = [other for other in frontier if other.bytes <= row.bytes]
     larger = [other for other in frontier if other.bytes > row.bytes]
     if not smaller:
@@ -231,18 +231,18 @@ def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
 def _measure(
     model: nn.Module, config: RunConfig, data: DataDescription, images: ImageData, width: int
 ) -> tuple[int, float]:
-    """Return the bytes and the accuracy of a net at so many bits."""
+    """Return the bytes and the accuracy of a model at so many bits."""
     if width == FLOAT:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         return size, evaluate_split(model, config, data, images.test).accuracy
     angle, dense = (_ANGLE_BITS[width], 8) if config.bits is None else config.bits[1:]
     batches = None if config.qat else calibration_batches(model, config, data, images.train)
-    rounded = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
+    quantized = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "net.rotateconv")
-        pack_model(rounded, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
+        file = Path(folder, "model.rotateconv")
+        pack_model(quantized, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
         size = file.stat().st_size
-    return size, evaluate_split(rounded, config, data, images.test).accuracy
+    return size, evaluate_split(quantized, config, data, images.test).accuracy
 
 
 def _label(config: RunConfig) -> str:
