@@ -14,7 +14,6 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.figures import picture_names, size_picture
 from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, gathered
-from rotateconv.lab.report.published import find_published
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.plan import Study, plan
 from rotateconv.lab.study.records import CONVERSIONS, RECORDS, StudyRecord, find_studies, read_study
@@ -134,12 +133,3 @@ def test_a_changed_number_is_seen(studies: dict[str, StudyRecord]) -> None:
     ]
     study = dataclasses.replace(studies[measured], runs=tuple(changed))
     assert fill_page(text, {**studies, measured: study}) != text
-
-
-def test_published_points_are_cited() -> None:
-    text = RESULTS.read_text(encoding="utf-8")
-    points = find_published([EXPERIMENTS])
-    assert points
-    for point in points:
-        assert f"{point.accuracy:.2f} %" in text
-        assert f"{point.parameters / 1e6:.2f} M" in text

@@ -10,11 +10,21 @@ import torch
 
 from rotateconv import quantize
 from rotateconv.errors import RunError
+from rotateconv.lab.config import make_config
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.naming import layers_label, model_label
 from rotateconv.lab.report.comparison import write_sizes
 from rotateconv.lab.report.tables import sizes_table
-from rotateconv.lab.study.sizes import SizeRow, SizesTable, measure_sizes, merge_sizes, pareto, with_differences
+from rotateconv.lab.study.sizes import (
+    SizeRow,
+    SizesTable,
+    current_label,
+    measure_sizes,
+    merge_sizes,
+    pareto,
+    with_differences,
+)
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json
@@ -64,6 +74,25 @@ def test_a_net_below_the_dense_ones_is_in_bold() -> None:
     rows = sizes_table([below, above, DENSE[0]]).rows
     assert rows[0] == ("lines", "4", "200", "54.25 ± 0.35", "2", "**-0.75**")
     assert [row[-1] for row in rows[1:]] == ["+1.00", "-"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"conv": "rotate2p"},
+        {"conv": "conv3x3", "width": 0.6875},
+        {"conv": "conv3x3", "convert_taps": "profile"},
+        {"factory": "mine:model", "convert_taps": "free"},
+        {"factory": "mine:model"},
+    ],
+)
+def test_a_model_is_called_as_before_in_another_way(config: dict[str, Any]) -> None:
+    found = make_config("digits", changes=config)
+    old = found.factory or f"{found.model} with {found.conv}"
+    old += "" if found.width == 1 else f" of width {found.width:g}"
+    old += "" if found.convert_taps is None else f", converted to {found.convert_taps} taps"
+    now = f"{model_label(found)}, {layers_label(found)}"
+    assert current_label(old) == current_label(now) == now
 
 
 def test_new_runs_join_a_row_and_all_lines_are_compared_anew() -> None:

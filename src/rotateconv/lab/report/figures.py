@@ -1,6 +1,7 @@
 """Pictures of a study, drawn from records alone: curves, accuracy against parameters and bytes, angles."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,9 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
             axes.plot(epochs, means, style, color=_color(group), linewidth=1.2, marker=dot)
             # Of a loss on its logarithmic scale the lower end would lie below 0.
             if quantity != "train_loss" and all(sample.std is not None for sample in curve):
-                bars = [_bar(sample) for sample in curve] if "accuracy" in quantity else [_bar(s, None) for s in curve]
-                low = [mean - bar[0] for mean, bar in zip(means, bars, strict=True)]
-                high = [mean + bar[1] for mean, bar in zip(means, bars, strict=True)]
+                bars = [_bar(sample, 100.0 if "accuracy" in quantity else math.inf) for sample in curve]
+                low = [mean - below for mean, (below, _) in zip(means, bars, strict=True)]
+                high = [mean + above for mean, (_, above) in zip(means, bars, strict=True)]
                 axes.fill_between(epochs, low, high, color=_color(group), alpha=0.12, linewidth=0)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -197,7 +198,7 @@ def draw_angles(
     drops = [analysis.validation_accuracy - layer.shuffled.mean for layer in angles.layers]
     deviations = [layer.shuffled.std for layer in angles.layers]  # None after a single shuffle
     lost.bar(places, drops, yerr=None if None in deviations else deviations, color=COLORS["rotate4"], capsize=2)
-    lost.set(xlabel="layer, from the input on", ylabel="points lost when its angles are shuffled")
+    lost.set(xlabel="layer, from the input on", ylabel="points lost by a shuffle of its angles")
     for axes in (moved, lost):
         axes.xaxis.get_major_locator().set_params(integer=True)
     counts = angles.all.histogram
@@ -341,10 +342,9 @@ def _short(number: float) -> str:
     return f"{number:g}"
 
 
-def _bar(sample: Sample, most: float | None = 100.0) -> tuple[float, float]:
+def _bar(sample: Sample, most: float = 100.0) -> tuple[float, float]:
     """Return how far an error bar goes down and up: the standard deviation, and no further than `most`."""
-    std = sample.std or 0.0
-    return std, std if most is None else min(std, most - sample.mean)
+    return sample.std or 0.0, min(sample.std or 0.0, most - sample.mean)
 
 
 def _color(group: Group) -> str:

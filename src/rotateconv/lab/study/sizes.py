@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -87,6 +88,7 @@ class SizesTable:
                 raise RunError(f"{where}: expected a row with a dataset, found {item!r}: write it again")
             dataset = item["dataset"]
             own = {key: found for key, found in item.items() if key not in _DERIVED}
+            own["label"] = current_label(str(own.get("label")))
             rows.append(from_json(SizeRow, own, where))
         if not rows:
             raise RunError(f"{where} has no row: write it again with rotateconv compare --sizes")
@@ -117,6 +119,25 @@ class SizesTable:
 
 
 _DERIVED = ("dataset", "accuracy_mean", "accuracy_std", "n")
+_OLD_LABEL = re.compile(
+    r"(?P<model>\S+:\S+|\S+(?= with ))( with (?P<conv>\S+?))?( of width (?P<width>[\d.]+))?"
+    r"(, converted to (?P<taps>\w+) taps)?"
+)
+
+
+def current_label(label: str) -> str:
+    """Return what a model is called now that version 0.1 called so.
+
+    Example:
+        >>> current_label("resnet20 with conv3x3 of width 0.5"), current_label("mine:net, converted to free taps")
+        ('resnet20, conv3x3 x0.50', 'mine:net, free taps')
+    """
+    old = _OLD_LABEL.fullmatch(label)
+    if old is None:
+        return label
+    width = f" x{float(old['width']):.2f}" if old["width"] else ""
+    layers = f"{old['taps']} taps" if old["taps"] else f"{old['conv'] or 'as built'}{width}"
+    return f"{old['model']}, {layers}"
 
 
 def measure_sizes(
