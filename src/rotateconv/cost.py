@@ -1,6 +1,5 @@
 """What a model costs, layer by layer: parameters, bytes, multiply-adds; as trained, fused and separable."""
 
-import copy
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from rotateconv.errors import InputError
 from rotateconv.nn import arguments
 from rotateconv.nn.baselines import MaskedConv2d
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.copying import copy_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def _meta_copy(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    meta = copy.deepcopy(model, memo)
+    meta = copy_model(model, memo)
     for layer in meta.modules():
         if isinstance(layer, RotateConv2d):  # what the other form takes is a column of its own
             layer.config = replace(layer.config, form="dense")

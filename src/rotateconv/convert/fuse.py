@@ -1,6 +1,5 @@
 """A model for inference: its RotateConv2d layers written out as nn.Conv2d, batch norms folded into them."""
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -10,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from rotateconv.convert.module_swap import has_hooks
 from rotateconv.errors import InputError
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.copying import copy_model
 
 
 def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
@@ -75,7 +75,7 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
 
 def _copy(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """A deep copy with `new[module]` wherever `module` is referred to; what is replaced is not copied."""
-    return copy.deepcopy(model, {id(module): replacement for module, replacement in new.items()})
+    return copy_model(model, {id(module): replacement for module, replacement in new.items()})
 
 
 class _Tracer(fx.Tracer):

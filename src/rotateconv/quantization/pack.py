@@ -1,6 +1,5 @@
 """A trained model in few bytes: packed into a file of quantized numbers, and loaded from it."""
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from rotateconv.convert.layers import added_layers, put_layers, rotate_configs
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
 from rotateconv.nn.config import RotateConfig
+from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.pack_file import read_packed, write_packed
 from rotateconv.quantization.pack_streams import decode, encode
 from rotateconv.quantization.quantize import Entry, entries, quantize
@@ -203,7 +203,7 @@ def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Mod
             f"it holds a {description.architecture}, which build_model does not build: give one as the argument model"
         )
     else:
-        skeleton = copy.deepcopy(model)
+        skeleton = copy_model(model)
     put_layers(skeleton, description.layers)
     return skeleton
 

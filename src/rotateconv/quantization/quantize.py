@@ -1,6 +1,5 @@
 """Quantize the numbers of a model to few bits; the result is an ordinary model of the same class."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.errors import InputError
 from rotateconv.nn.baselines import MaskedConv2d
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.primitives import (
     angle_period,
     decode_angle,
@@ -70,7 +70,7 @@ def quantize(
     Reference:
         Han, Mao, Dally, "Deep Compression", ICLR 2016.
     """
-    quantized = copy.deepcopy(model)
+    quantized = copy_model(model)
     tensors = entries(quantized, weight_bits, angle_bits, dense_bits)
     quantize_in_place(tensors)
     if calibration is not None:

@@ -3,7 +3,6 @@
 `convert_run` prints nothing: it hands the events of `rotateconv.lab.study.events` to a callback.
 """
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
 from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, check_run, write_bytes, write_json
+from rotateconv.nn.copying import copy_model
 
 __all__ = ["convert_run", "fine_tuning", "nets_of", "stages_of"]
 
@@ -103,9 +103,9 @@ def convert_run(
     description = DataDescription.of(data)
     assert config.source is not None
     source = load_source(config.source, config, description)
-    fitted = copy.deepcopy(source)
+    fitted = copy_model(source)
     layers = convert_source(fitted, config)
-    calibrated = copy.deepcopy(fitted)
+    calibrated = copy_model(fitted)
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
         check_run(run, settings, resume=_exists(run) and not overwrite, overwrite=_exists(run) and overwrite)
@@ -123,7 +123,7 @@ def convert_run(
             run,
             data=data,
             # Copies are trained, since all are evaluated at the end; a stage converts what the one before has trained.
-            start=StartingPoint(copy.deepcopy(fitted), copy.deepcopy(source)) if len(plan) == 1 else None,
+            start=StartingPoint(copy_model(fitted), copy_model(source)) if len(plan) == 1 else None,
             resume=again and not overwrite,
             overwrite=again and overwrite,
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),

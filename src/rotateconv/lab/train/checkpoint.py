@@ -177,11 +177,18 @@ def weights_bytes(model: nn.Module) -> bytes:
     kept: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
+    storages: set[tuple[torch.device, int]] = set()
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"its state has {name!r}, a {type(tensor).__name__}, where only tensors can be kept")
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
         first = kept.setdefault(place, name) if tensor.numel() else name
+        storage = tensor.device, tensor.untyped_storage().data_ptr()
         if first == name:
-            tensors[name] = tensor.detach().cpu().contiguous()
+            saved = tensor.detach().cpu().contiguous()
+            # A part of another tensor, such as a buffer that is a slice of one, is a tensor of its own in a file.
+            tensors[name] = saved.clone() if storage in storages else saved
+            storages.add(storage)
         else:
             aliases[name] = first
     data: bytes = save_tensors(tensors, metadata={"format": "pt", **aliases})

@@ -31,6 +31,7 @@ from rotateconv.lab.train.load import final_weights
 from rotateconv.lab.train.lock import locked
 from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
 from rotateconv.lab.train.pretrained import StartingPoint
+from rotateconv.lab.train.rehearsal import rehearse
 from rotateconv.lab.train.run_folder import (
     CHECKPOINTS,
     INITIAL,
@@ -218,6 +219,8 @@ def fit(
             state = build_state(config, accelerator, images, run=run)
         else:
             state = build_state(config, accelerator, images, start=start)
+        if config.factory is not None:
+            rehearse(state)
         if accelerator.is_main_process:
             held.enter_context(_held(run, config, resume=resume, overwrite=overwrite))
         _begin(state, run, resume, report)

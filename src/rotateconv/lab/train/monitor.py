@@ -92,7 +92,8 @@ def check_finite(state: TrainingState, folder: Path, name: str, value: float) ->
 
 def check_weights(state: TrainingState, folder: Path) -> None:
     """Raise DivergedError where a weight is not finite."""
-    if not all(bool(tensor.isfinite().all()) for tensor in state.model.state_dict().values()):
+    tensors = (tensor for name, tensor in state.model.state_dict().items() if name not in state.infinite)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise DivergedError(_advice(state, folder, "model's weights", state.step))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rotateconv._files import read_regular
 from rotateconv.convert.convert import convert_to
 from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.report import ConversionReport
@@ -14,11 +15,12 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, first_line, set_angle_grad_scale
-from rotateconv.lab.train.checkpoint import read_weights
+from rotateconv.lab.train.checkpoint import LARGEST, read_weights
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in their files
+_WRAPPERS = ({"module"}, {"_orig_mod"})  # of DataParallel and DistributedDataParallel, and of torch.compile
 _NAMED = 5  # mismatches that an error names
 
 
@@ -129,7 +131,8 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in a safetensors file, or in one of torch.save, which must load with weights_only=True.
 
     A state dict may also stand under the key state_dict, model_state_dict or model of what torch.save wrote, and
-    its names may begin with the "module." of nn.DataParallel.
+    its names may begin with the "module." of nn.DataParallel and the "_orig_mod." of torch.compile; AveragedModel's
+    counter is left out.
 
     Raises:
         ConfigError: no such file, or it holds something else.
@@ -137,7 +140,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            return read_weights(path.read_bytes())
+            return _without_wrappers(read_weights(read_regular(path, LARGEST)))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
@@ -153,9 +156,15 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     if not (isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise ConfigError(f"{path} holds no state dict: save model.state_dict()")
     weights = dict(found)
-    if all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
+    return _without_wrappers(weights)
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict by the names of the model itself, without those of what it was wrapped in."""
+    names = {name: name for name in weights if name != "n_averaged"}  # AveragedModel's counter
+    while {short.partition(".")[0] for short in names.values()} in _WRAPPERS:
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    return {short: weights[name] for name, short in names.items()}
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:

@@ -47,6 +47,7 @@ class TrainingState:
         qat: lends the model its rounded numbers, where the run trains for them.
         train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
+        infinite: names of tensors that are not finite from the start, such as a mask of minus infinity.
         start_angles: per layer, before the first step; they follow from the seed.
         step, epoch: how many are finished.
         metrics: of the epoch that is running.
@@ -66,6 +67,7 @@ class TrainingState:
     validation: Batches | None
     test: Batches
     start_angles: list[Tensor]
+    infinite: frozenset[str]
     step: int = 0
     epoch: int = 0
     metrics: RunningMetrics = field(default_factory=RunningMetrics)
@@ -228,6 +230,7 @@ def build_state(
         validation=batches(images.validation, train=False) if config.validation else None,
         test=batches(images.test, train=False),
         start_angles=start_angles,
+        infinite=frozenset(name for name, tensor in model.state_dict().items() if not _finite(tensor)),
     )
 
 
@@ -338,6 +341,10 @@ def _restore_process(state: TrainingState, processes: list[Mapping[str, Any]]) -
     if own["cuda_rng"] is not None and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda_rng"], accelerator.device)
     state.metrics = RunningMetrics.from_saved([own["tally"]])
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def _angles(model: nn.Module) -> list[Tensor]:
