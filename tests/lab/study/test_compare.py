@@ -1,5 +1,6 @@
 """Laws of a comparison: its records are the runs', nothing is trained twice, one bad run leaves the others alone."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -274,7 +275,12 @@ def test_processes_end_with_their_parent(tmp_path: Path, wait_for: str) -> None:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The processes that train for a study."""
-    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.slow
