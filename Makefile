@@ -4,12 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test lint types unit experiments-cpu experiments-gpu clean
+.PHONY: demo test test-all test-slow lint types unit experiments-cpu experiments-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
 
 test: lint types unit
+
+test-all: test test-slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -20,7 +22,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 # The studies of experiments/: finished runs are skipped, a stopped one goes on, and the records and the page are made
 # anew. DATA_DIR holds cifar10-jpeg/ and what torchvision reads (MNIST/raw/ and so on); the CPU studies take days.

@@ -79,6 +79,7 @@ def test_a_study_can_be_started(file: Path, read: Read) -> None:
     assert study.base.data == ("folder" if "jpeg" in str(file) or "defaults" in str(file) else data[start])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", MEASURED, ids=name_of)
 def test_a_record_is_of_its_study(file: Path, read: Read) -> None:
     study = read(file)

@@ -14,6 +14,7 @@ def parameters(model: str, conv: str) -> int:
     return sum(parameter.numel() for parameter in build_model(model, conv).parameters())
 
 
+@pytest.mark.slow
 def test_examples_run_in_the_order_in_which_they_stand() -> None:
     pytest.importorskip("torchvision", exc_type=ImportError)
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -75,6 +75,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_converted_and_fused_nets(case: Case) -> None:
     model = case.build().eval()

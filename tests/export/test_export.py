@@ -47,6 +47,7 @@ def run_torch(path: Path, images: Tensor) -> Tensor:
 EXPORTERS = [(export_onnx, run_onnx, "net.onnx"), (export_torch, run_torch, "net.pt2")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("export", "run", "name"), EXPORTERS)
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2p-g4"])
 def test_the_file_computes_what_the_model_does(

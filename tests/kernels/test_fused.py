@@ -207,6 +207,7 @@ def test_jacobians() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("taps", [3, 1])
 def test_compiles_as_one_graph(taps: int, channels_last: bool) -> None:

@@ -77,6 +77,7 @@ def test_export_with_a_dynamic_batch(small: str, conv: str) -> None:
         torch.testing.assert_close(exported(images), net(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("small", "conv"), [("resnet", "rotate4"), ("densenet-bc", "mask4")])
 def test_compiles_as_one_graph(small: str, conv: str) -> None:
     torch.compiler.reset()

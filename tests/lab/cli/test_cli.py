@@ -120,6 +120,7 @@ def test_train_goes_on_from_a_run_with_rounded_numbers() -> None:
     assert (config.qat, config.weight_bits, config.angle_bits) == (True, 3, 4)
 
 
+@pytest.mark.slow
 def test_compare_measures_sizes_too() -> None:
     words = ["compare", "--convs", "conv3x3,rotate2p", "--seeds", "1", *NARROW, "--out", "both"]
     run(*words)

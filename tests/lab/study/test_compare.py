@@ -72,6 +72,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "run_tasks", fake_runs)
 
 
+@pytest.mark.slow
 def test_every_run_has_a_record(tmp_path: Path, faked: None) -> None:
     records = compare(study(equal=True), DIGITS, tmp_path, jobs=1)
     assert len(records) == 6 * 3

@@ -35,6 +35,7 @@ def run(mode: str, **environment: str) -> tuple[bool | None, list[int]]:
     return tuple(json.loads(output))
 
 
+@pytest.mark.slow
 @glibc
 def test_a_freed_block_is_taken_again_without_faults() -> None:
     _, without = run("leave")
