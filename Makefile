@@ -4,10 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test test-all test-slow lint types unit experiments-cpu experiments-gpu clean
+.PHONY: demo reference test test-all test-slow lint types unit experiments-cpu experiments-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
+
+# The pages about commands and keys, made from the code.
+reference: $(STAMP)
+	$(BIN)/python -m rotateconv.lab.cli.reference
 
 test: lint types unit
 
@@ -43,7 +47,7 @@ experiments-cpu experiments-gpu: $(STAMP)
 	        *) data="--data-dir $(DATA_DIR) --download" ;; \
 	    esac; \
 	    $(BIN)/rotateconv compare --config experiments/$$study/study.toml $$data --out runs/experiments/$$study; \
-	    $(BIN)/rotateconv report runs/experiments/$$study --records experiments/$$study/records.jsonl; \
+	    $(BIN)/rotateconv record runs/experiments/$$study --out experiments/$$study/records.jsonl; \
 	done
 	$(BIN)/rotateconv report experiments --page docs/results.md --page README.md
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rotateconv.lab.cli import app
+from commands import invoke
 from rotateconv.lab.cli import compare as command
 from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
@@ -44,10 +43,10 @@ def describe(base: RunConfig) -> DataDescription:
 def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     """What `rotateconv compare --config` makes of a file, without a look at the images."""
     seen: list[Study] = []
-    monkeypatch.setattr(command, "_compare", lambda base, chosen, *_, **__: seen.append(Study(base, **chosen)))
+    monkeypatch.setattr(command, "_compare", lambda study, *_, **__: seen.append(study))
 
     def read_file(file: Path) -> Study:
-        result = CliRunner().invoke(app, ["compare", "--config", str(file)])
+        result = invoke(["compare", "--config", str(file)])
         assert result.exit_code == 0, result.output
         return seen[-1]
 

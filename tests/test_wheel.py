@@ -68,7 +68,7 @@ def test_the_environment_is_bare(bare: Path, tmp_path: Path) -> None:
     found = Path(run(bare, "-c", code, cwd=tmp_path).stdout.strip())
     assert bare.parent.parent in found.parents
     assert (found.parent / "py.typed").is_file()
-    for module in ("numpy", "typer", "torchvision", "matplotlib", "onnx", "huggingface_hub"):
+    for module in ("numpy", "cyclopts", "pydantic", "torchvision", "matplotlib", "onnx", "huggingface_hub"):
         assert "ModuleNotFoundError" in run(bare, "-c", f"import {module}", cwd=tmp_path).stderr, module
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def make_config(
     recipe: str | None = None,
     *,
     file: Path | None = None,
+    foreign: Collection[str] = (),
     changes: Mapping[str, object] | None = None,
     overrides: Iterable[str] = (),
     called: Mapping[str, str] | None = None,
@@ -86,6 +87,7 @@ def make_config(
     Args:
         recipe: key of `PRESETS`; None takes what is set as `recipe`, or the one for the data set.
         file: TOML file of flat `key = value` lines.
+        foreign: keys that it may hold besides.
         changes: values by key, as a program has them.
         overrides: strings "key=value", as a command line has them; "none" empties an optional value.
         called: what the user calls the keys of `changes`, for the sentence about a mistake; else the key.
@@ -97,7 +99,7 @@ def make_config(
         >>> make_config("quick", changes={"lr": 0.3}, overrides=["milestones=0.5,0.8"]).milestones
         (0.5, 0.8)
     """
-    values = _from_file(file) if file is not None else {}
+    values = _from_file(file, foreign) if file is not None else {}
     later = {**(changes or {}), **overridden(overrides)}
     called = {**{key: f"{file}: {key}" for key in values if key not in later}, **(called or {})}
     values |= later
@@ -118,7 +120,7 @@ def changed(config: RunConfig, values: Mapping[str, object], called: Mapping[str
     try:
         return dataclasses.replace(config, **values)  # type: ignore[arg-type]
     except KeyValueError as mistake:
-        raise ConfigError(f"{(called or {}).get(mistake.key, mistake.key)} {mistake.sentence}") from None
+        raise mistake.of((called or {}).get(mistake.key, mistake.key)) from None
 
 
 def overridden(overrides: Iterable[str]) -> dict[str, object]:
@@ -142,8 +144,8 @@ def recipe_for(data: str) -> str:
     return data if data in ("digits", "mnist") else "quick"
 
 
-def _from_file(file: Path) -> dict[str, Any]:
-    values = read_toml(file)
+def _from_file(file: Path, foreign: Collection[str]) -> dict[str, Any]:
+    values = {key: value for key, value in read_toml(file).items() if key not in foreign}
     for key in values:
         try:
             field_of(RunConfig, key)
@@ -157,7 +159,7 @@ def to_json(config: RunConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-_RENAMED = {
+RENAMED = {
     "lines": "convert_taps",
     "line_path": "convert_path",
     "line_groups": "convert_angle_groups",
@@ -186,7 +188,7 @@ def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     # Version 0.1.0 wrote the bits of every run, also of one that did not train for them.
     unused = () if values.get("qat") else ("weight_bits", "angle_bits", "dense_bits")
-    return {_RENAMED.get(key, key): value for key, value in values.items() if key not in unused}
+    return {RENAMED.get(key, key): value for key, value in values.items() if key not in unused}
 
 
 def differences(expected: RunConfig, found: RunConfig) -> dict[str, tuple[object, object]]:

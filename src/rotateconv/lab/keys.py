@@ -4,7 +4,6 @@ import functools
 import math
 import tomllib
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -22,13 +21,22 @@ class KeyValueError(ConfigError):
         super().__init__(f"{key} {sentence}")
         self.key, self.sentence = key, sentence
 
+    def of(self, called: str) -> ConfigError:
+        """Return the same mistake by the name that the user gave the key."""
+        return ConfigError(f"{called} {self.sentence}")
+
+
+def fields_of(owner: type) -> dict[str, FieldInfo]:
+    """Return how the keys of a configuration are declared, by name and in order."""
+    fields: dict[str, FieldInfo] = owner.__pydantic_fields__  # type: ignore[attr-defined]
+    return fields
+
 
 def field_of(owner: type, name: str) -> FieldInfo:
     """Return how a key is declared; ConfigError, with the nearest names, where there is no such key."""
-    fields: dict[str, FieldInfo] = owner.__pydantic_fields__  # type: ignore[attr-defined]
-    if name not in fields:
-        raise ConfigError(f"unknown key {name!r}: {nearest(name, fields)}")
-    return fields[name]
+    if name not in fields_of(owner):
+        raise ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner))}")
+    return fields_of(owner)[name]
 
 
 def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
@@ -51,7 +59,7 @@ def expected(owner: type, name: str) -> str:
     told = [
         "one of " + ", ".join(get_args(kind))
         if get_origin(kind) is Literal
-        else words.get(kind, "numbers with commas between")
+        else words.get(kind) or ("names" if str in get_args(kind) else "numbers") + " with commas between"
         for kind in kinds
         if kind is not types.NoneType
     ]
@@ -83,24 +91,28 @@ def from_text(owner: type, name: str, text: str) -> object:
         >>> from_text(RunConfig, "milestones", "0.5,0.75"), from_text(RunConfig, "growth", "none")
         ((0.5, 0.75), None)
     """
-    for kind in kinds_of(owner, name):
-        if kind is types.NoneType and text.lower() == "none":
-            return None
+    kinds = kinds_of(owner, name)
+    if types.NoneType in kinds and text.lower() == "none":
+        return None
+    for kind in kinds:
         if kind is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        for read in _READERS.get(get_origin(kind) or kind, ()):
-            try:
-                return read(text)
-            except ValueError:
-                continue
+        if get_origin(kind) is tuple:
+            items = [item.strip() for item in text.split(",") if item.strip()]
+            numbers = [_number(item) for item in items]
+            return tuple(items) if str in get_args(kind) else text if str in map(type, numbers) else tuple(numbers)
+        if kind in (int, float):
+            return _number(text)
     return text
 
 
-_READERS: dict[Any, tuple[Callable[[str], object], ...]] = {
-    int: (int, float),
-    float: (int, float),  # a whole number stays one, for a sentence that refuses it
-    tuple: (lambda text: tuple(float(number) for number in text.split(",")),),
-}
+def _number(text: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 Config = TypeVar("Config", bound=type)
@@ -127,7 +139,7 @@ def _explained(owner: type, error: ValidationError) -> ConfigError:
         return ConfigError(str(first["ctx"]["error"]))
     name = str(first["loc"][0])
     if first["type"] == "unexpected_keyword_argument":
-        return ConfigError(f"unknown key {name!r}: {nearest(name, owner.__pydantic_fields__)}")  # type: ignore[attr-defined]
+        return ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner))}")
     found = first["input"]
     shown = f"{found:g}" if isinstance(found, float) and not math.isfinite(found) else repr(found)
     return KeyValueError(name, f"must be {expected(owner, name)}, not {shown}")

@@ -31,6 +31,7 @@ PANELS = {
 
 # JSON and TOML have lists, Python tuples.
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 # A path is kept as text.
 Place = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
@@ -64,7 +65,8 @@ class RunConfig:
     """
 
     recipe: str = "digits"
-    """Preset that the configuration starts from."""
+    """Preset to start from: resnet-cifar, densenet-cifar, densenet-svhn, modern, quick, mnist or digits; without one
+    that of the data set, or quick."""
 
     model: str = "resnet20"
     """resnet20, 32, 44, 56 or 110, densenet40, densenet100 or densenet-bc100."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
+from commands import invoke
 from rotateconv import RotateConv2d
 from rotateconv.errors import BenchError
 from rotateconv.lab.bench import cases, forms, report, run, targets, timing
@@ -18,7 +18,6 @@ from rotateconv.lab.bench.cases import LAYER_FORMS, NET_FORMS, Case
 from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.targets import Target
 from rotateconv.lab.bench.timing import Spread
-from rotateconv.lab.cli import app
 from rotateconv.lab.report.blocks import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA.*:UserWarning")
@@ -160,7 +159,7 @@ def test_wrong_nets_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.Mo
 def test_a_foreign_file_is_no_record(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     file.write_text('{"schema": 1}')
-    result = CliRunner().invoke(app, ["bench", "--record", str(file), "--page", str(file)])
+    result = invoke(["bench", "--record", str(file), "--page", str(file)])
     assert result.exit_code == 2
     assert "is no record of this version's bench" in result.stderr
 
@@ -262,7 +261,7 @@ def test_eager_leaves_out_what_is_compiled(words: list[str], monkeypatch: pytest
     monkeypatch.setattr(
         targets, "targets", lambda device: [Target(case, case.forms[-1], "ratio", most=9) for case in every]
     )
-    result = CliRunner().invoke(app, ["bench", "--eager", "--device", "cpu", "--seconds", "0", *words])
+    result = invoke(["bench", "--eager", "--device", "cpu", "--seconds", "0", *words])
     assert result.exit_code == 0, result.output
     assert SMALL[-1].name in result.output
     assert "compiled" not in result.output
@@ -270,7 +269,7 @@ def test_eager_leaves_out_what_is_compiled(words: list[str], monkeypatch: pytest
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "quick_cases", lambda: [SMALL[0], SMALL[1], SMALL[-1]])
-    result = CliRunner().invoke(app, ["bench", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "b")])
+    result = invoke(["bench", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "b")])
     assert result.exit_code == 0, result.output
     assert "8 -> 8 at 6 x 6, batch 2, k 3, stride 2, forward, float32" in result.output
     record = json.loads((tmp_path / "b" / "bench.json").read_text())
@@ -287,7 +286,7 @@ def test_a_page_by_the_command_from_a_record(tmp_path: Path, monkeypatch: pytest
     page.write_text("<!-- bench: kernel -->\n<!-- end -->\n")
     file.write_text(json.dumps(record))
     monkeypatch.setattr(run, "run_bench", None)  # nothing is measured
-    result = CliRunner().invoke(app, ["bench", "--record", str(file), "--page", str(page)])
+    result = invoke(["bench", "--record", str(file), "--page", str(page)])
     assert result.exit_code == 0, result.output
     assert page.read_text() == report.fill_page(page.read_text(), record)
     assert "line_kernel of 8 x 8 slices" in page.read_text()
@@ -297,13 +296,13 @@ def test_a_page_by_the_command_from_a_record(tmp_path: Path, monkeypatch: pytest
     ("arguments", "message"),
     [
         (["--full", "--targets"], "--full and --targets are two sets of cases"),
-        (["--device", "tpu"], "got tpu"),
+        (["--device", "tpu"], "--device must be cpu, cuda, cuda:N or mps, not 'tpu'"),
         (["--page", "speed.md"], "--page needs --record"),
         (["--record", "bench.json"], "--record needs --page"),
         (["--record", "no.json", "--page", "no.md"], "cannot read no.json"),
     ],
 )
 def test_mistakes_of_the_command(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["bench", *arguments])
+    result = invoke(["bench", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
+from commands import invoke
 from official_formats import write_official
 from rotateconv.errors import DivergedError, RotateConvError, RunError, RunInterrupted
 from rotateconv.lab.cli import app
+from rotateconv.lab.config import make_config
 from rotateconv.lab.data import images
 from rotateconv.lab.exit_codes import CommandError, Failure, explain
 from rotateconv.lab.train import loop as training
@@ -45,7 +46,7 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(args: list[str], code: int, message: str) -> str:
     """Check that a command ends with `code` and one line on stderr that matches; return what it printed before."""
-    result = CliRunner().invoke(app, args)
+    result = invoke(args)
     assert result.exit_code == code, result.output
     assert re.search(message, result.stderr), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
@@ -55,27 +56,28 @@ def refused(args: list[str], code: int, message: str) -> str:
 
 
 MISTAKES = [
-    (["trian"], "No such command 'trian'.*train"),
-    (["train", "--epoch", "3"], r"No such option: --epoch .*--epochs.*: see (root|rotateconv) train --help"),
-    (["train", "extra"], "unexpected extra argument"),
-    (["train", "--epochs", "many"], "'--epochs'.* valid integer"),
-    (["train", "--epochs"], "'--epochs' requires an argument"),
-    (["train", "--epochs", "0"], "epochs must be a whole number of at least 1, not 0"),
-    (["train", "--lr", "-1"], "lr must be a number above 0, not -1"),
+    (["trian"], "unknown command 'trian': did you mean 'train'"),
+    (["forecast"], "unknown command 'forecast': choose from train, compare"),
+    (["train", "--epoch", "3"], r"unknown option '--epoch': did you mean '--epochs'.* See rotateconv train --help"),
+    (["train", "--frobnicate=3"], "unknown option '--frobnicate'; see rotateconv train --help"),
+    (["train", "extra"], "unexpected argument 'extra'; see rotateconv train --help"),
+    (["train", "--epochs"], "--epochs requires a value; see"),
+    (["train", "--qat=maybe"], "--qat must be true or false, not 'maybe'"),
     (["train", "--recipe", "resnet"], "unknown recipe 'resnet': did you mean 'resnet-cifar'"),
     (["train", "--data", "cifar11"], "unknown data set 'cifar11': did you mean 'cifar10' or 'cifar100'"),
     (["train", "--model", "resnet21"], "unknown model 'resnet21': did you mean .*'resnet20'"),
+    (["train", "--models", "resnet20,resnet32"], "unknown model 'resnet20,resnet32'"),
     (["train", "--conv", "rotate3"], "unknown conv 'rotate3': did you mean 'rotate"),
-    (["train", "--precision", "half"], "precision must be one of no, bf16, fp16, not 'half'"),
     (["train", "--set", "epohcs=3"], "unknown key 'epohcs': did you mean 'epochs'"),
     (["train", "--set", "epochs"], "expected key=value, not 'epochs'"),
-    (["train", "--set", "epochs=few"], "epochs must be a whole number of at least 1, not 'few'"),
+    (["train", "--set", "epochs=few"], "^error: epochs must be a whole number of at least 1, not 'few'"),
     (["train", "--config", "missing.toml"], "cannot read the configuration file missing.toml: No such file"),
     (["train", "--config", "broken.toml"], "the configuration file broken.toml is no TOML"),
-    (["train", "--config", "unknown.toml"], "unknown key 'eopchs': did you mean 'epochs'"),
+    (["train", "--config", "unknown.toml"], "unknown.toml: unknown key 'eopchs': did you mean 'epochs'"),
     (["train", "--resume", "nowhere"], "nowhere is no run folder"),
     (["train", "--resume", "nowhere", "--overwrite"], "--overwrite has no meaning with --resume"),
     (["train", "--resume", "nowhere", "--out", "a"], "--out has no meaning with --resume"),
+    (["train", "--resume", "nowhere", "--recipe", "quick"], "--recipe has no meaning with --resume"),
     (["train", "--teacher", "nowhere", *SMALL], "nowhere is no run folder"),
     (["train", "--svhn-extra"], "svhn_extra belongs to data=svhn, not data=digits"),
     (["train", "--image-size", "16"], "--image-size has no meaning for the data set digits"),
@@ -83,36 +85,39 @@ MISTAKES = [
     (["train", "--data", "mnist", "--data-dir", "away"], "mnist is not in .*/away: .*train-images.* missing"),
     (["train", "--data", "folder", "--data-dir", "away"], "no folder 'train' in .*/away"),
     (["train", "--out", "broken.toml"], "broken.toml exists and is no run folder"),
+    (["train", "--source", "nowhere"], "nowhere is no run folder"),
+    (["train", "--source", "nowhere", "--conv", "rotate2"], "--conv has no meaning with --source, whose own it keeps"),
+    (["train", "--weight-bits", "3"], r"weight_bits is of training with qat: set qat=true \(--qat\) too"),
+    (["train", "--set", "angle_bits=4"], "angle_bits is of training with qat"),
+    (["train", "--config", "bits.toml"], "weight_bits is of training with qat"),
+    (["train", "--device", "gpu"], "--device must be cpu, cuda, cuda:N or mps, not 'gpu'"),
+    (["train", "--device", "cuda:99"], "--device cuda:99 is not there, this machine has .*: name another one, or cpu"),
+    (["compare", "--device", "gpu"], "--device must be cpu, cuda, cuda:N or mps, not 'gpu'"),
     (["compare", "--convs", "conv3x3,rotate9"], "unknown conv 'rotate9'"),
-    (["compare", "--models", "resnet"], "unknown model 'resnet'"),
+    (["compare", "--model", "resnet"], "unknown model 'resnet'"),
     (["compare", "--convs", ","], "convs must be one name or more, each once, not none"),
     (["compare", "--convs", "rotate4,rotate4"], "convs must be one name or more, each once, not rotate4, rotate4"),
-    (["compare", "--seeds", "0"], "seeds must be 1 or more, not 0"),
+    (["compare", "--seeds", "0"], "--seeds must be a whole number of at least 1, not 0"),
     (["compare", "--jobs", "0"], "jobs must be 1 or more, not 0"),
     (["compare", "--set", "conv=rotate4"], "a comparison has no conv of its own: give --convs"),
     (["compare", "--set", "seed=4"], "a comparison has no seed of its own: give --seeds"),
-    (["compare", "--config", "study.toml"], r"models must be a list of names such as \[\"resnet20\"\], not 'resnet20'"),
-    (["compare", "--config", "seeds.toml"], "seeds must be a whole number, not True"),
+    (["compare", "--config", "study.toml"], "study.toml: models must be names with commas between, not 'resnet20'"),
+    (["compare", "--config", "seeds.toml"], "seeds.toml: seeds must be a whole number of at least 1, not True"),
+    (["compare", "--config", "unknown.toml"], "unknown.toml: unknown key 'eopchs': did you mean 'epochs'"),
     (["compare", "--set", "dropout=0.5"], "resnet20 has no dropout"),
     (["compare", "--bits", "4"], "--bits has no meaning with no --sizes"),
     (["compare", "--sizes", "--bits", "4,few"], "--bits must be whole numbers with commas between, .*not '4,few'"),
-    (["train", "--source", "nowhere"], "nowhere is no run folder"),
-    (["train", "--source", "nowhere", "--conv", "rotate2"], "--conv has no meaning with --source, whose own it keeps"),
-    (["train", "--qat", "--weight-bits", "9"], "weight_bits must be a whole number from 2 to 8, or none, not 9"),
-    (["convert"], "Missing argument 'SOURCE'"),
+    (["convert"], "SOURCE is missing; see rotateconv convert --help"),
     (["convert", "nowhere"], "nowhere is no run folder"),
     (["convert", "broken.toml"], "broken.toml is a file of weights: say with --model which function builds its net"),
     (["convert", "nowhere", "--model", "torch.nn:ReLU"], "--model belongs to a file of weights, and nowhere is none"),
     (["convert", "broken.toml", "--model", "torch.nn:Rleu"], "cannot build a net with torch.nn:Rleu: AttributeError"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU"], "cannot read broken.toml: expected a safetensors file"),
-    (
-        ["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"],
-        "convert_taps must be one of free, shared",
-    ),
+    (["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"], "--taps must be one of free, shared"),
     (["convert", "nowhere", "--data", "mnist"], "--data has no meaning with a run folder, which has its own"),
-    (["evaluate"], "Missing argument 'RUN'"),
+    (["evaluate"], "RUN is missing"),
     (["evaluate", "nowhere"], "nowhere is no run folder"),
-    (["evaluate", "nowhere", "--split", "train"], "--split must be test or validation, not 'train'"),
+    (["evaluate", "nowhere", "--split", "train"], "--split must be one of test, validation, not 'train'"),
     (["evaluate", "nowhere", "--batch-size", "0"], "--batch-size must be 1 or more, not 0"),
     (["info", "resnet200"], "'resnet200' is neither a run folder nor a model: did you mean 'resnet20'"),
     (["info", "runs/nothing"], "runs/nothing is no run folder: it has no config.json"),
@@ -120,6 +125,13 @@ MISTAKES = [
     (["info", "resnet20", "--input", "32"], "--input must be channels x height x width such as 3x32x32, not '32'"),
     (["info", "resnet20", "--width", "-1"], "width must be a positive finite number"),
     (["info", "resnet20", "--classes", "0"], "num_classes must be"),
+    (["report"], "DIR is missing"),
+    (["report", "runs", "--records", "file"], "report writes no record: say rotateconv record DIR... --out FILE"),
+    (["report", "runs", "--analysis"], "report analyses no angles: say rotateconv analyse RUN"),
+    (["record", "runs"], "--out is missing"),
+    (["analyse", "nowhere"], "there is no finished run: name its folder, or that of a comparison"),
+    (["analyse", "nowhere", "--draws", "0"], "--draws must be 1 or more, not 0"),
+    (["--install-completion", "--shell", "tcsh"], "--shell must be one of zsh, bash, fish, powershell, not 'tcsh'"),
 ]
 
 
@@ -131,9 +143,45 @@ def test_mistakes_are_told_in_one_sentence_before_anything_is_written(args: list
     Path("unknown.toml").write_text("eopchs = 3")
     Path("study.toml").write_text('models = "resnet20"')
     Path("seeds.toml").write_text("seeds = true")
+    Path("bits.toml").write_text("weight_bits = 3")
     before = sorted(Path().iterdir())
     refused(args, 2, message)
     assert sorted(Path().iterdir()) == before
+
+
+REQUIRED = {
+    **{name: ["run"] for name in ("convert", "evaluate", "analyse", "report", "unpack")},
+    **{name: ["run", "--out", "file"] for name in ("pack", "record")},
+    "export": ["run", "--to", "onnx", "--out", "file"],
+    "info": ["resnet20"],
+}
+# Every option of every command whose value has a type; those that a help page leaves out too.
+TYPED = [
+    (name, argument.name)
+    for name in app
+    if not name.startswith("-")
+    for argument in app[name].assemble_argument_collection()
+    if argument.parameter.metavar in ("INTEGER", "NUMBER") or "|" in (argument.parameter.metavar or "")
+]
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    changes = {"conv": "conv3x3", "width": 0.25, "epochs": 1, "batch_size": 32, "warmup": 0}
+    training.fit(make_config("digits", changes=changes), out, data=small_digits())
+    return out
+
+
+def test_there_are_typed_options() -> None:
+    assert {("train", "--lr"), ("train", "--ema-decay"), ("compare", "--seeds"), ("convert", "--taps")} <= set(TYPED)
+    assert {("bench", "--seconds"), ("export", "--to"), ("evaluate", "--image-size")} <= set(TYPED)
+
+
+@pytest.mark.parametrize(("name", "option"), TYPED)
+def test_every_option_says_what_it_takes(name: str, option: str, dense_run: Path) -> None:
+    Path("run").symlink_to(dense_run)
+    refused([name, *REQUIRED.get(name, ()), option, "papr"], 2, f"^error: {option} must be (a|one of) .*, not 'papr'")
 
 
 def photos(folder: Path, classes: dict[str, int]) -> None:
@@ -182,7 +230,7 @@ def test_skipped_images_are_named_in_a_warning() -> None:
     photos(Path("photos"), {"cat": 6, "dog": 6})
     folder_of_text(Path("photos"))
     options = ["--data", "folder", "--data-dir", "photos", "--skip-bad-images", "--out", "run"]
-    result = CliRunner().invoke(app, ["train", *SMALL, *options])
+    result = invoke(["train", *SMALL, *options])
     assert result.exit_code == 0, result.output
     sentence = "warning: skipped 1 of 24 files (train/cat/0.png) that do not decode as images\n"
     assert sentence in result.stderr
@@ -190,7 +238,7 @@ def test_skipped_images_are_named_in_a_warning() -> None:
     assert "photos: 10 training, 1 validation, 12 test images, 3 x 8 x 8, 2 classes" in result.stdout
     # Once decoded, the images come from the cache: nothing is told of decoding.
     assert "decoding" in result.stdout
-    again = CliRunner().invoke(app, ["train", *SMALL, *options, "--overwrite"])
+    again = invoke(["train", *SMALL, *options, "--overwrite"])
     assert "decoding" not in again.stdout
     assert sentence in again.stderr
 
@@ -208,7 +256,7 @@ def test_cut_off_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_run_folder_is_never_mixed_up(digits: None) -> None:
-    assert CliRunner().invoke(app, ["train", *SMALL, "--out", "run"]).exit_code == 0
+    assert invoke(["train", *SMALL, "--out", "run"]).exit_code == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     refused(["train", *SMALL, "--out", "run"], 2, "run holds a run already: resume it, overwrite it or choose another")
     refused(["train", "--resume", "run", "--lr", "0.01"], 2, "the run in run has lr .*, not 0.01: resume it unchanged")
@@ -240,7 +288,7 @@ def test_evaluate_refuses_data_that_the_net_does_not_know(monkeypatch: pytest.Mo
     data = small_digits()
     with monkeypatch.context() as patch:
         patch.setattr(images, "load_data", lambda name, *args, **kwargs: data)
-        assert CliRunner().invoke(app, ["train", *SMALL, "--out", "run"]).exit_code == 0
+        assert invoke(["train", *SMALL, "--out", "run"]).exit_code == 0
     photos(Path("photos"), {"cat": 6, "dog": 6})
     message = "knows the 10 classes 0, 1, 2, ..., photos has the 2 classes cat, dog: name data of the same classes"
     refused(["evaluate", "run", "--data", "folder", "--data-dir", "photos"], 2, message)
@@ -251,7 +299,7 @@ def test_evaluate_refuses_data_that_the_net_does_not_know(monkeypatch: pytest.Mo
 
 
 def test_a_damaged_run_is_told(digits: None) -> None:
-    assert CliRunner().invoke(app, ["train", *SMALL, "--out", "run"]).exit_code == 0
+    assert invoke(["train", *SMALL, "--out", "run"]).exit_code == 0
     config = Path("run", "config.json")
     good = config.read_text()
     Path("run", "model.safetensors").write_bytes(b"cut off")
@@ -323,7 +371,7 @@ def test_our_own_faults_show_the_traceback(error: Exception, digits: None, monke
         raise error  # in a file outside of the package, as torch would
 
     monkeypatch.setattr(training, "fit", fail)
-    result = CliRunner().invoke(app, ["train", *SMALL, "--out", "run"])
+    result = invoke(["train", *SMALL, "--out", "run"])
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     last = result.stderr.splitlines()[-1]
@@ -332,7 +380,7 @@ def test_our_own_faults_show_the_traceback(error: Exception, digits: None, monke
 
 def test_only_the_main_process_tells_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    result = CliRunner().invoke(app, ["train", "--lr", "-1"])
+    result = invoke(["train", "--lr", "-1"])
     assert (result.exit_code, result.output) == (2, "")
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
+from commands import invoke
 from rotateconv.errors import RunError
-from rotateconv.lab.cli import app
 from rotateconv.lab.data import images
 from rotateconv.lab.study.angles import (
     Movement,
@@ -177,7 +176,7 @@ def test_another_start_or_other_images_are_refused(small: None, tmp_path: Path) 
 def test_by_the_command(small: None, tmp_path: Path) -> None:
     for conv in ("rotate2p", "conv3x3"):
         trained(tmp_path / "study" / "runs" / conv, conv=conv)
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "study"), "--analysis", "--draws", "1"])
+    result = invoke(["analyse", str(tmp_path / "study"), "--draws", "1"])
     assert result.exit_code == 0, result.output
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["conv3x3", "rotate2p"]
     run = tmp_path / "study" / "runs" / "rotate2p"
@@ -188,6 +187,6 @@ def test_by_the_command(small: None, tmp_path: Path) -> None:
     assert recorded is not None
     assert recorded.angles is not None
     assert recorded.angles.all.after.axes == pytest.approx(found["angles"]["all"]["after"]["axes"], rel=1e-5)
-    again = CliRunner().invoke(app, ["report", str(tmp_path), "--analysis"])
+    again = invoke(["analyse", str(tmp_path)])
     assert again.exit_code == 2
-    assert "--analysis needs a finished run: name its folder" in again.stderr
+    assert "there is no finished run: name its folder" in again.stderr

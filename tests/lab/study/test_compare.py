@@ -15,11 +15,10 @@ from typing import Any
 
 import psutil
 import pytest
-from typer.testing import CliRunner
 
+from commands import invoke
 from rotateconv.cost import cost
 from rotateconv.errors import ConfigError, RunError
-from rotateconv.lab.cli import app
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
@@ -138,7 +137,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that two processes really made."""
     out = tmp_path_factory.mktemp("compare") / "out"
     arguments = ["compare", *OPTIONS, "--convs", "rotate2p,conv3x3", "--seeds", "2", "--jobs", "2", "--out", str(out)]
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(arguments)
     assert result.exit_code == 0, result.output
     (out / "printed").write_text(result.stdout)
     return out
@@ -182,7 +181,7 @@ def test_the_second_time_shows_the_table_alone(finished: Path, monkeypatch: pyte
     monkeypatch.setattr(workers, "Worker", refuse)
     before = (finished / "comparison.json").read_bytes()
     arguments = [*OPTIONS, "--convs", "rotate2p,conv3x3", "--seeds", "2", "--out", str(finished)]
-    result = CliRunner().invoke(app, ["compare", *arguments])
+    result = invoke(["compare", *arguments])
     assert result.exit_code == 0, result.output
     assert "4, 4 finished already" in result.stdout
     assert "rotate2p" in result.stdout
@@ -197,7 +196,7 @@ def test_a_study_from_a_file(finished: Path, tmp_path: Path) -> None:
         'recipe = "digits"\nwidth = 0.25\nepochs = 1\nbatch_size = 512\nwarmup = 0\nlr = 0.01\n'
     )
     arguments = ["--config", str(file), "--out", str(finished), "--seeds", "2", "--set", "clip_grad_norm=1"]
-    result = CliRunner().invoke(app, ["compare", *arguments])
+    result = invoke(["compare", *arguments])
     # What the file says arrives, as far as the runs that are there: only the key that differs is named.
     assert result.exit_code == 2
     assert "has clip_grad_norm None, not 1.0: resume it unchanged" in result.stderr
@@ -311,6 +310,6 @@ def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
     epochs = [len(read_records(folder)) for folder in folders]
     assert all(0 < count < 8 for count in epochs)
     assert all(load_checkpoint(folder / "checkpoints").state["step"] > 0 for folder in folders)
-    result = CliRunner().invoke(app, words[1:])
+    result = invoke(words[1:])
     assert result.exit_code == 0, result.output
     assert [len(read_records(folder)) for folder in folders] == [8, 8]

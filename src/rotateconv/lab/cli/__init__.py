@@ -1,46 +1,84 @@
 """The command line `rotateconv`; each subcommand is a file here and a line below.
 
-A command imports what it needs when it runs: help and mistakes wait for neither Accelerate nor Matplotlib.
+A command imports what it needs when it runs: help and mistakes wait for neither torch nor Matplotlib.
 """
 
-from typing import Annotated
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Sequence
 
-import typer
+from cyclopts import App, Parameter
+from cyclopts.completion.detect import ShellDetectionError
 
-from rotateconv.lab.cli import bench, compare, convert, evaluate, export, info, pack, report, train, unpack
-from rotateconv.lab.cli.group import Group
-from rotateconv.lab.train.allocator import keep_freed_memory
+from rotateconv import __version__
+from rotateconv.errors import FAULT, INTERRUPTED, ConfigError
+from rotateconv.lab.cli import (
+    analyse,
+    bench,
+    compare,
+    convert,
+    evaluate,
+    export,
+    info,
+    pack,
+    record,
+    report,
+    train,
+    unpack,
+)
+from rotateconv.lab.cli.errors import report as report_failure
+from rotateconv.lab.cli.errors import show_warning
+from rotateconv.lab.cli.options import unwrapped
+from rotateconv.lab.exit_codes import CommandError, Failure
 
-app = typer.Typer(cls=Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
-app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("info", epilog=info.EXAMPLES)(info.info)
-app.command("pack", epilog=pack.EXAMPLES)(pack.pack)
-app.command("unpack", epilog=unpack.EXAMPLES)(unpack.unpack)
-app.command("export", epilog=export.EXAMPLES)(export.export)
-app.command("report", epilog=report.EXAMPLES)(report.report)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app = App(
+    name="rotateconv",
+    help="Convolution kernels that are line segments with a learned angle: train, compare, inspect.",
+    version=__version__,
+    version_flags="--version",
+    help_format="rich",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(
+        negative_iterable=(),
+        show_choices=False,
+        allow_repeating=True,  # the last one wins, as after an alias of the user's shell
+    ),
+)
+for _place, _file in enumerate(
+    (train, compare, evaluate, convert, pack, unpack, export, info, report, record, analyse, bench)
+):
+    _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
+    _text = unwrapped(inspect.getdoc(_command) or "")
+    app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)
+app.register_install_completion_command()
 
 
-@app.callback(invoke_without_command=True)
-def _start(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Convolution kernels that are line segments with a learned angle: train, compare, inspect."""
-    if version:
-        from rotateconv import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit
+def run(arguments: Sequence[str]) -> int:
+    """Do what the arguments say and return the exit code: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        try:
+            app(list(arguments), exit_on_error=False, print_error=False)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            sentence = str(error) or "interrupted: nothing that was written before is lost"
+            return report_failure(CommandError(Failure(INTERRUPTED, sentence)))
+        except BrokenPipeError:  # a reader such as head has left, which is no mistake
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAULT
+        except ShellDetectionError:
+            return report_failure(ConfigError("which shell is this? add --shell bash, zsh, fish or powershell"))
+        except Exception as error:
+            return report_failure(error)
+    return 0
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours or the machine's, 130 interrupted."""
+    """Run the command line and exit."""
+    from rotateconv.lab.train.allocator import keep_freed_memory
+
     keep_freed_memory()
-    app()
+    sys.exit(run(sys.argv[1:]))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter, validators
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
@@ -18,25 +18,36 @@ EXAMPLES = options.examples(
 
 
 def bench(
-    full: Annotated[bool, typer.Option("--full", help="All sizes, precisions and nets: hours.")] = False,
+    *,
+    full: Annotated[bool, options.switch("--full", "All sizes, precisions and models: hours.")] = False,
     targets: Annotated[
-        bool, typer.Option("--targets", help="Only what has a number to reach, measured against wanted.")
+        bool,
+        options.switch("--targets", "Only what has a number to reach, measured against wanted."),
     ] = False,
     eager: Annotated[
-        bool, typer.Option("--eager", help="Leave out the cases with torch.compile, which take the longest.")
+        bool,
+        options.switch("--eager", "Leave out the cases with torch.compile, which take the longest."),
     ] = False,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu or cuda; cuda if there.")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="For each form of each case, about.")] = 0.5,
+    device: options.Device = None,
+    seconds: Annotated[
+        float,
+        Parameter(
+            name="--seconds",
+            metavar="NUMBER",
+            validator=validators.Number(gte=0),
+            help="For each form of each case, about.",
+        ),
+    ] = 0.5,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for bench.json, bench.md and bench.png."),
+        Path | None, Parameter(name="--out", metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
     ] = None,
     record: Annotated[
-        Path | None, typer.Option("--record", metavar="FILE", help="Measure nothing: the bench.json for --page.")
+        Path | None,
+        Parameter(name="--record", metavar="FILE", help="Measure nothing: the bench.json for --page."),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--page", metavar="FILE", help="Make the tables of this Markdown page anew, from --record."),
+        Parameter(name="--page", metavar="FILE", help="Make the tables of this Markdown page anew, from --record."),
     ] = None,
 ) -> None:
     """Time the layer, its forms and its rivals: medians of interleaved repeats, each form checked first.
@@ -50,7 +61,7 @@ def bench(
     if record is not None and page is not None:
         _fill(page, record)
     else:
-        _measure(full=full, targets=targets, eager=eager, device=device, seconds=seconds, out=out)
+        _measure(full=full, targets=targets, eager=eager, name=device, seconds=seconds, out=out)
 
 
 def _fill(page: Path, record: Path) -> None:
@@ -69,7 +80,7 @@ def _fill(page: Path, record: Path) -> None:
     write_bytes(page, fill_page(text, found).encode())
 
 
-def _measure(*, full: bool, targets: bool, eager: bool, device: str | None, seconds: float, out: Path | None) -> None:
+def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, seconds: float, out: Path | None) -> None:
     """Run the bench, show it and keep it."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     import torch
@@ -77,11 +88,16 @@ def _measure(*, full: bool, targets: bool, eager: bool, device: str | None, seco
     from rotateconv.lab.bench import cases, report, run
     from rotateconv.lab.bench import targets as wanted
     from rotateconv.lab.cli.console import make_console, say
+    from rotateconv.lab.train.device import chosen_device, is_indexed
     from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"expected --device cpu, or cuda on a machine that has it, got {device}")
+    options.use_device(name)
+    chosen = chosen_device()
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the bench times cpu and cuda, not {chosen.type}: say --device cpu")
+    if is_indexed(chosen):
+        torch.cuda.set_device(chosen)
+    device = chosen.type
     if out is not None:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,22 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from annotated_types import Ge
+from cyclopts import Parameter
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
-from rotateconv.lab.keys import read_toml
+from rotateconv.lab.cli.settings import check_names, data_name
+from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
+from rotateconv.lab.run_config import Names
+
+if TYPE_CHECKING:
+    from rotateconv.lab.study.plan import Study
 
 EXAMPLES = options.examples(
     ("The paper's layers on the embedded digits:", "rotateconv compare"),
@@ -19,178 +28,134 @@ EXAMPLES = options.examples(
     ("Accuracy against bytes too:", "rotateconv compare --sizes --out runs/digits"),
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
 )
-_STUDY = ("models", "convs", "seeds", "equal_params", "contrasts")
 _FILES = {"table": "md", "records": "json", "picture": "png"}
 _CHOSEN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
 
 
+@one_sentence
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
+class StudyKeys:
+    """What a study adds to the configuration of its runs; the file of --config may hold these keys too."""
+
+    models: Names = ("resnet20",)
+    """Models, commas between; resnet20."""
+    convs: Names = ("conv3x3", "rotate4", "rotate2", "rotate2p")
+    """Convolutions, commas between; conv3x3,rotate4,rotate2,rotate2p."""
+    seeds: Annotated[int, Ge(1)] = 3
+    """Runs of each configuration: seeds 0, 1, ...; 3."""
+    equal_params: bool = False
+    """Add the dense model narrowed to each RotateConv model's parameters."""
+
+    def of(self, base: RunConfig, contrasts: object = None) -> "Study":
+        """Return the study of a recipe, with what its file holds under `contrasts`."""
+        from rotateconv.lab.study.plan import Study, contrasts_from
+
+        told = {} if contrasts is None else contrasts_from(contrasts)
+        return Study(base, self.models, self.convs, self.seeds, self.equal_params, told)
+
+
+@options.takes("study", StudyKeys, group=options.STUDY)
+@options.takes("changes", RunConfig, without=tuple(_CHOSEN))
 def compare(
-    data: options.Data = None,
-    data_dir: options.DataDir = None,
+    *,
+    study: options.Given | None = None,
+    changes: options.Given | None = None,
+    config: options.ConfigFile = None,
+    set_: options.Set = None,
     download: options.Download = False,
-    image_size: options.ImageSize = None,
-    svhn_extra: options.SvhnExtra = None,
-    skip_bad_images: options.SkipBadImages = None,
-    models: Annotated[
-        str | None,
-        typer.Option("--models", metavar="A,B", help="Nets, commas between; resnet20.", rich_help_panel="Study"),
-    ] = None,
-    convs: Annotated[
-        str | None,
-        typer.Option(
-            "--convs",
-            metavar="A,B",
-            help="Convolutions, commas between; conv3x3,rotate4,rotate2,rotate2p.",
-            rich_help_panel="Study",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option("--seeds", help="Runs of each configuration: seeds 0, 1, ...; 3.", rich_help_panel="Study"),
-    ] = None,
-    equal_params: Annotated[
-        bool | None,
-        typer.Option(
-            "--equal-params",
-            help="Add the dense net narrowed to each RotateConv net's parameters.",
-            rich_help_panel="Study",
-        ),
-    ] = None,
     sizes: Annotated[
         bool,
-        typer.Option(
-            "--sizes",
-            help="Then compare accuracy against bytes too, of the finished runs at several bits.",
-            rich_help_panel="Study",
+        options.switch(
+            "--sizes", "Then compare accuracy against bytes too, of the finished runs at several bits.", options.STUDY
         ),
     ] = False,
     with_: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--with",
+        Parameter(
+            name="--with",
             metavar="RUN",
+            group=options.STUDY,
             help="With --sizes: a finished run of elsewhere, such as a converted one; may be repeated.",
-            rich_help_panel="Study",
         ),
     ] = None,
     bits: Annotated[
         str | None,
-        typer.Option("--bits", metavar="A,B", help="With --sizes: of a weight; 32,8,6,4,3,2.", rich_help_panel="Study"),
+        Parameter(name="--bits", metavar="A,B", group=options.STUDY, help="With --sizes: of a weight; 32,8,6,4,3,2."),
     ] = None,
-    width: options.Width = None,
-    recipe: options.Recipe = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="TOML file of key = value lines; may hold models, convs, seeds and equal_params.",
-            rich_help_panel="Training",
-        ),
-    ] = None,
-    set_: options.Set = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    teacher: options.Teacher = None,
-    precision: options.Precision = None,
-    compile: options.Compile = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where runs and table go; runs/compare-DATA.", rich_help_panel="Run"),
+        Parameter(name="--out", metavar="DIR", group=options.RUN, help="For runs and table; runs/compare-DATA."),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            "--jobs",
+        Parameter(
+            name="--jobs",
+            metavar="INTEGER",
+            group=options.RUN,
             help="Runs at a time, each with its share of the cores; one a core, or a GPU.",
-            rich_help_panel="Run",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start every run again.", rich_help_panel="Run")
-    ] = False,
+    overwrite: Annotated[bool, options.switch("--overwrite", "Start every run again.", options.RUN)] = False,
+    device: options.Device = None,
 ) -> None:
-    """Train nets with several seeds and compare them with the dense net of the same recipe.
+    """Train models with several seeds and compare them with the dense model of the same recipe.
 
     The same command goes on after Ctrl-C: finished runs are skipped. DIR gets comparison.json, .md and .png, and
-    with --sizes also sizes.json, .md and .png: what each net is worth in a packed file of so many bytes.
+    with --sizes also sizes.json, .md and .png: what each model is worth in a packed file of so many bytes.
     """
-    changes = {
-        "data": data,
-        "data_dir": data_dir and str(data_dir),
-        "image_size": image_size,
-        "svhn_extra": svhn_extra,
-        "skip_bad_images": skip_bad_images,
-        "width": width,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "teacher": teacher,
-        "precision": precision,
-        "compile": compile,
-    }
-    study = {
-        "models": _names(models),
-        "convs": _names(convs),
-        "seeds": seeds,
-        "equal_params": equal_params,
-    }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("compare starts its own processes: run it without torchrun and choose --jobs")
-    values = read_toml(config) if config is not None else {}
-    from_file = {key: values.pop(key) for key in _STUDY if key in values}
-    for key in (*values, *(text.partition("=")[0].strip() for text in set_ or [])):
+    values, called = options.read(RunConfig, changes)
+    keys = _study(config, study)
+    for key in (*_keys_of(config), *(text.partition("=")[0].strip() for text in set_ or ())):
         if key in _CHOSEN:
             raise ConfigError(f"a comparison has no {key} of its own: give {_CHOSEN[key]}")
-    base = options.configure(recipe, changes, set_ or [], values)
-    chosen = {**_checked(from_file), **{key: value for key, value in study.items() if value is not None}}
-    folder = out if out is not None else Path("runs", f"compare-{options.data_name(base)}")
+    base = make_config(file=config, foreign=_STUDY, changes=values, overrides=set_ or (), called=called)
     if not sizes:
         options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
-    widths = _widths(bits) if sizes else None
-    _compare(base, chosen, folder, jobs=jobs, overwrite=overwrite, download=download, widths=widths, others=with_ or [])
+    options.use_device(device)
+    _compare(
+        keys.of(base, _keys_of(config).get("contrasts")),
+        out if out is not None else Path("runs", f"compare-{data_name(base)}"),
+        jobs=jobs,
+        overwrite=overwrite,
+        download=download,
+        widths=_widths(bits) if sizes else None,
+        others=with_ or [],
+    )
+
+
+_STUDY = (*fields_of(StudyKeys), "contrasts")  # the last in a file alone
+
+
+def _study(file: Path | None, given: options.Given | None) -> StudyKeys:
+    """Return the study that a file describes, and over it the options."""
+    values, called = options.read(StudyKeys, given)
+    from_file = {key: value for key, value in _keys_of(file).items() if key in fields_of(StudyKeys)}
+    try:
+        return StudyKeys(**{**from_file, **values})
+    except KeyValueError as mistake:
+        raise mistake.of(called.get(mistake.key, f"{file}: {mistake.key}")) from None
+
+
+def _keys_of(file: Path | None) -> dict[str, Any]:
+    return {} if file is None else read_toml(file)
 
 
 def _widths(text: str | None) -> tuple[int, ...]:
     """Return the bits of --bits."""
     from rotateconv.lab.study.sizes import BITS
 
-    names = _names(text)
-    if names is None:
+    if text is None:
         return BITS
-    if not names or not all(name.isdigit() for name in names):
+    names = [name.strip() for name in text.split(",")]
+    if not all(name.isdigit() for name in names):
         raise ConfigError(f"--bits must be whole numbers with commas between, such as 32,8,4, not {text!r}")
     return tuple(map(int, names))
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the study's keys of a file, names as tuples."""
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in ("models", "convs"):
-            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-                raise ConfigError(f'{key} must be a list of names such as ["resnet20"], not {value!r}')
-            checked[key] = tuple(value)
-        elif key == "contrasts":
-            from rotateconv.lab.study.plan import contrasts_from
-
-            checked[key] = contrasts_from(value)
-        else:
-            kind, told = (int, "a whole number") if key == "seeds" else (bool, "true or false")
-            if type(value) is not kind:
-                raise ConfigError(f"{key} must be {told}, not {value!r}")
-            checked[key] = value
-    return checked
-
-
 def _compare(
-    base: Any,
-    chosen: dict[str, Any],
+    study: "Study",
     out: Path,
     *,
     jobs: int | None,
@@ -209,15 +174,13 @@ def _compare(
     from rotateconv.lab.report.comparison import write_comparison, write_sizes
     from rotateconv.lab.study import run as library
     from rotateconv.lab.study.events import RecordsChanged, StudyEvent
-    from rotateconv.lab.study.plan import Study
     from rotateconv.lab.study.sizes import SizesTable, measure_sizes
 
-    study = Study(base, **chosen)
     for model in study.models:
         for conv in study.convs:
-            options.check_names(base, model=model, conv=conv)
+            check_names(study.base, model=model, conv=conv)
     console = make_console()
-    images = load_shown(base, console, download=download)
+    images = load_shown(study.base, console, download=download)
     data = DataDescription.of(images)
     try:
         with ComparisonProgress(console, study, data, out) as progress:

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.cli.settings import check_names, fine_tuned
+from rotateconv.lab.config import RunConfig, overridden
 
 if TYPE_CHECKING:
     from rotateconv.lab.study.conversions import ConversionRecord
@@ -22,112 +23,69 @@ EXAMPLES = options.examples(
     ("To few bits at once:", "rotateconv convert runs/dense --taps free --qat --out runs/small"),
     ("Layer by layer, in three stages:", "rotateconv convert runs/dense --stages 3 --epochs 6"),
 )
-_PANEL = "Conversion"
+_NAMES = {
+    "convert_taps": "--taps",
+    "convert_path": "--path",
+    "convert_angle_groups": "--angle-groups",
+    "convert_learn_angle": "--learn-angle",
+    "convert_form": "--form",
+    "convert_learn_profile": "--learn-profile",
+    "convert_only": "--only",
+}
+_OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "source")
 
 
+@options.takes("changes", RunConfig, without=_OF_THE_SOURCE, names=_NAMES)
 def convert(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE", help="Run folder of a trained net, or with --model its weights.", show_default=False
-        ),
+        Path, Parameter(help="Run folder of a trained model, or with --model its weights.", show_default=False)
     ],
+    /,
+    *,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
+        Parameter(
+            name=("--model", "--models"),
             metavar="PACKAGE.MODULE:FUNCTION",
-            help="What builds the net of a weights file (safetensors, or a state dict of torch.save).",
-            rich_help_panel=_PANEL,
+            group=options.MODEL,
+            help="What builds the model of a weights file (safetensors, or a state dict of torch.save).",
         ),
     ] = None,
-    taps: Annotated[
-        str,
-        typer.Option(
-            "--taps",
-            metavar="NAME",
-            help="free (rotate4), shared (rotate2) or profile (rotate2p).",
-            rich_help_panel=_PANEL,
-        ),
-    ] = "free",
-    path: Annotated[
-        str, typer.Option("--path", metavar="NAME", help="circle or square.", rich_help_panel=_PANEL)
-    ] = "circle",
-    angle_groups: Annotated[
-        int | None,
-        typer.Option("--angle-groups", help="Groups of output channels that share angles.", rich_help_panel=_PANEL),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            "--only", metavar="A,B", help="Convert these layers alone, such as layer3.*.", rich_help_panel=_PANEL
-        ),
-    ] = None,
+    changes: options.Given | None = None,
     stages: Annotated[
         int,
-        typer.Option(
-            "--stages",
+        Parameter(
+            name="--stages",
+            metavar="INTEGER",
+            group=options.CONVERSION,
             help="Convert a part of the layers at a time, the nearest fits first, each with its part of the epochs.",
-            rich_help_panel=_PANEL,
         ),
     ] = 1,
-    qat: options.Qat = None,
-    weight_bits: options.WeightBits = None,
-    angle_bits: options.AngleBits = None,
-    data: options.Data = None,
-    data_dir: options.DataDir = None,
-    image_size: options.ImageSize = None,
-    recipe: options.Recipe = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of order and augmentation.", rich_help_panel="Training")
-    ] = None,
-    precision: options.Precision = None,
-    compile: options.Compile = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="The run folder; runs/SOURCE-TAPS.", rich_help_panel="Run"),
+        Parameter(name="--out", metavar="RUN", group=options.RUN, help="The run folder; runs/SOURCE-TAPS."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.", rich_help_panel="Run")
-    ] = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
 ) -> None:
-    """Convert a trained net to lines, fine-tune it with its original as the teacher, and report what it cost.
+    """Convert a trained model to RotateConv layers, fine-tune it with its original as the teacher, and report the cost.
 
     A run's own recipe with half its epochs and learning rate is what it is fine-tuned with, unless told otherwise;
-    its data too. A net of your own may want its own normalisation: --set mean=0.5,0.5,0.5 --set std=0.2,0.2,0.2.
+    its data too. A model of your own may want its own normalization: --set mean=0.5,0.5,0.5 --set std=0.2,0.2,0.2.
     SOURCE is never changed. The same command goes on after Ctrl-C.
     """
-    changes = {
-        "convert_taps": taps,
-        "convert_path": path,
-        "convert_angle_groups": angle_groups,
-        "convert_only": only,
-        "qat": qat,
-        "weight_bits": weight_bits,
-        "angle_bits": angle_bits,
-        "data_dir": data_dir and str(data_dir),
-        "image_size": image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "precision": precision,
-        "compile": compile,
-    }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("convert runs in one process: run it without torchrun")
+    values, called = options.read(RunConfig, changes, _NAMES)
     if model is None:
-        options.refuse({"--recipe": recipe, "--config": config, "--data": data}, "a run folder, which has its own")
-        base = options.fine_tuned(source)
-    else:
-        base = options.fine_tuned(source, model, recipe, {"data": data}, config)
-    settings = options.changed(base, changes, set_ or [])
-    run = out if out is not None else Path("runs", f"{source.stem}-{taps}")
+        given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
+        options.refuse({**given, "--config": config}, "a run folder, which has its own")
+    values = {"convert_taps": "free", **values, **overridden(set_ or ())}
+    settings = fine_tuned(source, model, config, values, called)
+    run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
+    options.use_device(device)
     _convert(settings, run, stages=stages, overwrite=overwrite)
 
 
@@ -140,7 +98,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     from rotateconv.lab.study.events import ConversionEvent, ModelFitted, StageStart
 
     console = make_console()
-    options.check_names(settings)
+    check_names(settings)
     images = load_shown(settings, console)
     progress: list[TrainingProgress] = []
 

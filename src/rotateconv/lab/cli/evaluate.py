@@ -1,13 +1,14 @@
 """`rotateconv evaluate`: a trained net on the images it was trained for, or on others of the same classes."""
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.settings import check_names
+from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import model_name
 
 EXAMPLES = options.examples(
@@ -20,38 +21,34 @@ EXAMPLES = options.examples(
 _LARGEST = 20  # classes whose confusion fits a page
 
 
+@options.takes("changes", RunConfig, only=("data", "data_dir", "image_size", "skip_bad_images"))
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained net.", show_default=False)],
-    data: options.Data = None,
-    data_dir: options.DataDir = None,
+    run: Annotated[Path, Parameter(help="Run folder of a trained model.", show_default=False)],
+    /,
+    *,
+    changes: options.Given | None = None,
     download: options.Download = False,
-    image_size: options.ImageSize = None,
-    skip_bad_images: options.SkipBadImages = None,
-    split: Annotated[str, typer.Option("--split", metavar="NAME", help="test or validation.")] = "test",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images at a time.")] = 512,
+    split: Annotated[
+        Literal["test", "validation"], Parameter(name="--split", metavar="test|validation", help="Which images.")
+    ] = "test",
+    batch_size: Annotated[int, Parameter(name="--batch-size", metavar="INTEGER", help="Images at a time.")] = 512,
+    device: options.Device = None,
 ) -> None:
     """Show accuracy, each class's accuracy and the confusion of a trained net."""
     from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.train.load import evaluate_split, load_run
 
-    if split not in ("test", "validation"):
-        raise ConfigError(f"--split must be test or validation, not {split!r}")
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
+    options.use_device(device)
     trained = load_run(run)
-    named = {
-        "data": data,
-        "data_dir": data_dir and str(data_dir),
-        "image_size": image_size,
-        "skip_bad_images": skip_bad_images,
-    }
-    changes: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
-    if data is not None and data != trained.config.data:
+    values, called = options.read(RunConfig, changes)
+    if values.get("data", trained.config.data) != trained.config.data:
         # What was said of the run's own data says nothing of another set.
-        changes = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False, **changes}
-    settings = dataclasses.replace(trained.config, **changes)
-    options.check_names(settings)
+        values = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False, **values}
+    settings = changed(trained.config, values, called)
+    check_names(settings)
     console = make_console()
     images = load_shown(settings, console, download=download)
     if images.classes != trained.data.classes:
@@ -65,14 +62,14 @@ def evaluate(
             f"the net of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
         )
     found = evaluate_split(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
-    device = next(trained.model.parameters()).device
+    used = next(trained.model.parameters()).device
     facts(
         console,
         {
             "run": str(run),
             "model": f"{model_name(trained.config)}, trained on {trained.data.name}",
             "data": f"{images.name}: {found.count:,} {split} images",
-            "device": str(device),
+            "device": str(used),
         },
     )
     if split == "validation" and not settings.validation and images.name == trained.data.name:

@@ -1,9 +1,9 @@
 """`rotateconv export`: a trained net for other runtimes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
@@ -17,10 +17,14 @@ EXAMPLES = options.examples(
 
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder of a trained net, or a packed file.", show_default=False)
+        Path, Parameter(name="RUN", help="Run folder of a trained model, or a packed file.", show_default=False)
     ],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="onnx or torch-export.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, exactly.", show_default=False)],
+    /,
+    *,
+    to: Annotated[
+        Literal["onnx", "torch-export"], Parameter(name="--to", metavar="onnx|torch-export", help="The format.")
+    ],
+    out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
 ) -> None:
     """Write a trained net, fused, for a runtime without this library, and check that it computes the same."""
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
@@ -28,8 +32,6 @@ def export(
     from rotateconv.lab.train.load import load_run
     from rotateconv.quantization.pack import describe_packed, load_packed
 
-    if to not in ("onnx", "torch-export"):
-        raise ConfigError(f"--to must be onnx or torch-export, not {to!r}")
     if source.is_file():
         packed = describe_packed(source)
         if packed.input_size is None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.cli import options
@@ -18,15 +18,21 @@ EXAMPLES = options.examples(
 
 def info(
     subject: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RUN", help="Name of a net, or a run folder.", show_default=False)
+        str, Parameter(name="MODEL_OR_RUN", help="Name of a model, or a run folder.", show_default=False)
     ],
-    conv: Annotated[str, typer.Option("--conv", metavar="NAME", help="Convolution of the net.")] = "rotate4",
-    width: Annotated[float, typer.Option("--width", metavar="FACTOR", help="Factor on its channels.")] = 1.0,
-    classes: Annotated[int, typer.Option("--classes", help="Its outputs.")] = 10,
+    /,
+    *,
+    conv: Annotated[
+        str, Parameter(name=("--conv", "--convs"), metavar="NAME", help="Convolution of the model.")
+    ] = "rotate4",
+    width: Annotated[float, Parameter(name="--width", metavar="NUMBER", help="Factor on its channels.")] = 1.0,
+    classes: Annotated[int, Parameter(name="--classes", metavar="INTEGER", help="Its outputs.")] = 10,
     input: Annotated[
-        str, typer.Option("--input", metavar="CxHxW", help="Channels, height and width of an image.")
+        str, Parameter(name="--input", metavar="CxHxW", help="Channels, height and width of an image.")
     ] = "3x32x32",
-    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="A row a layer, or the totals alone.")] = True,
+    layers: Annotated[
+        bool, Parameter(name="--layers", show_default=False, help="A row a layer, or the totals alone.")
+    ] = True,
 ) -> None:
     """Show a net's layers, parameters and multiply-adds, or the summary of a run.
 

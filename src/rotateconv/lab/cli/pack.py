@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.errors import RunError
 from rotateconv.lab.cli import options
@@ -19,17 +19,25 @@ EXAMPLES = options.examples(
 
 
 def pack(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained net.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write, exactly.", show_default=False)],
-    weight_bits: Annotated[int, typer.Option("--weight-bits", help="Of a weight of a convolution, 2 to 8.")] = 4,
-    angle_bits: Annotated[int, typer.Option("--angle-bits", help="Of an angle, 3 to 8.")] = 5,
+    run: Annotated[Path, Parameter(help="Run folder of a trained model.", show_default=False)],
+    /,
+    *,
+    out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
+    weight_bits: Annotated[
+        int, Parameter(name="--weight-bits", metavar="INTEGER", help="Of a weight of a convolution, 2 to 8.")
+    ] = 4,
+    angle_bits: Annotated[int, Parameter(name="--angle-bits", metavar="INTEGER", help="Of an angle, 3 to 8.")] = 5,
     dense_bits: Annotated[
         int,
-        typer.Option("--dense-bits", help="Of a weight of the stem, of 1x1 convolutions and linear layers, 2 to 8."),
+        Parameter(
+            name="--dense-bits",
+            metavar="INTEGER",
+            help="Of a weight of the stem, of 1x1 convolutions and linear layers, 2 to 8.",
+        ),
     ] = 8,
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="Measure the norms' statistics again, on training images: more accurate."),
+        options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate."),
     ] = False,
     data_dir: options.DataDir = None,
 ) -> None:

@@ -2,14 +2,15 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import RunConfig
-from rotateconv.lab.keys import read_toml
+from rotateconv.lab.cli.settings import check_names, fine_tuned, run_name
+from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 
 if TYPE_CHECKING:
     from rotateconv.lab.train.run_results import RunSummary
@@ -24,115 +25,66 @@ EXAMPLES = options.examples(
 )
 
 
+_KEPT = ("recipe", "data", "model", "conv", "width", "growth", "dropout", "factory")  # by what goes on from a run
+
+
+@options.takes("changes", RunConfig, without=("source",))
 def train(
-    data: options.Data = None,
-    data_dir: options.DataDir = None,
-    download: options.Download = False,
-    image_size: options.ImageSize = None,
-    svhn_extra: options.SvhnExtra = None,
-    skip_bad_images: options.SkipBadImages = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="resnet20, 32, 44, 56 or 110, densenet40, densenet100 or densenet-bc100.",
-            rich_help_panel="Net",
-        ),
-    ] = None,
-    conv: Annotated[
-        str | None,
-        typer.Option(
-            "--conv",
-            metavar="NAME",
-            help="conv3x3, rotate4, rotate2, rotate2p, or a control such as rotate4-fixed.",
-            rich_help_panel="Net",
-        ),
-    ] = None,
-    width: options.Width = None,
-    recipe: options.Recipe = None,
+    *,
+    changes: options.Given | None = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of weights, order and augmentation.", rich_help_panel="Training")
-    ] = None,
+    download: options.Download = False,
     source: Annotated[
         Path | None,
-        typer.Option(
-            "--source",
+        Parameter(
+            name="--source",
             metavar="RUN",
-            help="Go on from a trained net: its recipe with half the epochs and learning rate, it being the teacher.",
-            rich_help_panel="Training",
+            group=options.MODEL,
+            help="Go on from a trained model: its recipe with half the epochs and learning rate, it being the teacher.",
         ),
     ] = None,
-    teacher: options.Teacher = None,
-    qat: options.Qat = None,
-    weight_bits: options.WeightBits = None,
-    angle_bits: options.AngleBits = None,
-    precision: options.Precision = None,
-    compile: options.Compile = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="The run folder; runs/DATA-MODEL-CONV-seedN.", rich_help_panel="Run"),
+        Parameter(name="--out", metavar="RUN", group=options.RUN, help="The run folder; runs/DATA-MODEL-CONV-seedN."),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder.", rich_help_panel="Run"),
+        Parameter(name="--resume", metavar="RUN", group=options.RUN, help="Go on with the run in this folder."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.", rich_help_panel="Run")
-    ] = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard as well.", rich_help_panel="Run")
+        bool,
+        options.switch("--tensorboard", "Write RUN/tensorboard as well.", options.RUN),
     ] = False,
 ) -> None:
-    """Train a net and keep weights, records and configuration in a run folder.
+    """Train a model and keep weights, records and configuration in a run folder.
 
     Ctrl-C saves and says how to go on; a second Ctrl-C leaves at once.
     """
-    changes = {
-        "data": data,
-        "data_dir": data_dir and str(data_dir),
-        "image_size": image_size,
-        "svhn_extra": svhn_extra,
-        "skip_bad_images": skip_bad_images,
-        "model": model,
-        "conv": conv,
-        "width": width,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "teacher": teacher,
-        "qat": qat,
-        "weight_bits": weight_bits,
-        "angle_bits": angle_bits,
-        "precision": precision,
-        "compile": compile,
-    }
+    values, called = options.read(RunConfig, changes)
     if resume is not None:
-        given = {"--out": out, "--recipe": recipe, "--config": config, "--source": source, "--overwrite": overwrite}
-        options.refuse(given, "--resume")
-        settings, run = _resumed(resume, changes, set_ or []), resume
+        given = {"--out": out, "--config": config, "--source": source, "--overwrite": overwrite}
+        options.refuse({**given, "--recipe": values.get("recipe")}, "--resume")
+        settings, run = _resumed(resume, {**values, **overridden(set_ or ())}, called), resume
     elif source is not None:
-        given = {"--recipe": recipe, "--config": config, "--data": data, "--model": model, "--conv": conv}
-        options.refuse({**given, "--width": width}, "--source, whose own it keeps")
-        settings = options.changed(options.fine_tuned(source), changes, set_ or [])
+        given = {called[key]: values[key] for key in _KEPT if key in values}
+        options.refuse({**given, "--config": config}, "--source, whose own it keeps")
+        settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)
         run = out if out is not None else Path("runs", f"{source.name}-{'qat' if settings.qat else 'tuned'}")
     else:
-        settings = options.configure(recipe, changes, set_ or [], read_toml(config) if config else None)
-        run = out if out is not None else Path("runs", options.run_name(settings))
+        settings = make_config(file=config, changes=values, overrides=set_ or (), called=called)
+        run = out if out is not None else Path("runs", run_name(settings))
+    options.use_device(device)
     _run(settings, run, resume=resume is not None, overwrite=overwrite, download=download, tensorboard=tensorboard)
 
 
-def _resumed(run: Path, changes: dict[str, Any], overrides: list[str]) -> RunConfig:
+def _resumed(run: Path, values: Mapping[str, Any], called: Mapping[str, str]) -> RunConfig:
     """Return the configuration of the run that is resumed, with what the command line says differently."""
     from rotateconv.lab.train.run_folder import read_config
 
-    return options.changed(read_config(run), changes, overrides)
+    return changed(read_config(run), values, called)
 
 
 def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, tensorboard: bool) -> None:
@@ -146,7 +98,7 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
     from rotateconv.lab.train.run_folder import check_run
 
     console = make_console()
-    options.check_names(settings)
+    check_names(settings)
     check_run(run, settings, resume=resume, overwrite=overwrite)
     if resume and (run / "summary.json").is_file():
         say(console, f"{run} is finished already")

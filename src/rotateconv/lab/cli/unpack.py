@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from rotateconv.lab.cli import options
 
@@ -15,14 +15,14 @@ EXAMPLES = options.examples(
 
 
 def unpack(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of rotateconv pack.", show_default=False)],
+    file: Annotated[Path, Parameter(help="A file of rotateconv pack.", show_default=False)],
+    /,
+    *,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="Write the state dict, float32, as safetensors.", show_default=False
-        ),
+        Parameter(name="--out", metavar="FILE", help="Write the state dict, float32, as safetensors."),
     ] = None,
-    fused: Annotated[bool, typer.Option("--fused", help="Kernels in it instead of weights and angles.")] = False,
+    fused: Annotated[bool, options.switch("--fused", "Kernels in it instead of weights and angles.")] = False,
 ) -> None:
     """Check a packed file, show what it says of its net, and write its numbers as safetensors."""
     from rotateconv._files import atomic_write

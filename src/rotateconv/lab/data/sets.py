@@ -93,7 +93,7 @@ def load_digits(folder: Path, *, download: bool) -> ImageData:
         from sklearn import datasets
     except (ImportError, RuntimeError) as error:
         raise DataError(
-            f"the data set digits needs scikit-learn, which does not import ({error}): pip install 'rotateconv[train]'"
+            f"the data set digits needs scikit-learn, which does not import ({error}): pip install 'rotateconv[lab]'"
         ) from None
     bunch = datasets.load_digits()
     images = torch.tensor(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # [N, 1, 8, 8]

@@ -111,7 +111,7 @@ def _reader(class_name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise DataError(
             f"this data set needs torchvision, which does not import ({_on_one_line(error)}): "
-            "pip install 'rotateconv[train]'"
+            "pip install 'rotateconv[lab]'"
         ) from None
     return getattr(datasets, class_name)
 

@@ -110,7 +110,7 @@ class PackedResult(Plain):
 
 @dataclass(frozen=True)
 class RunAnalysis(Plain):
-    """What `rotateconv report --analysis` found of a run: analysis.json.
+    """What `rotateconv analyse` found of a run: analysis.json.
 
     Attributes:
         validation_accuracy: Percent, of the model as it is.

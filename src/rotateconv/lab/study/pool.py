@@ -16,6 +16,7 @@ from rotateconv.errors import RunInterrupted
 from rotateconv.lab.exit_codes import CommandError, Failure
 from rotateconv.lab.study.events import OnTaskEvent, RunDied, RunEvent, RunStopped
 from rotateconv.lab.study.worker import Task, work
+from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.interrupts import Interrupts
 
@@ -149,8 +150,8 @@ def _threads_of_children(threads: int) -> Iterator[None]:
 
 def _gpu(number: int) -> str | None:
     """Return what the number-th process shall see as its only GPU, where there is more than one."""
-    count = torch.cuda.device_count()
-    if count < 2:
+    count, chosen = torch.cuda.device_count(), chosen_device()
+    if count < 2 or chosen.type != "cuda" or is_indexed(chosen):
         return None
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     return names.split(",")[number % count]

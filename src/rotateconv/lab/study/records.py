@@ -213,7 +213,7 @@ def _read(path: Path) -> list[RunRecord]:
         shared, *runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         runs = [{**run, **{key: {**shared[key], **run[key]} for key in SHARED_KEYS}} for run in runs]
     except (ValueError, KeyError, TypeError):
-        raise RunError(f"{path} is no record of runs: write it again with rotateconv report --records") from None
+        raise RunError(f"{path} is no record of runs: write it again with rotateconv record") from None
     return [RunRecord.from_json(run, path) for run in runs]
 
 

@@ -27,6 +27,7 @@ from rotateconv.lab.study.pool import available_cores, run_tasks
 from rotateconv.lab.study.records import portable, read_run
 from rotateconv.lab.study.run_record import Curves, RunRecord
 from rotateconv.lab.study.worker import Task
+from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.run_folder import SUMMARY, check_run
@@ -90,7 +91,10 @@ def default_jobs() -> int:
 
     Small models gain less from a second thread than two runs gain from a core each.
     """
-    return torch.cuda.device_count() or available_cores()
+    device = chosen_device()
+    if device.type == "cpu":
+        return available_cores()
+    return 1 if is_indexed(device) else max(1, torch.cuda.device_count())
 
 
 def _tasks(study: Study, entries: Sequence[Entry], out: Path, overwrite: bool) -> list[Task]:

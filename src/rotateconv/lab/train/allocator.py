@@ -4,8 +4,6 @@ import ctypes
 import os
 import sys
 
-import torch
-
 # mallopt's numbers of the size from which a block is mapped by itself, and of the free end of the heap that is kept.
 _MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1}
 _BY_HAND = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
@@ -47,6 +45,8 @@ def peak_memory() -> int:
 
 def peak_gpu_memory() -> int | None:
     """Return the most memory that tensors held on the GPU since the last call, in bytes; None without one."""
+    import torch  # not for the sake of the others, which a command calls before it loads torch
+
     if not torch.cuda.is_available():
         return None
     peak = torch.cuda.max_memory_allocated()

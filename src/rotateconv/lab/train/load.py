@@ -17,6 +17,7 @@ from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
+from rotateconv.lab.train.device import chosen_device
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_json, read_summary
 from rotateconv.quantization.pack import pack
@@ -153,8 +154,7 @@ def calibration_batches(model: nn.Module, config: RunConfig, data: DataDescripti
 
 def _batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int) -> Batches:
     """Return the images as the net takes them, and move the net to where they are."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None
+    device = chosen_device()
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)
     return Batches(split, batch_size, mean=data.mean, std=data.std, device=device, channels_last=config.channels_last)

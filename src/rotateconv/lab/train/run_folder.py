@@ -37,7 +37,7 @@ CONVERSION = "conversion.json"
 CONVERSION_TABLE = "conversion.md"
 """The same for people to read."""
 ANALYSIS = "analysis.json"
-"""What `rotateconv report --analysis` adds to a run's folder."""
+"""What `rotateconv analyse` adds to a run's folder."""
 
 _FILES = (
     *("config.json", "data.json", "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),

@@ -20,6 +20,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
+from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
 from rotateconv.lab.train.run_folder import changed_keys
 from rotateconv.lab.train.running_metrics import RunningMetrics
@@ -133,15 +134,16 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     """Return device, precision and processes of a run; ConfigError where the device lacks the precision."""
     # Accelerate keeps the first precision of a process for all later ones; runs here follow each other.
     AcceleratorState._reset_state()
+    device = chosen_device()
+    if device.type == "cuda" and is_indexed(device):
+        torch.cuda.set_device(device)  # what Accelerate calls "cuda"
     try:
         # Without the word "cpu" the processes of torchrun on a machine without GPUs would not know of each other.
-        cpu = not torch.accelerator.is_available()
-        accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=device.type == "cpu")
     except ValueError as error:
         raise ConfigError(f"precision={config.precision} does not run here: {error}") from None
     if config.precision != "no" and not accelerator.native_amp:
-        device = accelerator.device.type
-        raise ConfigError(f"precision={config.precision} does not run on this {device}: choose bf16 or no")
+        raise ConfigError(f"precision={config.precision} does not run on this {device.type}: choose bf16 or no")
     return accelerator
 
 

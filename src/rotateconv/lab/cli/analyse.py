@@ -1,0 +1,74 @@
+"""`rotateconv analyse`: what the angles of finished runs did, and what shuffling them costs."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rotateconv.errors import ConfigError, RunError
+from rotateconv.lab.cli import options
+
+EXAMPLES = options.examples(
+    (
+        "How far the angles of a run moved, and what shuffling them costs:",
+        "rotateconv analyse runs/demo/runs/resnet20-rotate4-seed0",
+    ),
+    ("Of all runs of a comparison:", "rotateconv analyse runs/demo"),
+)
+
+
+def analyse(
+    folders: Annotated[list[Path], Parameter(name="DIR", help="Run folders and comparisons.", show_default=False)],
+    /,
+    *,
+    data_dir: options.DataDir = None,
+    draws: Annotated[
+        int,
+        Parameter(
+            name="--draws",
+            metavar="INTEGER",
+            help="Shuffles of each layer's angles.",
+        ),
+    ] = 3,
+    device: options.Device = None,
+) -> None:
+    """Write analysis.json into every finished run folder, and analysis.png where its model has angles."""
+    if draws < 1:
+        raise ConfigError(f"--draws must be 1 or more, not {draws}")
+    import dataclasses
+
+    from rotateconv.lab.cli.console import make_console, say
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.data.images import images_key
+    from rotateconv.lab.plain import to_json
+    from rotateconv.lab.report.figures import draw_angles
+    from rotateconv.lab.study.angles import analyse as analysis
+    from rotateconv.lab.train.run_folder import ANALYSIS, read_config, write_json
+
+    options.use_device(device)
+    console = make_console()
+    runs = [run for folder in folders for run in _finished(folder)]
+    if not runs:
+        raise RunError("there is no finished run: name its folder, or that of a comparison")
+    images = {}
+    for run in runs:
+        config = read_config(run)
+        if data_dir is not None:
+            config = dataclasses.replace(config, data_dir=str(data_dir))
+        key = images_key(config)
+        if key not in images:
+            images[key] = load_shown(config, console)
+        found = analysis(run, images[key], draws)
+        write_json(run / ANALYSIS, to_json(found))
+        told = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
+        if found.angles is not None:
+            draw_angles(found, run / "analysis.png", title=run.name)
+            together = found.angles.all
+            told += f", moved {together.movement.mean:.3f} rad, shuffled {together.shuffled.mean:.2f} %"
+        say(console, f"{run.name}: validation accuracy {found.validation_accuracy:.2f} %, {told}")
+
+
+def _finished(folder: Path) -> list[Path]:
+    if (folder / "summary.json").is_file():
+        return [folder]
+    return sorted(path.parent for path in (folder / "runs").glob("*/summary.json"))

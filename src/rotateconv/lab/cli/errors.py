@@ -1,0 +1,80 @@
+"""Failures as a command prints them: the one place where an exception becomes an exit code and a sentence."""
+
+import os
+import sys
+import traceback
+from typing import Any, Literal, get_args, get_origin
+
+from cyclopts.exceptions import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from rotateconv.errors import INTERRUPTED, MISTAKE, nearest
+from rotateconv.lab.cli.console import is_main_process
+from rotateconv.lab.exit_codes import Failure, explain
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def report(error: BaseException) -> int:
+    """Print the sentence of an error on stderr and return its exit code."""
+    failure = _of_the_command_line(error) if isinstance(error, CycloptsError) else explain(error)
+    if failure.unexpected or os.environ.get("ROTATECONV_TRACEBACK"):
+        traceback.print_exception(error)
+    # Every process of a run meets the same mistake; one of them reports it.
+    if failure.unexpected or is_main_process():
+        word = "" if failure.code == INTERRUPTED else "error: "
+        print(f"{word}{failure.sentence}", file=sys.stderr)
+    return failure.code
+
+
+def _of_the_command_line(error: CycloptsError) -> Failure:
+    """Return the sentence about an option or a command that is not as it should be."""
+    command = " ".join(("rotateconv", *(error.command_chain or ())))
+    error.verbose = False
+    match error:
+        case UnknownCommandError():
+            name = (error.unused_tokens or [""])[0]
+            commands = [command for command in (error.app or ()) if not command.startswith("-")]
+            told = f"unknown command {name!r}: {nearest(name, commands)}"
+        case UnknownOptionError():
+            name = (error.token.keyword or error.token.value).partition("=")[0]
+            options = [option for argument in error.argument_collection for option in argument.names]
+            near = nearest(name, options)
+            told = f"unknown option {name!r}" + (f": {near}" if near.startswith("did") else "")
+        case CoercionError() if error.token is not None and error.msg is None:
+            name = error.token.keyword or (error.argument.name if error.argument else "a value")
+            told = f"{name} must be {_kind(error.target_type)}, not {error.token.value!r}"
+        case MissingArgumentError() if error.argument is not None:
+            name = error.keyword or error.argument.name
+            given = error.keyword is not None or error.argument.tokens
+            told = f"{name} requires a value" if given else f"{name} is missing"
+        case UnusedCliTokensError():
+            told = f"unexpected argument {' '.join(error.unused_tokens or ())!r}"
+        case _:
+            told = " ".join(str(error).split()).rstrip(".")
+    return Failure(MISTAKE, f"{told}{' See' if told.endswith('?') else '; see'} {command} --help")
+
+
+def _kind(target: Any) -> str:
+    if get_origin(target) is Literal:
+        return "one of " + ", ".join(map(str, get_args(target)))
+    return _WORDS.get(target, f"of type {getattr(target, '__name__', target)}")
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one sentence, without the line of code it comes from."""
+    if is_main_process():
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

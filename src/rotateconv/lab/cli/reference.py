@@ -1,0 +1,95 @@
+"""docs/configuration.md and docs/commands.md, made from the declared keys and from the commands."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from rotateconv.lab.config import PRESETS, RENAMED, RunConfig
+from rotateconv.lab.keys import expected, field_of, fields_of
+from rotateconv.lab.run_config import PANELS
+
+_INTRODUCTION = """# Configuration
+
+What decides a run's result are the keys below, each with one name everywhere:
+
+- an option of `train`, `compare` and `convert`: `--clip-grad-norm 1`, `--channels-last`, `--no-validation`;
+- `--set clip_grad_norm=1`, where `none` empties an optional key;
+- a line of the TOML file of `--config`: `clip_grad_norm = 1`;
+- the run folder's `config.json`, and `RunConfig(clip_grad_norm=1.0)` in Python.
+
+The later wins: preset < file < options < `--set`. This page is made from the code (`make reference`).
+"""
+
+
+def configuration_page() -> str:
+    """Return docs/configuration.md: every key with what it takes, its default and what it decides."""
+    lines = [_INTRODUCTION]
+    for name in fields_of(RunConfig):
+        if name in PANELS:
+            lines += [*([""] if lines[-1].startswith("|") else []), f"## {PANELS[name]}", ""]
+            lines += ["| key | takes | default | what it decides |", "| --- | --- | --- | --- |"]
+        field = field_of(RunConfig, name)
+        told = " ".join((field.description or "").split())
+        lines.append(f"| `{name}` | {expected(RunConfig, name)} | {_shown(field.default)} | {told} |")
+    lines += ["", "## Presets", "", "What `--recipe` sets, where it differs from the defaults above.", ""]
+    lines += ["| preset | keys |", "| --- | --- |"]
+    for name, preset in PRESETS.items():
+        values = ((field.name, getattr(preset, field.name), field.default) for field in dataclasses.fields(preset))
+        told = ", ".join(f"{key}={_text(value)}" for key, value, usual in values if value != usual and key != "recipe")
+        lines.append(f"| `{name}` | {told} |")
+    lines += ["", "## Names of version 0.1.0", "", "A `config.json` that has these still loads.", ""]
+    lines += ["| then | now |", "| --- | --- |", *(f"| `{old}` | `{new}` |" for old, new in RENAMED.items())]
+    return "\n".join([*lines, ""])
+
+
+def commands_page() -> str:
+    """Return docs/commands.md: every command with its options and examples that work."""
+    from rotateconv.lab.cli import app
+
+    parts = [
+        "# Commands\n\nAs `rotateconv COMMAND --help` shows them. This page is made from the code (`make reference`)."
+    ]
+    for name in app:
+        if name.startswith("-"):
+            continue
+        command = app[name]
+        parts.append(f"## rotateconv {name}\n\n{command.help}")
+        with app.app_stack([name]):  # for the defaults that the whole command line has
+            arguments = [argument for argument in command.assemble_argument_collection() if argument.show]
+        rows = [
+            f"| {', '.join(f'`{spelling}`' for spelling in argument.names)} "
+            f"| {_cell(argument.parameter.metavar or '')} | {_cell(argument.parameter.help or '')} |"
+            for argument in arguments
+        ]
+        parts.append("\n".join(["| option | value | |", "| --- | --- | --- |", *rows]))
+        found = re.findall(r"\[dim\](.*)\[/dim\]\n\[bold\](.*)\[/bold\]", command.help_epilogue or "")
+        parts.append("```sh\n" + "\n".join(f"{example}  # {what.rstrip(':')}" for what, example in found) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(value: object) -> str:
+    return f"`{_text(value)}`"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else f"{value}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+"""The pages by their name in docs/."""
+
+
+def write_pages(folder: Path) -> None:
+    """Write the pages into a folder."""
+    for name, make in PAGES.items():
+        (folder / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages(Path("docs"))

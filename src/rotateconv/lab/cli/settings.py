@@ -1,0 +1,74 @@
+"""The configuration that a command line describes, and the names that runs have without a name of the user's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rotateconv.errors import ConfigError
+from rotateconv.lab import naming
+from rotateconv.lab.config import RunConfig, changed, make_config
+
+_EXACT: Any = {"qat": False, "weight_bits": None, "angle_bits": None, "dense_bits": None}
+
+
+def fine_tuned(
+    source: Path,
+    factory: str | None = None,
+    file: Path | None = None,
+    values: Mapping[str, Any] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> RunConfig:
+    """Return the recipe that goes on from a trained model: a run's own, or what file and options say.
+
+    Args:
+        source: a run folder, or a file of weights.
+        factory: the function that builds the model of a file of weights.
+        file: TOML file.
+        values: by key; for a run folder, those that differ from its own recipe.
+        called: what the user calls the keys of `values`.
+
+    Raises:
+        ConfigError: a weights file without a function that builds its model, or the function with a run folder.
+        RunError: no run folder.
+    """
+    from rotateconv.lab.study.convert_run import fine_tuning
+    from rotateconv.lab.train.run_folder import read_config
+
+    if factory is None:
+        if source.is_file():
+            raise ConfigError(f"{source} is a file of weights: say with --model which function builds its net")
+        base = fine_tuning(changed(read_config(source), _EXACT), str(source))
+        return changed(base, values or {}, called)
+    if not source.is_file():
+        raise ConfigError(f"--model belongs to a file of weights, and {source} is none")
+    # The data set decides the recipe; what else was said goes over what fine-tuning makes of it.
+    named = {key: value for key, value in (values or {}).items() if key in ("recipe", "data")}
+    base = changed(make_config(file=file, changes=named), {"factory": factory, "conv": "conv3x3"})
+    rest = {key: value for key, value in (values or {}).items() if key not in named}
+    return changed(fine_tuning(base, str(source)), rest, called)
+
+
+def check_names(config: RunConfig, *, model: str | None = None, conv: str | None = None) -> None:
+    """Raise ValueError where the data set, the model or the convolution is unknown, before images are loaded.
+
+    Args:
+        config: what is checked.
+        model, conv: in place of the configuration's.
+    """
+    from rotateconv.lab.data import DATASETS
+    from rotateconv.models import CONVS, MODELS
+    from rotateconv.models.lookup import find_name
+
+    find_name("data set", DATASETS, config.data)
+    find_name("model", MODELS, model or config.model)
+    find_name("conv", CONVS, conv or config.conv)
+
+
+def data_name(config: RunConfig) -> str:
+    """Return the name of a data set, for the name of a folder."""
+    return Path(config.data_dir).resolve().name if config.data == "folder" and config.data_dir else config.data
+
+
+def run_name(config: RunConfig) -> str:
+    """Return the name of a run's folder where the user gave none."""
+    return f"{data_name(config)}-{naming.run_name(config)}"
