@@ -111,7 +111,7 @@ MISTAKES = [
     (["convert", "nowhere"], "nowhere is no run folder"),
     (["convert", "broken.toml"], "broken.toml is a file of weights: say with --model which function builds its net"),
     (["convert", "nowhere", "--model", "torch.nn:ReLU"], "--model belongs to a file of weights, and nowhere is none"),
-    (["convert", "broken.toml", "--model", "torch.nn:Rleu"], "cannot build a net with torch.nn:Rleu: AttributeError"),
+    (["convert", "broken.toml", "--model", "torch.nn:Rleu"], "cannot build a model with torch.nn:Rleu: AttributeError"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU"], "cannot read broken.toml: expected a safetensors file"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"], "--taps must be one of free, shared"),
     (["convert", "nowhere", "--data", "mnist"], "--data has no meaning with a run folder, which has its own"),

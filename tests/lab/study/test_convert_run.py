@@ -261,7 +261,7 @@ def test_a_converted_net_is_trained_on_with_rounded_numbers(dense: Path, tmp_pat
 
 def test_a_source_of_another_net_is_refused(dense: Path, tmp_path: Path, data: ImageData) -> None:
     config = tiny_config(conv="conv3x3", width=2.0, source=str(dense))
-    with pytest.raises(ConfigError, match=r"do not fit the net: stem.weight is 8x1x3x3, expected 16x1x3x3; .*more"):
+    with pytest.raises(ConfigError, match=r"do not fit the model: stem.weight is 8x1x3x3, expected 16x1x3x3; .*more"):
         fit(config, tmp_path / "run", data=data)
     assert not (tmp_path / "run").exists()
     other = dataclasses.replace(data, classes=tuple("abcdefghij"))
@@ -281,9 +281,9 @@ def test_a_net_without_dense_convolutions_is_refused(tmp_path: Path, data: Image
     ("factory", "message"),
     [
         ("nothing", "expected package.module:function, not 'nothing'"),
-        ("no.such.module:net", "cannot build a net with no.such.module:net: ModuleNotFoundError"),
-        (f"{__name__}:nothing", "cannot build a net with .*: AttributeError"),
-        (f"{__name__}:needs_an_argument", "cannot build a net with .*: TypeError: .*missing 1 required"),
+        ("no.such.module:net", "cannot build a model with no.such.module:net: ModuleNotFoundError"),
+        (f"{__name__}:nothing", "cannot build a model with .*: AttributeError"),
+        (f"{__name__}:needs_an_argument", "cannot build a model with .*: TypeError: .*missing 1 required"),
         (f"{__name__}:no_net", "must return an nn.Module, not str"),
     ],
 )
@@ -342,8 +342,9 @@ def test_the_first_five_mismatches_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
         load_weights(net, weights, "old.pt")
     assert str(caught.value) == (
-        "the weights in old.pt do not fit the net: 0.weight is missing, expected 2x2; extra is one number, and the net "
-        "has none; 1.weight is 3x2, expected 2x2; 2.weight is 5, expected 2x2; 2.bias is 5, expected 2; and 2 more"
+        "the weights in old.pt do not fit the model: 0.weight is missing, expected 2x2; extra is one number, and the "
+        "model has none; 1.weight is 3x2, expected 2x2; 2.weight is 5, expected 2x2; 2.bias is 5, expected 2; and 2 "
+        "more"
     )
 
 
@@ -357,7 +358,7 @@ def test_a_net_that_takes_other_images_is_refused(tmp_path: Path, data: ImageDat
     few = dataclasses.replace(description, classes=("a", "b"))
     with pytest.raises(ConfigError, match=r"must give 2 numbers an image, one a class, not \(10,\)"):
         load_source(str(tmp_path / "net.safetensors"), config, few)
-    with pytest.raises(ConfigError, match=r"is a file of weights: say which function builds its net"):
+    with pytest.raises(ConfigError, match=r"is a file of weights: say which function builds its model"):
         load_source(str(tmp_path / "net.safetensors"), dataclasses.replace(config, factory=None), description)
 
 

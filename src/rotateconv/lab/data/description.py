@@ -10,12 +10,12 @@ from rotateconv.lab.data.image_data import ImageData
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What a net must know of the images it was trained on; the run folder keeps it as `data.json`.
+    """What a model must know of the images it was trained on; the run folder keeps it as `data.json`.
 
     Args:
         name: of the data set.
         classes: names of the classes, in the order of the net's outputs.
-        mean, std: per channel, of images between 0 and 1; the net sees (image - mean) / std.
+        mean, std: per channel, of images between 0 and 1; the model sees (image - mean) / std.
         input_shape: channels, height, width.
         flip: whether a mirrored image keeps its class.
         train, validation, test: number of images.

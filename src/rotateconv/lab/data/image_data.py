@@ -73,7 +73,7 @@ class ImageData:
     flip: bool
 
     def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageData":
-        """The same images with given constants, such as those that a pretrained net was trained with.
+        """The same images with given constants, such as those that a pretrained model was trained with.
 
         Raises:
             DataError: If they are no constants, or not one for each channel.

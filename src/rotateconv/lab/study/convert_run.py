@@ -1,4 +1,4 @@
-"""A trained net becomes a net of lines: fitted, fine-tuned with its original as the teacher, and reported.
+"""A trained model becomes one of RotateConv layers: fitted, fine-tuned with its original as the teacher, and reported.
 
 `convert_run` prints nothing: it hands the events of `rotateconv.lab.study.events` to a callback.
 """
@@ -32,11 +32,11 @@ NETS = {
     "calibrated": "fitted, norms measured again",
     "fine_tuned": "fine-tuned for {epochs}",
 }
-"""The nets of a conversion in the order of its tables, and what they are called there."""
+"""The models of a conversion in the order of its tables, and what they are called there."""
 
 
 def nets_of(result: ConversionRecord) -> dict[str, str]:
-    """Return `NETS` with the epochs of a conversion: what each of its nets is called, by name.
+    """Return `NETS` with the epochs of a conversion: what each of its models is called, by name.
 
     Example:
         >>> nets_of(record)["fine_tuned"]  # doctest: +SKIP
@@ -47,11 +47,11 @@ def nets_of(result: ConversionRecord) -> dict[str, str]:
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
-    """Return the recipe that goes on from a trained net: half its epochs and learning rate, the net as teacher.
+    """Return the recipe that goes on from a trained model: half its epochs and learning rate, the model as teacher.
 
     Args:
-        config: that the net was, or would be, trained with.
-        source: the trained net, as `RunConfig.source`.
+        config: that the model was, or would be, trained with.
+        source: the trained model, as `RunConfig.source`.
 
     Example:
         >>> from rotateconv.lab.config import make_config
@@ -82,8 +82,8 @@ def convert_run(
     """Convert `config.source`, fine-tune it into the run folder `out`, and return what its conversion.json holds.
 
     The same call goes on after an interruption. The validation split is evaluated before and after the fit; the
-    test split at the end, for the source, the fitted net, the fitted net whose norms measured their statistics again
-    (`recalibrate`), which is as far as one gets without training, and the fine-tuned net.
+    test split at the end, for the source, the fitted model, the fitted model with its norms recalibrated, which is as
+    far as one gets without training, and the fine-tuned model.
 
     Args:
         config: of the fine-tuning: `source` and `lines` are set.
@@ -111,8 +111,8 @@ def convert_run(
         check_run(run, settings, resume=_exists(run) and not overwrite, overwrite=_exists(run) and overwrite)
 
     recalibrate(calibrated, calibration_batches(calibrated, config, description, data.train))
-    nets = {"source": source, "fitted": fitted, "calibrated": calibrated}
-    before = {name: evaluate_split(net, config, description, data.validation) for name, net in nets.items()}
+    models = {"source": source, "fitted": fitted, "calibrated": calibrated}
+    before = {name: evaluate_split(model, config, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
     report(ModelFitted(**validation, report=layers))
     for number, (run, settings) in enumerate(plan, start=1):
@@ -129,7 +129,7 @@ def convert_run(
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
         )
     tuned = evaluate_split(load_run(out).model, config, description, data.validation)
-    test = {name: evaluate_split(net, config, description, data.test).accuracy for name, net in nets.items()}
+    test = {name: evaluate_split(model, config, description, data.test).accuracy for name, model in models.items()}
     assert config.convert_taps is not None
     bits = config.bits
     result = ConversionRecord(
@@ -184,7 +184,7 @@ def markdown(result: ConversionRecord, layers: ConversionReport) -> str:
     lines = [
         f"**{result.model} on {result.dataset}, converted to {result.taps} taps**",
         "",
-        "| net | parameters | validation accuracy % | test accuracy % |",
+        "| model | parameters | validation accuracy % | test accuracy % |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, text in nets_of(result).items():
@@ -200,8 +200,8 @@ def _notes(result: ConversionRecord) -> Sequence[str]:
     if result.bits is not None:
         weight, angle, dense = result.bits
         notes.append(
-            f"The fine-tuned net is rounded to {weight} bits a weight, {angle} an angle, {dense} a number of stem, "
-            "1x1 and linear layers."
+            f"The fine-tuned model is quantized to {weight} bits per weight, {angle} per angle, {dense} per number of "
+            "stem, 1x1 and linear layers."
         )
     if result.validation_was_trained_on:
         notes.append("The validation images were trained on.")

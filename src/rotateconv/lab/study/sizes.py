@@ -129,8 +129,8 @@ def current_label(label: str) -> str:
     """Return what a model is called now that version 0.1 called so.
 
     Example:
-        >>> current_label("resnet20 with conv3x3 of width 0.5"), current_label("mine:net, converted to free taps")
-        ('resnet20, conv3x3 x0.50', 'mine:net, free taps')
+        >>> current_label("resnet20 with conv3x3 of width 0.5"), current_label("mine:model, converted to free taps")
+        ('resnet20, conv3x3 x0.50', 'mine:model, free taps')
     """
     old = _OLD_LABEL.fullmatch(label)
     if old is None:

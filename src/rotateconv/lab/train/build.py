@@ -90,7 +90,7 @@ def conversion_filter(model: nn.Module, config: RunConfig) -> Callable[[str, nn.
 
 
 def build_from(factory: str) -> nn.Module:
-    """Return the net that the function "package.module:function" builds, called without arguments.
+    """Return the model that the function "package.module:function" builds, called without arguments.
 
     The module is looked for where Python looks, and in the current folder.
 
@@ -111,12 +111,14 @@ def build_from(factory: str) -> nn.Module:
         found = importlib.import_module(module_name)
         for name in path.split("."):
             found = getattr(found, name)
-        net = found()  # type: ignore[operator]
+        model = found()  # type: ignore[operator]
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and leave
-        raise ConfigError(f"cannot build a net with {factory}: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(net, nn.Module):
-        raise ConfigError(f"{factory} must return an nn.Module, not {type(net).__name__}")
-    return net
+        raise ConfigError(
+            f"cannot build a model with {factory}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{factory} must return an nn.Module, not {type(model).__name__}")
+    return model
 
 
 def first_line(error: BaseException) -> str:

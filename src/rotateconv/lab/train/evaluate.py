@@ -1,4 +1,4 @@
-"""Loss, accuracy and confusion of a net on labelled batches."""
+"""Loss, accuracy and confusion of a model on labelled batches."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

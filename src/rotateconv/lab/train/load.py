@@ -1,4 +1,4 @@
-"""A run folder's net: built from its configuration, and loaded with its weights."""
+"""A run folder's model: built from its configuration, and loaded with its weights."""
 
 import hashlib
 import math
@@ -23,12 +23,12 @@ from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_
 from rotateconv.quantization.pack import pack
 
 CALIBRATION = 2048
-"""Training images that norms measure their statistics on, where a net was changed after its training."""
+"""Training images that norms measure their statistics on, where a model was changed after its training."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What `load_run` returns: the run's configuration, its net in evaluation mode, its data."""
+    """What `load_run` returns: the run's configuration, its model in evaluation mode, its data."""
 
     config: RunConfig
     model: nn.Module
@@ -36,7 +36,7 @@ class TrainedRun:
 
 
 def load_run(run: str | Path) -> TrainedRun:
-    """Return a run's configuration, net and data, from the folder alone.
+    """Return a run's configuration, model and data, from the folder alone.
 
     The weights are the final ones; of a run that is not finished, those of its last whole checkpoint; in both
     cases the averaged ones where the run averages.
@@ -45,7 +45,7 @@ def load_run(run: str | Path) -> TrainedRun:
         run: folder that `fit` wrote.
 
     Returns:
-        The net is on the CPU, float32, in evaluation mode.
+        The model is on the CPU, float32, in evaluation mode.
 
     Raises:
         RunError: no run folder, no weights yet, or weights that do not fit the configuration.
@@ -61,12 +61,12 @@ def load_run(run: str | Path) -> TrainedRun:
     weights = final_weights(run) if (run / WEIGHTS).exists() else _last_weights(run)
     # The initial weights are drawn and thrown away: without the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        net = build_configured(config, data)
+        model = build_configured(config, data)
     try:
-        net.load_state_dict(weights)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"the weights in {run} do not fit its configuration: {error}") from None
-    return TrainedRun(config, net.eval(), data)
+    return TrainedRun(config, model.eval(), data)
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def _last_weights(run: Path) -> dict[str, Tensor]:
 def pack_model(
     model: nn.Module, data: DataDescription, path: str | Path, *, weight_bits: int, angle_bits: int, dense_bits: int
 ) -> None:
-    """Pack a net, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
+    """Pack a model, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
     pack(
         model,
         path,
@@ -119,12 +119,12 @@ def pack_model(
 def evaluate_split(
     model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int = 512
 ) -> Evaluation:
-    """Evaluate a net on a GPU if there is one, in a run's precision and memory format, normalised as in training.
+    """Evaluate a model on a GPU if there is one, in a run's precision and memory format, normalised as in training.
 
     Args:
         model: moved to that device.
         config: of the run.
-        data: that the net was trained on.
+        data: that the model was trained on.
         split: the images.
         batch_size: images at a time.
 
@@ -138,12 +138,12 @@ def evaluate_split(
 
 
 def calibration_batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split) -> Batches:
-    """Return images that a net was trained on, as `recalibrate` and `quantize` take them: not augmented.
+    """Return images that a model was trained on, as `recalibrate` and `quantize` take them: not augmented.
 
     Args:
         model: moved to a GPU if there is one.
         config: of the run; its seed draws the images.
-        data: that the net was trained on.
+        data: that the model was trained on.
         split: the training images; `CALIBRATION` of them are drawn, or all.
     """
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed))[:CALIBRATION]
@@ -153,7 +153,7 @@ def calibration_batches(model: nn.Module, config: RunConfig, data: DataDescripti
 
 
 def _batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int) -> Batches:
-    """Return the images as the net takes them, and move the net to where they are."""
+    """Return the images as the model takes them, and move the model to where they are."""
     device = chosen_device()
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)

@@ -64,7 +64,7 @@ __all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train_epoch", "
 
 
 def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None) -> Tensor:
-    """Return the mean loss of a batch: cross-entropy, or with a teacher
+    """Return the mean loss of a batch: cross-entropy, or with a teacher what follows.
 
         (1 - a) · cross-entropy + a · T² · KL(softmax(teacher / T) || softmax(scores / T))
 

@@ -1,4 +1,4 @@
-"""The trained net that a run starts from, or learns from: another run's, or a user's own."""
+"""The trained model that a run starts from, or learns from: another run's, or a user's own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ _NAMED = 5  # mismatches that an error names
 
 
 def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Module:
-    """Return the trained net at `path`, on the CPU, in evaluation mode.
+    """Return the trained model at `path`, on the CPU, in evaluation mode.
 
     Args:
         path: a run folder, or a file of weights for `config.factory`.
         config: of the run that needs it.
-        data: the images of that run; the net must know the same ones.
+        data: the images of that run; the model must know the same ones.
 
     Raises:
-        ConfigError: a file without a factory, weights that do not fit, or a net that does not take these images.
+        ConfigError: a file without a factory, weights that do not fit, or a model that does not take these images.
         RunError: no run folder, or one without weights.
     """
     if not Path(path).is_file():
@@ -42,16 +42,18 @@ def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Modul
             ours, theirs = getattr(data, key), getattr(run.data, key)
             if ours != theirs:
                 raise ConfigError(
-                    f"the net of {path} was trained with {key} {theirs}, this run has {ours}: give both the same data"
+                    f"the model of {path} was trained with {key} {theirs}, this run has {ours}: give both the same data"
                 )
         return run.model
     if config.factory is None:
-        raise ConfigError(f"{path} is a file of weights: say which function builds its net, as package.module:function")
+        raise ConfigError(
+            f"{path} is a file of weights: say which function builds its model, as package.module:function"
+        )
     with torch.random.fork_rng(devices=[]):
-        net = build_from(config.factory)
-    load_weights(net, read_weights_file(path), path)
-    check_takes(net, data, config.factory)
-    return net.eval()
+        model = build_from(config.factory)
+    load_weights(model, read_weights_file(path), path)
+    check_takes(model, data, config.factory)
+    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -105,26 +107,26 @@ def _is_converted(config: RunConfig) -> bool:
 
 
 def convert_source(source: nn.Module, config: RunConfig) -> ConversionReport:
-    """Convert a trained net, in place, as `config` says; ValueError where there is nothing to convert."""
+    """Convert a trained model, in place, as `config` says; ValueError where there is nothing to convert."""
     assert config.rotate is not None
     report = convert_to(source, config.rotate, where=conversion_filter(source, config))
     set_angle_grad_scale(source, config)
     return report
 
 
-def check_takes(net: nn.Module, data: DataDescription, factory: str) -> None:
-    """Raise ConfigError unless a user's net maps images of the data's shape to one number a class."""
+def check_takes(model: nn.Module, data: DataDescription, factory: str) -> None:
+    """Raise ConfigError unless a user's model maps images of the data's shape to one number a class."""
     shape = "x".join(map(str, data.input_shape))
     try:
-        with evaluating(net):
-            scores = net(torch.zeros(2, *data.input_shape))
+        with evaluating(model):
+            scores = model(torch.zeros(2, *data.input_shape))
     except (RuntimeError, ValueError, TypeError) as error:
         told = str(error).splitlines()[0]
-        raise ConfigError(f"the net of {factory} does not take images of {shape}: {told}") from error
+        raise ConfigError(f"the model of {factory} does not take images of {shape}: {told}") from error
     classes = len(data.classes)
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
         found = tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ConfigError(f"the net of {factory} must give {classes} numbers an image, one a class, not {found}")
+        raise ConfigError(f"the model of {factory} must give {classes} numbers an image, one a class, not {found}")
 
 
 def read_weights_file(path: str | Path) -> dict[str, Tensor]:
@@ -167,11 +169,11 @@ def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {short: weights[name] for name, short in names.items()}
 
 
-def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
-    """Put weights into a net; the names and shapes must be the net's.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Put weights into a model; the names and shapes must be the model's.
 
     Args:
-        net: changed in place.
+        model: changed in place.
         weights: a state dict.
         where: the weights come from, for the error.
 
@@ -181,13 +183,13 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: str | Pat
     Example:
         >>> load_weights(nn.Linear(2, 3), {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "old.pt")
         Traceback (most recent call last):
-        rotateconv.errors.ConfigError: the weights in old.pt do not fit the net: weight is 2x2, expected 3x2
+        rotateconv.errors.ConfigError: the weights in old.pt do not fit the model: weight is 2x2, expected 3x2
     """
-    expected = net.state_dict()
+    expected = model.state_dict()
     wrong = [
         f"{name} is missing, expected {_shape(tensor)}" for name, tensor in expected.items() if name not in weights
     ]
-    wrong += [f"{name} is {_shape(t)}, and the net has none" for name, t in weights.items() if name not in expected]
+    wrong += [f"{name} is {_shape(t)}, and the model has none" for name, t in weights.items() if name not in expected]
     wrong += [
         f"{name} is {_shape(weights[name])}, expected {_shape(tensor)}"
         for name, tensor in expected.items()
@@ -195,8 +197,8 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: str | Pat
     ]
     if wrong:
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        raise ConfigError(f"the weights in {where} do not fit the net: {'; '.join(wrong[:_NAMED])}{more}")
-    net.load_state_dict(weights)
+        raise ConfigError(f"the weights in {where} do not fit the model: {'; '.join(wrong[:_NAMED])}{more}")
+    model.load_state_dict(weights)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -58,7 +58,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     )
     for group in groups:
         group["initial_lr"] = group["lr"]
-    # fused: one kernel for all parameters of a group; small nets have many small ones.
+    # fused: one kernel for all parameters of a group; small models have many small ones.
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
