@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo reference test test-all test-slow lint types unit experiments-cpu experiments-gpu clean
+.PHONY: demo reference test test-all test-slow lint types unit mutation experiments-cpu experiments-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -30,6 +30,14 @@ unit: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+
+# Small changes of the code, each of which a test should notice. All 4,388 of them take hours; a module, or a function:
+# make mutation MUTANTS='rotateconv.kernels.line.*'
+MUTANTS ?= *
+
+mutation: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 "$(MUTANTS)"
+	$(BIN)/python benchmarks/mutation.py --tests "tests/kernels tests/nn"
 
 # The studies of experiments/: finished runs are skipped, a stopped one goes on, and the records and the page are made
 # anew. DATA_DIR holds cifar10-jpeg/ and what torchvision reads (MNIST/raw/ and so on); the CPU studies take days.
