@@ -109,7 +109,7 @@ MISTAKES = [
     (["compare", "--sizes", "--bits", "4,few"], "--bits must be whole numbers with commas between, .*not '4,few'"),
     (["convert"], "SOURCE is missing; see rotateconv convert --help"),
     (["convert", "nowhere"], "nowhere is no run folder"),
-    (["convert", "broken.toml"], "broken.toml is a file of weights: say with --model which function builds its net"),
+    (["convert", "broken.toml"], "broken.toml is a file of weights: say with --model which function builds its model"),
     (["convert", "nowhere", "--model", "torch.nn:ReLU"], "--model belongs to a file of weights, and nowhere is none"),
     (["convert", "broken.toml", "--model", "torch.nn:Rleu"], "cannot build a model with torch.nn:Rleu: AttributeError"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU"], "cannot read broken.toml: expected a safetensors file"),

@@ -105,7 +105,7 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert "cannot read" in run("unpack", file, code=2)
     write_pack(build_model("resnet20", width=0.25), file)
-    assert "does not say what images its net takes" in run("export", file, "--to", "onnx", "--out", "x", code=2)
+    assert "does not say what images its model takes" in run("export", file, "--to", "onnx", "--out", "x", code=2)
     assert "--fused has no meaning with no --out" in run("unpack", file, "--fused", code=2)
     file.write_bytes(file.read_bytes()[:-1])
     for command in (("unpack", file), ("export", file, "--to", "onnx", "--out", tmp_path / "x")):

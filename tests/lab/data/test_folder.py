@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -325,8 +326,8 @@ def test_a_loop_of_links_is_one_short_sentence(root: Path) -> None:
 
 
 def test_folders_in_folders_in_folders_are_read(root: Path) -> None:
-    inner, name = root / "train" / "cat", "d/" * 25
-    here = Path.cwd()
+    cat, name = root / "train" / "cat", "d/" * 25
+    here, inner = Path.cwd(), cat
     try:
         for _ in range(60):  # a system takes no path as long as all of them
             os.chdir(inner)
@@ -336,3 +337,4 @@ def test_folders_in_folders_in_folders_are_read(root: Path) -> None:
         check_holds(load_data("folder", root), root)
     finally:
         os.chdir(here)
+        subprocess.run(["rm", "-rf", str(cat / "d")], check=True)  # Python's own removal is recursive

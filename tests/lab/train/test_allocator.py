@@ -66,7 +66,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch, error:
 
 def test_commands_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("rotateconv.lab.cli.keep_freed_memory", lambda: asked.append("command"))
+    monkeypatch.setattr("rotateconv.lab.train.allocator.keep_freed_memory", lambda: asked.append("command"))
     monkeypatch.setattr(sys, "argv", ["rotateconv", "--version"])
     with pytest.raises(SystemExit):
         main()

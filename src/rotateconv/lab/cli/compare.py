@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     ("The paper's layers on the embedded digits:", "rotateconv compare"),
     (
-        "On CIFAR-10, with dense nets of equal size:",
+        "On CIFAR-10, with dense models of equal size:",
         "rotateconv compare --data cifar10 --download --equal-params --out runs/cifar10",
     ),
     ("Accuracy against bytes too:", "rotateconv compare --sizes --out runs/digits"),

@@ -1,4 +1,4 @@
-"""`rotateconv convert`: a trained net of dense convolutions becomes one of lines."""
+"""`rotateconv convert`: a trained model of dense convolutions becomes one of RotateConv layers."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
     (
-        "Your own net and its weights:",
+        "Your own model and its weights:",
         "rotateconv convert net.pt --model mine:net --data folder --data-dir photos",
     ),
     ("To few bits at once:", "rotateconv convert runs/dense --taps free --qat --out runs/small"),
@@ -141,8 +141,8 @@ def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
     from rotateconv.lab.study.convert_run import nets_of
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for head in ("net", "parameters", "validation %", "test %"):
-        table.add_column(head, justify="left" if head == "net" else "right")
+    for head in ("model", "parameters", "validation %", "test %"):
+        table.add_column(head, justify="left" if head == "model" else "right")
     for name, told in nets_of(result).items():
         count = result.parameters_before if name == "source" else result.parameters_after
         accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))

@@ -1,4 +1,4 @@
-"""`rotateconv evaluate`: a trained net on the images it was trained for, or on others of the same classes."""
+"""`rotateconv evaluate`: a trained model on the images it was trained for, or on others of the same classes."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,7 +34,7 @@ def evaluate(
     batch_size: Annotated[int, Parameter(name="--batch-size", metavar="INTEGER", help="Images at a time.")] = 512,
     device: options.Device = None,
 ) -> None:
-    """Show accuracy, each class's accuracy and the confusion of a trained net."""
+    """Show accuracy, each class's accuracy and the confusion of a trained model."""
     from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.train.load import evaluate_split, load_run
@@ -53,13 +53,13 @@ def evaluate(
     images = load_shown(settings, console, download=download)
     if images.classes != trained.data.classes:
         raise ConfigError(
-            f"the net of {run} knows the {_listed(trained.data.classes)}, {images.name} has the "
+            f"the model of {run} knows the {_listed(trained.data.classes)}, {images.name} has the "
             f"{_listed(images.classes)}: name data of the same classes"
         )
     channels = images.test.images.shape[1]
     if channels != trained.data.input_shape[0]:
         raise ConfigError(
-            f"the net of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
+            f"the model of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
         )
     found = evaluate_split(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
     used = next(trained.model.parameters()).device

@@ -1,4 +1,4 @@
-"""`rotateconv export`: a trained net for other runtimes."""
+"""`rotateconv export`: a trained model for other runtimes."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ def export(
     ],
     out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
 ) -> None:
-    """Write a trained net, fused, for a runtime without this library, and check that it computes the same."""
+    """Write a trained model, fused, for a runtime without this library, and check that it computes the same."""
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.train.load import load_run
@@ -35,7 +35,7 @@ def export(
     if source.is_file():
         packed = describe_packed(source)
         if packed.input_size is None:
-            raise ConfigError(f"{source} does not say what images its net takes: export the run it was packed from")
+            raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
         model = load_packed(source)
         size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
     else:

@@ -1,4 +1,4 @@
-"""`rotateconv info`: what a net consists of and costs, or what a run found."""
+"""`rotateconv info`: what a model consists of and costs, or what a run found."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from rotateconv.lab.cli import options
 from rotateconv.lab.naming import model_name
 
 EXAMPLES = options.examples(
-    ("A net, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
+    ("A model, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
     ("The totals for images of another size:", "rotateconv info densenet40 --input 3x64x64 --no-layers"),
     ("A run:", "rotateconv info runs/digits-resnet20-rotate4-seed0"),
 )
@@ -34,9 +34,9 @@ def info(
         bool, Parameter(name="--layers", show_default=False, help="A row a layer, or the totals alone.")
     ] = True,
 ) -> None:
-    """Show a net's layers, parameters and multiply-adds, or the summary of a run.
+    """Show a model's layers, parameters and multiply-adds, or the summary of a run.
 
-    The options describe a net that is given by name; a run knows its own.
+    The options describe a model that is given by name; a run knows its own.
     """
     from rotateconv.cost import cost
     from rotateconv.lab.cli.console import make_console
@@ -45,9 +45,9 @@ def info(
     console = make_console()
     if subject in MODELS:
         size = _input_size(input)
-        net = build_model(subject, conv, num_classes=classes, in_channels=size[0], width=width)
+        model = build_model(subject, conv, num_classes=classes, in_channels=size[0], width=width)
         title = f"{subject} with {conv}{'' if width == 1 else f', width {width:g}'}"
-        _show_cost(console, title, cost(net, size), layers)
+        _show_cost(console, title, cost(model, size), layers)
         return
     run = Path(subject)
     if not (run / "config.json").is_file():
@@ -66,7 +66,7 @@ def _input_size(text: str) -> tuple[int, int, int]:
 
 
 def _show_run(console: Any, run: Path, layers: bool) -> None:
-    """Print how a run was made and what it found, then its net."""
+    """Print how a run was made and what it found, then its model."""
     from rotateconv.lab.cli.console import duration, facts
     from rotateconv.lab.cli.progress import recipe_line
     from rotateconv.lab.data.description import DataDescription
@@ -112,7 +112,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
 
 
 def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
-    """Print what a net costs for one image."""
+    """Print what a model costs for one image."""
     from rich import box
     from rich.table import Table
 
@@ -135,7 +135,7 @@ def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
     facts(
         console,
         {
-            "net": f"{title}, one image of {shape}",
+            "model": f"{title}, one image of {shape}",
             "parameters": f"{found.parameters:,} ({found.bytes:,} bytes with buffers)",
             "fused": f"{found.fused_parameters:,} parameters ({found.fused_bytes:,} bytes) as nn.Conv2d",
             "multiply-adds": f"{number_text(found.multiply_adds)} an image",

@@ -1,4 +1,4 @@
-"""`rotateconv pack`: a trained net in one small file."""
+"""`rotateconv pack`: a trained model in one small file."""
 
 import dataclasses
 import shlex
@@ -41,7 +41,7 @@ def pack(
     ] = False,
     data_dir: options.DataDir = None,
 ) -> None:
-    """Write a trained net into a file of a few kilobytes: rounded, entropy-coded, with all that rebuilds it.
+    """Write a trained model into a file of a few kilobytes: quantized, entropy-coded, with all that rebuilds it.
 
     Rounding shifts what each batch norm sees. With --calibrate they measure it again on 2,048 training images: as many
     bytes, and most of the accuracy that rounding after the training loses comes back.
@@ -55,7 +55,7 @@ def pack(
     from rotateconv.quantization.quantize import quantize
 
     trained = load_run(run)
-    data, net = trained.data, trained.model
+    data, model = trained.data, trained.model
     console = make_console()
     statistics = "of the training"
     if calibrate:
@@ -63,10 +63,10 @@ def pack(
         images = load_shown(dataclasses.replace(trained.config, data_dir=where), console)
         if DataDescription.of(images) != data:
             raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
-        batches = calibration_batches(net, trained.config, data, images.train)
-        net = quantize(net, weight_bits, angle_bits, dense_bits=dense_bits, calibration=batches).cpu()
+        batches = calibration_batches(model, trained.config, data, images.train)
+        model = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits, calibration=batches).cpu()
         statistics = f"measured again on {min(CALIBRATION, len(images.train)):,} training images"
-    pack_model(net, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
+    pack_model(model, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
     size = out.stat().st_size
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     facts(

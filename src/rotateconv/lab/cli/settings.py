@@ -36,7 +36,7 @@ def fine_tuned(
 
     if factory is None:
         if source.is_file():
-            raise ConfigError(f"{source} is a file of weights: say with --model which function builds its net")
+            raise ConfigError(f"{source} is a file of weights: say with --model which function builds its model")
         base = fine_tuning(changed(read_config(source), _EXACT), str(source))
         return changed(base, values or {}, called)
     if not source.is_file():

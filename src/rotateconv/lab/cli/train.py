@@ -1,4 +1,4 @@
-"""`rotateconv train`: one net, one data set, one run folder."""
+"""`rotateconv train`: one model, one data set, one run folder."""
 
 import os
 import shlex

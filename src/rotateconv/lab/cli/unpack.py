@@ -24,7 +24,7 @@ def unpack(
     ] = None,
     fused: Annotated[bool, options.switch("--fused", "Kernels in it instead of weights and angles.")] = False,
 ) -> None:
-    """Check a packed file, show what it says of its net, and write its numbers as safetensors."""
+    """Check a packed file, show what it says of its model, and write its numbers as safetensors."""
     from rotateconv._files import atomic_write
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.train.checkpoint import weights_bytes
