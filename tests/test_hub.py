@@ -83,6 +83,52 @@ def test_folders_that_are_wrong(tmp_path: Path) -> None:
         RotateConvNet.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"width": 60}, r"its model has 427,\d+,\d+ numbers, more than the 50,000,000 allowed"),
+        ({"width": 1e300}, "is larger than any memory"),
+        ({"width": "wide"}, "width of the model must be a number above 0, got 'wide'"),
+        ({"num_classes": None}, "num_classes of the model must be a whole number above 0, got None"),
+        ({"name": ["resnet20"]}, "name of the model must be a text"),
+        ({"classes": 5}, "classes must be a list of texts"),
+        ({"std": [0]}, "std must be a list of finite numbers above 0"),
+        ({"layers": {"stem": {"taps": []}}}, "taps must be one of"),
+        ({"layers": ["stem"]}, "layers must be options by the name of a convolution"),
+        ({"num_classes": 11}, r"does not fit its config\.json: size mismatch for net\.classifier"),
+    ],
+)
+def test_configurations_of_another_model(changes: dict[str, object], match: str, tmp_path: Path) -> None:
+    RotateConvNet("resnet20", width=0.25).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(ValueError, match=match):
+        RotateConvNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[1]", "\udcff"])
+def test_configurations_that_are_no_object(text: str, tmp_path: Path) -> None:
+    RotateConvNet("resnet20", width=0.25).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"the config\.json of .* is no (JSON|object)"):
+        RotateConvNet.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = RotateConvNet("resnet20", width=0.25)
+    model.net.classifier.bias.data[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds numbers that are not finite: net\.classifier\.bias"):
+        RotateConvNet.from_pretrained(tmp_path)
+
+
+def test_a_larger_model_is_loaded_for_who_allows_it(tmp_path: Path) -> None:
+    RotateConvNet("resnet20", width=0.25).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="more than the 1,000 allowed"):
+        RotateConvNet.from_pretrained(tmp_path, max_parameters=1000)
+    assert RotateConvNet.from_pretrained(tmp_path, max_parameters=100_000).net
+
+
 @pytest.mark.parametrize("kind", ["ImportError", "RuntimeError"])
 def test_a_missing_package(kind: str) -> None:
     code = f"""

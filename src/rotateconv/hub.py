@@ -1,5 +1,6 @@
 """Models on the Hugging Face Hub, or in folders of its form: needs the extra `hub`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from rotateconv._files import read_regular
 from rotateconv.convert.layers import added_layers, put_layers
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
+from rotateconv.models.described import MAX_PARAMETERS, check_build, check_size
 from rotateconv.nn.config import RotateConfig
+from rotateconv.nn.outline import outlined
+from rotateconv.quantization.pack_description import check_list
+from rotateconv.quantization.pack_file import LARGEST_HEADER
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
 except (ImportError, RuntimeError) as error:
     raise ImportError(f"rotateconv.hub needs huggingface_hub ({error}): pip install 'rotateconv[hub]'") from None
+
+_BESIDE = ("classes", "mean", "std", "layers")  # arguments that are not build_model's
 
 
 class RotateConvNet(
@@ -109,6 +117,26 @@ class RotateConvNet(
         return logits
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "RotateConvNet":
+        """The model in a folder or a repository of the Hub: as the Hub's own, but for what is damaged or too large.
+
+        Args:
+            args, kwargs: As in `PyTorchModelHubMixin.from_pretrained`, and `max_parameters`: numbers (parameters and
+                buffers) above which a model is refused before it takes memory, `MAX_PARAMETERS` if not given.
+
+        Raises:
+            ValueError: If config.json or model.safetensors is missing, damaged or too large, or one does not fit the
+                other.
+        """
+        try:
+            model: RotateConvNet = super().from_pretrained(*args, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            raise InputError(f"the config.json of {args[0] if args else 'the model'} is no JSON") from None
+        except AttributeError as error:  # what the Hub's code says of a config.json that holds a list
+            raise InputError(f"the config.json of {args[0] if args else 'the model'} is no object: {error}") from None
+        return model
+
+    @classmethod
     def _from_pretrained(
         cls,
         *,
@@ -120,6 +148,7 @@ class RotateConvNet(
         token: str | bool | None,
         map_location: str = "cpu",
         strict: bool = True,
+        max_parameters: int = MAX_PARAMETERS,
         **model_kwargs: Any,
     ) -> "RotateConvNet":
         """The Hub's own falls back to pickled weights, prints, and does not say what it misses in a sentence."""
@@ -139,15 +168,33 @@ class RotateConvNet(
                     token=token,
                 )
             )
+        check_build({key: value for key, value in model_kwargs.items() if key not in _BESIDE})
+        for key in ("classes", "mean", "std"):
+            if model_kwargs.get(key) is not None:
+                check_list(key, model_kwargs[key])
         try:
-            with torch.random.fork_rng(devices=[]):
-                model = cls(**model_kwargs)
-            weights = load(file.read_bytes())
-            model.load_state_dict(weights, strict=strict)
-        except OSError:
+            with outlined():
+                outline = cls(**model_kwargs)
+        except (RuntimeError, OverflowError, TypeError):
+            raise InputError(f"{model_id} holds a model that is larger than any memory, or none") from None
+        check_size(outline, max_parameters)
+        try:
+            weights = load(read_regular(file, LARGEST_HEADER + 8 * max_parameters))
+        except FileNotFoundError:
             raise InputError(f"{model_id} holds no model.safetensors") from None
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from None
         except SafetensorError as error:
             raise InputError(f"{file} is no safetensors file, or it was cut off: {error}") from None
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise InputError(f"{file} holds numbers that are not finite: {name}")
+        try:
+            with outlined():  # whether they fit, before the model takes memory
+                outline.load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()}, strict=strict)
+            with torch.random.fork_rng(devices=[]):
+                model = cls(**model_kwargs)
+            model.load_state_dict(weights, strict=strict)
         except RuntimeError as error:
             raise InputError(f"{file} does not fit its config.json: {str(error).splitlines()[1].strip()}") from None
         return model.to(map_location).eval()

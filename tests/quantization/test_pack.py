@@ -118,8 +118,7 @@ def test_every_stream_is_as_small_as_its_bits(tmp_path: Path) -> None:
     angles = sum(m.angle.numel() for m in model.modules() if isinstance(m, RotateConv2d))
     assert sizes["weight"] < 0.94 * weights * 4 / 8  # what Huffman's code gains
     assert sizes["angle"] <= angles * 5 / 8 + 1
-    _, streams = read_packed(tmp_path / "net")
-    counts = torch.bincount(streams["weight"].long()).double()
+    counts = torch.bincount(read_packed(tmp_path / "net").codes("weight").long()).double()
     entropy = -(counts / counts.sum() * (counts / counts.sum()).clamp(min=1e-9).log2()).sum().item()
     assert sizes["weight"] < 1.02 * weights * entropy / 8
 

@@ -67,6 +67,8 @@ def deal_profiles(layer: RotateConv2d) -> None:
     and (1, -2, 1); the last has the last tap alone. All have a kernel of norm 1 over a turn.
     """
     assert layer.profile is not None
+    if layer.profile.is_meta:
+        return
     size, half = layer.kernel_size[0], layer.kernel_size[0] // 2
     t = torch.arange(-half, half + 1.0, dtype=layer.profile.dtype, device=layer.profile.device)
     bank = unit_profile(torch.stack([torch.ones_like(t), t, t**2 - (t**2).mean(), t.eq(half).to(t)]), size, layer.path)

@@ -238,6 +238,8 @@ class RotateConv2d(ConvBase):
 
     def reset_parameters(self) -> None:
         """Draw new values: angles uniform over a turn, weights with the kernel norm of Kaiming-normal."""
+        if self.weight.is_meta:
+            return
         with torch.no_grad():
             self.weight.normal_(0, math.sqrt(self._weight_variance()))
             self.angle.uniform_(-torch.pi, torch.pi)

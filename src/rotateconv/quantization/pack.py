@@ -1,9 +1,8 @@
 """A trained model in few bytes: packed into a file of quantized numbers, and loaded from it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +13,13 @@ from rotateconv.convert.fuse import fuse
 from rotateconv.convert.layers import added_layers, put_layers, rotate_configs
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
+from rotateconv.models.described import MAX_PARAMETERS, check_size, outline_model
 from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.copying import copy_model
-from rotateconv.quantization.pack_file import read_packed, write_packed
-from rotateconv.quantization.pack_streams import decode, encode
+from rotateconv.quantization.pack_description import PackedDescription
+from rotateconv.quantization.pack_file import LARGEST, PackedFile, read_packed, write_packed
+from rotateconv.quantization.pack_streams import check_counts, decode, encode
 from rotateconv.quantization.quantize import Entry, entries, quantize
-
-
-@dataclass(frozen=True)
-class PackedDescription:
-    """The description of a model in its packed file.
-
-    Attributes:
-        architecture: Name of the model's class.
-        layers: Options of the RotateConv2d layers that the model does not have by itself, by name.
-        bits: Of weights, angles and dense layers, as in quantize.
-        layout: Hash of the names, kinds and shapes of its tensors.
-        build: Arguments of build_model; None for a model that it did not build.
-        classes: Names of the classes, in the order of the outputs; None where pack was given none.
-        mean, std: Per channel, of images between 0 and 1; or None.
-        input_size: (channels, height, width), or None.
-    """
-
-    architecture: str
-    layers: dict[str, RotateConfig]
-    bits: list[int]
-    layout: str
-    build: dict[str, Any] | None = None
-    classes: list[str] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    input_size: list[int] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the file holds: plain values, the layers under the key "lines", without what is None."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        layers = values.pop("layers")
-        values["lines"] = {name: config.to_dict() for name, config in layers.items()}
-        return {key: value for key, value in values.items() if value is not None}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PackedDescription":
-        """The description of `to_dict`.
-
-        Raises:
-            ValueError, TypeError, AttributeError: If a key is missing or unknown, or options are not those of a layer.
-        """
-        rest = dict(values)
-        layers = {name: RotateConfig.from_dict(options) for name, options in rest.pop("lines", {}).items()}
-        return cls(layers=layers, **rest)
 
 
 def pack(
@@ -126,8 +83,17 @@ def pack(
     write_packed(path, description.to_dict(), encode(tensors))
 
 
-def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | None = None) -> nn.Module:
+def load_packed(
+    path: str | Path,
+    *,
+    fused: bool = False,
+    model: nn.Module | None = None,
+    max_parameters: int = MAX_PARAMETERS,
+) -> nn.Module:
     """The model in a packed file: bit for bit what `quantize` makes of the model that was packed.
+
+    A file may come from anybody: nothing in it is run, and its model and its streams take no memory before they are
+    known to be of one size.
 
     Args:
         path: A file that `pack` wrote.
@@ -135,29 +101,26 @@ def load_packed(path: str | Path, *, fused: bool = False, model: nn.Module | Non
             longer to be trained as line segments.
         model: For a file of a model that build_model did not build: that model, before or after `convert`, with
             any values. Not changed.
+        max_parameters: Numbers (parameters and buffers) above which a model that the file describes is refused.
 
     Returns:
         A new model in evaluation mode, on the CPU or the device of the model given.
 
     Raises:
-        ValueError: If the file is missing, cut off, altered, foreign or of another version, or the model given
-            is not the one it needs.
+        ValueError: If the file is missing, cut off, altered, foreign or of another version, holds numbers that are
+            not finite or a model that is too large, or the model given is not the one it needs.
 
     Example:
         >>> load_packed("nothing.rotateconv")
         Traceback (most recent call last):
         rotateconv.errors.InputError: cannot read nothing.rotateconv: No such file or directory
     """
-    values, streams = read_packed(path)
+    # A number takes at most eight bytes and a bit; the rest is the description.
+    packed = read_packed(path, max(LARGEST, 10 * max_parameters))
     try:
-        description = PackedDescription.from_dict(values)
-        skeleton = _skeleton(description, model)
-        tensors = entries(skeleton, *description.bits)
-        if _layout(tensors) != description.layout:
-            other = "the model given has" if model is not None else "this version builds for its name"
-            raise InputError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
-        decode(tensors, streams)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        skeleton = _skeleton(packed, model, max_parameters)
+        decode(entries(skeleton, *packed.description.bits), packed.codes)
+    except ValueError as error:
         raise InputError(f"cannot load {path}: {error}") from error
     return (fuse(skeleton) if fused else skeleton).eval()
 
@@ -168,11 +131,7 @@ def describe_packed(path: str | Path) -> PackedDescription:
     Raises:
         ValueError: If the file is missing, cut off, altered, foreign or of another version.
     """
-    values, _ = read_packed(path)
-    try:
-        return PackedDescription.from_dict(values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot load {path}: {error}") from None
+    return read_packed(path).description
 
 
 def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, RotateConfig]]:
@@ -192,11 +151,17 @@ def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, RotateCo
     return None, rotate_configs(model)
 
 
-def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Module:
-    """The model of the description, with any values."""
+def _skeleton(packed: PackedFile, model: nn.Module | None, max_parameters: int) -> nn.Module:
+    """The model of the description, with any values, once its size and its streams are known to be right."""
+    description = packed.description
     if description.build is not None:
         if model is not None:
             raise InputError("it says itself how its model is built: leave the argument model out")
+        outline = outline_model(description.build)
+        check_size(outline, max_parameters)
+        _put(outline, description)
+        check_size(outline, max_parameters)
+        _check_tensors(outline, packed, "this version builds for its name")
         skeleton = _build(description.build)
     elif model is None:
         raise InputError(
@@ -204,8 +169,25 @@ def _skeleton(description: PackedDescription, model: nn.Module | None) -> nn.Mod
         )
     else:
         skeleton = copy_model(model)
-    put_layers(skeleton, description.layers)
+    _put(skeleton, description)
+    if model is not None:
+        _check_tensors(skeleton, packed, "the model given has")
     return skeleton
+
+
+def _put(model: nn.Module, description: PackedDescription) -> None:
+    try:
+        put_layers(model, description.layers)
+    except AttributeError as error:
+        raise InputError(f"its layers are those of another model: {error}") from None
+
+
+def _check_tensors(model: nn.Module, packed: PackedFile, other: str) -> None:
+    description = packed.description
+    tensors = entries(model, *description.bits)
+    if _layout(tensors) != description.layout:
+        raise InputError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
+    check_counts(tensors, packed.stored)
 
 
 def _build(arguments: dict[str, Any]) -> nn.Module:

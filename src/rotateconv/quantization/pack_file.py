@@ -4,6 +4,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import safetensors
 import torch
 from torch import Tensor
 
-from rotateconv._files import atomic_write
+from rotateconv._files import atomic_write, parse_json, read_regular
 from rotateconv.errors import InputError
+from rotateconv.quantization.pack_description import PackedDescription, Stored, parse_description
 
 FORMAT = "rotateconv-packed"
 VERSION = 1
+LARGEST = 2**28
+"""Bytes of a packed file above which it is refused, unless the caller allows more."""
+LARGEST_HEADER = 2**22
+CHUNK = 2**20  # codes that are taken apart at a time; a multiple of 8
 _NO_CHECKSUM = "0" * 64
 
-Description = dict[str, Any]
 
-
-def write_packed(path: str | Path, description: Description, streams: Mapping[str, tuple[Tensor, int]]) -> None:
+def write_packed(path: str | Path, description: Mapping[str, Any], streams: Mapping[str, tuple[Tensor, int]]) -> None:
     """Write the file, whole or not at all.
 
     Args:
@@ -32,13 +36,13 @@ def write_packed(path: str | Path, description: Description, streams: Mapping[st
     Raises:
         ValueError: If the disk takes nothing there.
     """
-    stored = {name: _store(codes, width) for name, (codes, width) in streams.items()}
+    stored = {name: store(codes, width) for name, (codes, width) in streams.items()}
     places = {name: [len(streams[name][0]), width, deflated] for name, (_, width, deflated) in stored.items()}
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "sha256": _NO_CHECKSUM,
-        "description": _json(description | {"streams": places}),
+        "description": _json({**description, "streams": places}),
     }
     header: dict[str, Any] = {"__metadata__": metadata}
     body = b""
@@ -53,42 +57,72 @@ def write_packed(path: str | Path, description: Description, streams: Mapping[st
         temporary.write_bytes(whole.replace(_NO_CHECKSUM.encode(), checksum, 1))
 
 
-def read_packed(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
-    """The description and the codes (1-d, uint8) of every stream.
+@dataclass(frozen=True)
+class PackedFile:
+    """What a packed file holds, checked and not yet inflated.
+
+    Attributes:
+        description: Of the model.
+        stored: How each stream is stored.
+        data: The bytes of each stream as they are in the file.
+    """
+
+    description: PackedDescription
+    stored: Mapping[str, Stored]
+    data: Mapping[str, bytes]
+
+    def codes(self, name: str) -> Tensor:
+        """The codes of a stream, uint8: memory for as many as the file says, and no more."""
+        return restore(self.data[name], self.stored[name])
+
+
+def read_packed(path: str | Path, largest: int = LARGEST) -> PackedFile:
+    """What is in a file, without its streams inflated.
+
+    Args:
+        path: A file that `write_packed` wrote.
+        largest: Number of bytes above which it is refused.
 
     Raises:
-        ValueError: If there is no such file, or it is cut off, altered, foreign or of another version.
+        ValueError: If there is no such file, or it is too large, cut off, altered, foreign or of another version, or
+            its description is not one of a packed file.
     """
     try:
-        whole = Path(path).read_bytes()
+        whole = read_regular(Path(path), largest)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    length = 8 + int.from_bytes(whole[:8], "little")
+    if length > LARGEST_HEADER and whole[8:9] == b"{" and length <= len(whole):
+        raise InputError(f"{path} has a header of {length:,} bytes, more than the {LARGEST_HEADER:,} allowed")
     try:
-        stored = {name: tensor["data"] for name, tensor in safetensors.deserialize(whole)}  # type: ignore[no-untyped-call]
-        length = 8 + int.from_bytes(whole[:8], "little")
-        metadata = json.loads(whole[8:length]).get("__metadata__", {})
+        data = {name: bytes(tensor["data"]) for name, tensor in safetensors.deserialize(whole)}  # type: ignore[no-untyped-call]
+        metadata = parse_json(whole[8:length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{path} is no packed model, or it was cut off: {error}") from None
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is a safetensors file but no packed model: make one with rotateconv.pack")
     if metadata.get("version") != str(VERSION):
         raise InputError(
-            f"{path} has version {metadata.get('version')} of the packed format, and this rotateconv reads "
+            f"{path} has version {str(metadata.get('version'))[:20]!r} of the packed format, and this rotateconv reads "
             f"version {VERSION}: update rotateconv"
         )
-    checksum = metadata.get("sha256", "").encode()
-    blank = whole[:length].replace(checksum, _NO_CHECKSUM.encode(), 1) if len(checksum) == 64 else b""
-    if hashlib.sha256(blank + whole[length:]).hexdigest().encode() != checksum:
+    checksum = str(metadata.get("sha256", "")).encode(errors="replace")
+    content = hashlib.sha256(whole[:length].replace(checksum, _NO_CHECKSUM.encode(), 1) if len(checksum) == 64 else b"")
+    content.update(memoryview(whole)[length:])
+    if content.hexdigest().encode() != checksum:
         raise InputError(f"{path} was altered: its checksum is not that of its content; get the file again")
     try:
-        description = json.loads(metadata["description"])
-        places = description.pop("streams")
-        return description, {name: _restore(stored[name], *place) for name, place in places.items()}
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        description, stored = parse_description(metadata.get("description"))
+        if unknown := sorted(set(data) - set(stored)):
+            raise InputError(f"unknown stream {unknown[0]!r}")
+        if missing := sorted(set(stored) - set(data)):
+            raise InputError(f"its stream {missing[0]!r} is missing")
+    except ValueError as error:
         raise InputError(f"{path} is no packed model that can be read: {error}") from None
+    return PackedFile(description, stored, data)
 
 
-def _store(codes: Tensor, width: int) -> tuple[bytes, int, bool]:
+def store(codes: Tensor, width: int) -> tuple[bytes, int, bool]:
     """The shortest of: codes packed by their width, the same deflated, one byte per code deflated.
 
     Huffman's code alone is within 1 % of the entropy of 4-bit weights: they are too random for matches, and for
@@ -103,15 +137,21 @@ def _store(codes: Tensor, width: int) -> tuple[bytes, int, bool]:
     return min(choices, key=lambda choice: len(choice[0]))
 
 
-def _restore(data: bytes, count: int, width: int, deflated: bool) -> Tensor:
-    if not (type(count) is int and count >= 0 and type(width) is int and 1 <= width <= 8):
-        raise InputError(f"a stream of {count} codes of {width} bits")
-    size = (count * width + 7) // 8
-    if deflated:
-        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # whatever more there may be
+def restore(data: bytes, stored: Stored) -> Tensor:
+    """The codes in the bytes of a stream, uint8: memory for as many as are announced, however much would inflate.
+
+    Raises:
+        ValueError: If the bytes hold more or fewer.
+    """
+    size = (stored.count * stored.width + 7) // 8
+    if stored.deflated:
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # whatever more there may be
+        except zlib.error as error:
+            raise InputError(f"a stream that cannot be inflated: {error}") from None
     if len(data) != size:
         raise InputError(f"a stream of {len(data)} bytes where {size} were announced")
-    return _unpack_bits(_from_bytes(data), count, width)
+    return _unpack_bits(_from_bytes(data), stored.count, stored.width)
 
 
 def _pack_bits(codes: Tensor, width: int) -> bytes:
@@ -126,8 +166,14 @@ def _pack_bits(codes: Tensor, width: int) -> bytes:
 def _unpack_bits(data: Tensor, count: int, width: int) -> Tensor:
     if width == 8:
         return data
-    bits = ((data[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: count * width].view(-1, width)
-    return (bits << torch.arange(width, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    codes = torch.empty(count, dtype=torch.uint8)
+    places, values = torch.arange(8, dtype=torch.uint8), torch.arange(width, dtype=torch.uint8)
+    for start in range(0, count, CHUNK):  # a byte becomes eight on the way
+        end = min(start + CHUNK, count)
+        part = data[start * width // 8 : -(-end * width // 8)]
+        bits = ((part[:, None] >> places) & 1).flatten()[: (end - start) * width].view(-1, width)
+        codes[start:end] = (bits << values).sum(1, dtype=torch.uint8)
+    return codes
 
 
 def _to_bytes(codes: Tensor) -> bytes:

@@ -1,12 +1,20 @@
 """The quantized tensors of a model as streams of codes, one stream per kind of code, and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from rotateconv.errors import InputError
-from rotateconv.quantization.primitives import decode_angle, decode_weight, encode_angle, encode_weight, to_bf16
+from rotateconv.quantization.pack_description import STREAMS, Stored
+from rotateconv.quantization.primitives import (
+    EXPONENT_RANGE,
+    decode_angle,
+    decode_weight,
+    encode_angle,
+    encode_weight,
+    to_bf16,
+)
 from rotateconv.quantization.quantize import Entry
 
 Streams = dict[str, tuple[Tensor, int]]
@@ -54,32 +62,66 @@ def encode(tensors: Sequence[Entry]) -> Streams:
     return {name: (codes, widths.get(name, 8)) for name, codes in streams.items()}
 
 
+def check_counts(tensors: Sequence[Entry], stored: Mapping[str, Stored]) -> None:
+    """Raise ValueError unless the streams have as many codes as the tensors need; needs no values of either.
+
+    How many angles have an effect is known from the weights alone: here they are not more than there are.
+    """
+    needed = dict.fromkeys(STREAMS, 0)
+    for entry in tensors:
+        count = entry.tensor.numel()
+        if entry.kind in ("weight", "dense"):
+            needed["scale"] += 2 * entry.tensor.shape[0]
+            needed[entry.kind] += count
+        elif entry.kind == "bf16":
+            needed["mantissa"] += count
+            needed["exponent"] += count + 1
+        else:
+            needed[entry.kind] += count * (8 if entry.kind == "integer" else 1)
+    for name in STREAMS:
+        if stored[name].count > needed[name] or (stored[name].count < needed[name] and name != "angle"):
+            raise InputError(
+                f"its stream {name!r} has {stored[name].count:,} codes where its model has {needed[name]:,}"
+            )
+
+
 @torch.no_grad()
-def decode(tensors: Sequence[Entry], streams: Mapping[str, Tensor]) -> None:
+def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
     """Write the tensors that the codes are of; the opposite of `encode`.
 
+    Args:
+        tensors: Of a model.
+        streams: Gives the codes of a stream; each is asked for once.
+
     Raises:
-        ValueError: If a stream has more or fewer codes than the entries.
+        ValueError: If a stream has more or fewer codes than the entries, or a code that `encode` does not write.
     """
     reader = _Reader(streams)
-    reader.streams["scale"] = _from_planes(reader.all("scale"), torch.int16)
-    reader.streams["integer"] = _from_planes(reader.all("integer"), torch.int64)
     for entry in tensors:
         shape, count = entry.tensor.shape, entry.tensor.numel()
         if entry.kind in ("weight", "dense"):
             codes = reader.take(entry.kind, count).view(shape).short() - _limit(entry)
-            value = decode_weight(codes, reader.take("scale", shape[0]))
+            exponents = reader.take("scale", shape[0])
+            _check(entry, (codes <= _limit(entry)).all() & _within(exponents, *EXPONENT_RANGE))
+            value = decode_weight(codes, exponents)
+            _check(entry, value.isfinite().all())
         elif entry.kind == "angle":
             unused = entry.unused().cpu()
             value = torch.zeros(shape, dtype=torch.float32)
-            value[~unused] = decode_angle(reader.take("angle", int((~unused).sum())), entry.bits, entry.period)
+            codes = reader.take("angle", int((~unused).sum()))
+            _check(entry, _within(codes.int(), 0, 2**entry.bits - 1))
+            value[~unused] = decode_angle(codes, entry.bits, entry.period)
         elif entry.kind == "bf16":
             largest, below = reader.take("exponent", 1).int(), reader.take("exponent", count).int()
+            _check(entry, (largest < 255).all() & (below <= largest).all())  # 255: infinite, or no number
             mantissa = reader.take("mantissa", count).int()
-            half = (mantissa >> 7 << 15) | ((largest - below & 0xFF) << 7) | (mantissa & 0x7F)
+            half = (mantissa >> 7 << 15) | ((largest - below) << 7) | (mantissa & 0x7F)
             value = (half - (half >> 15 << 16)).short().view(torch.bfloat16).view(shape)
         else:
             value = reader.take("integer", count).view(shape)
+            _check(entry, (value.to(entry.tensor.dtype).long() == value).all())
+            if entry.positions is not None:
+                _check(entry, _within(value, 0, entry.positions - 1))
         entry.tensor.copy_(value)
     reader.finish()
 
@@ -87,27 +129,33 @@ def decode(tensors: Sequence[Entry], streams: Mapping[str, Tensor]) -> None:
 class _Reader:
     """Takes the codes of each stream in order."""
 
-    def __init__(self, streams: Mapping[str, Tensor]) -> None:
-        self.streams = dict(streams)
+    def __init__(self, streams: Callable[[str], Tensor]) -> None:
+        self.streams = {name: streams(name) for name in STREAMS}
+        for name, dtype in (("scale", torch.int16), ("integer", torch.int64)):
+            self.streams[name] = _from_planes(self.streams[name], dtype)
         self.taken: dict[str, int] = {}
-
-    def all(self, name: str) -> Tensor:
-        if name not in self.streams:
-            raise InputError(f"its stream {name!r} is missing")
-        return self.streams[name]
 
     def take(self, name: str, count: int) -> Tensor:
         start = self.taken.get(name, 0)
-        codes = self.all(name)[start : start + count]
+        codes = self.streams[name][start : start + count]
         if len(codes) != count:
-            raise InputError(f"its stream {name!r} has {len(self.all(name))} codes, too few for the model")
+            raise InputError(f"its stream {name!r} has {len(self.streams[name])} codes, too few for the model")
         self.taken[name] = start + count
         return codes
 
     def finish(self) -> None:
-        for name in ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer"):
-            if self.taken.get(name, 0) != len(self.streams[name]):
-                raise InputError(f"its stream {name!r} has {len(self.streams[name])} codes, too many for the model")
+        for name, codes in self.streams.items():
+            if self.taken.get(name, 0) != len(codes):
+                raise InputError(f"its stream {name!r} has {len(codes)} codes, too many for the model")
+
+
+def _within(values: Tensor, least: int, most: int) -> Tensor:
+    return ((values >= least) & (values <= most)).all()
+
+
+def _check(entry: Entry, right: Tensor) -> None:
+    if not right:
+        raise InputError(f"its codes of {entry.name} stand for no finite numbers of {entry.bits} bits")
 
 
 def _limit(entry: Entry) -> int:

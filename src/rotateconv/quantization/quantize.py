@@ -1,5 +1,6 @@
 """Quantize the numbers of a model to few bits; the result is an ordinary model of the same class."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,6 +90,7 @@ class Entry:
         kind: "weight", "dense" (codes with one scale per slice), "angle", "bf16" (bfloat16) or "integer" (as it is).
         bits: Of a code; 16 for "bf16", 64 for "integer".
         layers: The layers that an angle belongs to, else empty; nearly always one.
+        positions: Of a kernel, where the tensor counts them; else None.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Entry:
     kind: Kind
     bits: int
     layers: tuple[RotateConv2d, ...] = ()
+    positions: int | None = None
 
     @property
     def period(self) -> float:
@@ -140,7 +143,9 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
         kind = _kind(module, key, tensor, module is first)
         if id(tensor) not in found:
             owners = tuple(layers[id(tensor)]) if kind == "angle" else ()
-            found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners)
+            counts = isinstance(module, MaskedConv2d) and key == "position"
+            positions = math.prod(module.kernel_size) if counts else None  # type: ignore[arg-type]
+            found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners, positions)
     return sorted(found.values(), key=lambda entry: entry.kind == "angle")
 
 
