@@ -20,6 +20,7 @@ from rotateconv.errors import DivergedError, RotateConvError, RunError, RunInter
 from rotateconv.lab.cli import app
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data import images
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError, Failure, explain
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train import run_folder as runs
@@ -357,7 +358,7 @@ def test_what_can_happen_while_training(
 
 def test_a_second_ctrl_c_names_the_run_that_is_there(digits: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice(config: Any, run: Path, **kwargs: Any) -> None:
-        runs.create_run(run, config, {})
+        runs.create_run(run, config, DataDescription("x", ("a", "b"), (0.5,), (0.25,), (1, 8, 8), False, 1, 1, 1))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "fit", twice)

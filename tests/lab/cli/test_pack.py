@@ -15,6 +15,7 @@ from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import load_data
+from rotateconv.lab.plain import to_json
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
@@ -58,7 +59,7 @@ def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(train
     whole = load_data("digits")  # what the command loads for this run: its data.json is of fewer images
     run_on_all = tmp_path / "run"
     shutil.copytree(trained, run_on_all)
-    write_json(run_on_all / "data.json", DataDescription.of(whole).to_record())
+    write_json(run_on_all / "data.json", to_json(DataDescription.of(whole)))
     plain, file = tmp_path / "plain", tmp_path / "calibrated"
     assert "statistics  of the training\n" in run("pack", run_on_all, "--out", plain, "--weight-bits", 3)
     told = run("pack", run_on_all, "--out", file, "--weight-bits", 3, "--calibrate")

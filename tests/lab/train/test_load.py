@@ -81,5 +81,5 @@ def test_load_run_names_what_does_not_fit(tmp_path: Path, data: ImageData) -> No
     with pytest.raises(RunError, match=r"cannot read the weights .*: expected a safetensors file"):
         load_run(run)
     (run / "data.json").write_text('{"name": "digits"}')
-    with pytest.raises(RunError, match=r"data.json must have name, classes, .* not name"):
+    with pytest.raises(RunError, match=r"data.json: expected the key classes, found none: restore the file"):
         load_run(run)

@@ -11,6 +11,7 @@ import pytest
 from rotateconv._files import atomic_replace
 from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import load_data
 from rotateconv.lab.train import run_folder as runs
 from rotateconv.lab.train.environment import Environment
@@ -22,6 +23,7 @@ from rotateconv.lab.train.run_folder import (
     keep_records,
     note_resumption,
     read_config,
+    read_description,
     read_environment,
     read_json,
     read_records,
@@ -31,6 +33,7 @@ from rotateconv.lab.train.run_folder import (
 )
 from rotateconv.lab.train.run_results import EpochRecord
 
+DATA = DataDescription("x", ("a", "b"), (0.5,), (0.25,), (1, 8, 8), False, 1, 1, 1)
 EPOCH = EpochRecord(
     epoch=1,
     step=4,
@@ -53,13 +56,13 @@ CONFIG = make_config("digits", overrides=["lr=0.125", "milestones=0.1,0.7"])
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "first"
-    create_run(folder, CONFIG, {"classes": ["a", "b"]})
+    create_run(folder, CONFIG, DATA)
     return folder
 
 
 def test_a_new_run_holds_its_configuration_data_and_environment(run: Path) -> None:
     assert read_config(run) == CONFIG
-    assert read_json(run / "data.json") == {"classes": ["a", "b"]}
+    assert read_description(run) == DATA
     assert read_json(run / "environment.json")["versions"]["torch"]
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "data.json", "environment.json"]
 
@@ -204,7 +207,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run: Path) -> None:
     append_record(run, epoch(1))
     write_json(run / "summary.json", {})
     (run / "notes.txt").write_text("keep me")
-    create_run(run, RunConfig(), {})
+    create_run(run, RunConfig(), DATA)
     names = {"config.json", "data.json", "environment.json", "notes.txt"}
     assert {path.name for path in run.iterdir()} == names
     assert read_config(run) == RunConfig()

@@ -69,19 +69,18 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its model."""
     from rotateconv.lab.cli.console import duration, facts
     from rotateconv.lab.cli.progress import recipe_line
-    from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.train.build import configured_cost
     from rotateconv.lab.train.run_folder import (
         SUMMARY,
         read_config,
+        read_description,
         read_environment,
-        read_json,
         read_records,
         read_summary,
     )
 
     config = read_config(run)
-    data = DataDescription.from_record(read_json(run / "data.json"))
+    data = read_description(run)
     environment = read_environment(run)
     records = read_records(run)
     where = ", then ".join(dict.fromkeys(stage.environment.hardware for stage in environment.stages))

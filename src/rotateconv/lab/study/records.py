@@ -12,7 +12,6 @@ from typing import Any
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
-from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.keys import read_toml
 from rotateconv.lab.naming import run_name
 from rotateconv.lab.study.angles import analysis_from_json
@@ -26,6 +25,7 @@ from rotateconv.lab.train.run_folder import (
     SUMMARY,
     disk_errors,
     read_config,
+    read_description,
     read_environment,
     read_json,
     read_json_list,
@@ -172,7 +172,7 @@ def read_run(folder: Path, failed: str | None = None) -> RunRecord:
         name=folder.resolve().name,
         config=portable(read_config(folder, trusting=True)),
         environment=read_environment(folder).of_no_call(),
-        data=DataDescription.from_record(read_json(folder / "data.json")),
+        data=read_description(folder),
         summary=dataclasses.replace(read_summary(folder), test_confusion=None) if failed is None else None,
         curves=Curves.of(read_records(folder), layers=analysis is not None),
         failed=failed,

@@ -19,7 +19,7 @@ from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
 from rotateconv.lab.train.device import chosen_device
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
-from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_json, read_summary
+from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_description, read_summary
 from rotateconv.quantization.pack import pack
 
 CALIBRATION = 2048
@@ -57,7 +57,7 @@ def load_run(run: str | Path) -> TrainedRun:
     """
     run = Path(run)
     config = read_config(run)
-    data = DataDescription.from_record(read_json(run / "data.json"))
+    data = read_description(run)
     weights = final_weights(run) if (run / WEIGHTS).exists() else _last_weights(run)
     # The initial weights are drawn and thrown away: without the caller's random numbers.
     with torch.random.fork_rng(devices=[]):

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ from rotateconv.lab.train.run_folder import (
     disk_errors,
     keep_records,
     note_resumption,
-    read_json,
+    read_description,
     read_records,
     read_summary,
     write_bytes,
@@ -279,7 +280,7 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
             note_resumption(run, 0 if checkpoint is None else checkpoint.state["step"])
         else:
             remove_checkpoints(run / CHECKPOINTS)
-            create_run(run, state.config, state.data.to_record())
+            create_run(run, state.config, state.data)
             if state.config.source is not None:
                 write_bytes(run / INITIAL, weights_bytes(state.model))
     if checkpoint is not None:
@@ -302,9 +303,9 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
 
 
 def _check_data(run: Path, data: DataDescription) -> None:
-    found = DataDescription.from_record(read_json(run / "data.json"))
+    found = read_description(run)
     if found != data:
-        keys = [key for key, value in data.to_record().items() if found.to_record()[key] != value]
+        keys = [key.name for key in fields(data) if getattr(found, key.name) != getattr(data, key.name)]
         raise RunError(f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rotateconv._files import JSON_BYTES, TEMPORARY, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, differences, from_json, to_json
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.plain import from_json as from_plain
 from rotateconv.lab.plain import to_json as to_plain
 from rotateconv.lab.train import trust
@@ -21,6 +22,8 @@ from rotateconv.lab.train.run_results import SAID_ELSEWHERE, EpochRecord, RunSum
 Record = dict[str, Any]
 """A JSON object as it is read or written: it goes no further than the function that does."""
 
+DATA = "data.json"
+"""What the images were like."""
 SUMMARY = "summary.json"
 """What makes a run a finished one."""
 
@@ -40,7 +43,7 @@ ANALYSIS = "analysis.json"
 """What `rotateconv analyse` adds to a run's folder."""
 
 _FILES = (
-    *("config.json", "data.json", "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),
+    *("config.json", DATA, "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),
     *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
 )
 # They say where the data lie and how often to save, not what is computed: a run may go on with others.
@@ -69,13 +72,13 @@ def changed_keys(before: RunConfig, now: RunConfig) -> str:
     return ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())
 
 
-def create_run(run: Path, config: RunConfig, data: Record) -> None:
+def create_run(run: Path, config: RunConfig, data: DataDescription) -> None:
     """Begin a run: remove what an overwritten one left, write data, environment and, last, configuration."""
     with disk_errors(run):
         for name in _FILES:
             (run / name).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "data.json", data)
+    write_json(run / DATA, to_plain(data))
     write_json(run / "environment.json", EnvironmentHistory.of(Environment.now()).to_json())
     write_bytes(run / "config.json", to_json(config).encode())
 
@@ -92,6 +95,11 @@ def read_environment(run: Path) -> EnvironmentHistory:
     """Return the environments that a run went through; RunError where their file is missing or damaged."""
     path = run / "environment.json"
     return EnvironmentHistory.from_json(read_json(path), path)
+
+
+def read_description(run: Path) -> DataDescription:
+    """Return what a run was trained on; RunError where its file is missing or damaged."""
+    return from_plain(DataDescription, read_json(run / DATA), run / DATA)
 
 
 def read_config(run: Path, *, factory: str | None = None, trusting: bool = False) -> RunConfig:
