@@ -1,6 +1,13 @@
 """What a model and a run are called, everywhere."""
 
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
 from rotateconv.lab.config import RunConfig
+
+if TYPE_CHECKING:
+    from rotateconv.quantization.pack_description import PackedDescription
 
 
 def model_label(config: RunConfig) -> str:
@@ -32,12 +39,24 @@ def model_name(config: RunConfig) -> str:
     return f"{model_label(config)}, {layers_label(config)}{bits}"
 
 
+def packed_name(description: "PackedDescription") -> str:
+    """Return what the model of a packed file is called in one line."""
+    build, layers = description.build, description.layers
+    taps = ", ".join(f"{taps} taps" for taps in dict.fromkeys(config.taps for config in layers.values()))
+    if build is None:
+        return f"{description.architecture}, {taps}" if taps else description.architecture
+    width = build.get("width", 1)
+    return f"{build['name']}, {taps or build['conv']}{'' if width == 1 else f' x{width:.2f}'}"
+
+
 def run_name(config: RunConfig) -> str:
     """Return what the folder of a run is called.
 
     Example:
-        >>> run_name(RunConfig(conv="conv3x3", width=0.5, seed=2))
-        'resnet20-conv3x3-w0.5-seed2'
+        >>> run_name(RunConfig(conv="conv3x3", width=0.5, seed=2)), run_name(RunConfig(convert_taps="free"))
+        ('resnet20-conv3x3-w0.5-seed2', 'resnet20-free-taps-seed0')
     """
+    model = re.sub(r"\W+", "-", model_label(config))
+    layers = layers_label(dataclasses.replace(config, width=1.0)).replace(" ", "-")
     width = "" if config.width == 1 else f"-w{config.width:g}"
-    return f"{config.model}-{config.conv}{width}-seed{config.seed}"
+    return f"{model}-{layers}{width}-seed{config.seed}"

@@ -26,7 +26,7 @@ from rotateconv.lab.cli.settings import run_name
 from rotateconv.lab.config import PRESETS, RunConfig, make_config, recipe_for
 from rotateconv.lab.data import images
 from rotateconv.lab.study.conversions import conversion_from_json
-from rotateconv.lab.study.convert_run import nets_of
+from rotateconv.lab.study.convert_run import states_of
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.events import Event, StepEnd
 from rotateconv.lab.train.loop import fit
@@ -96,7 +96,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     found = conversion_from_json(read_json(Path("lines/conversion.json")), "conversion.json")
     assert found.taps == "profile"
     assert read_config(Path("lines")).source == read_config(Path("lines")).teacher == "dense"
-    for key, name in nets_of(found).items():
+    for key, name in states_of(found).items():
         numbers = [f"{getattr(split, key):.2f}" for split in (found.validation_accuracy, found.test_accuracy)]
         assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
     for text in (

@@ -47,7 +47,7 @@ def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
 
     told = run("unpack", file, "--out", out)
-    for text in ("resnet20 with rotate2p", "3 a weight, 4 an angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
+    for text in ("resnet20, rotate2p", "3 per weight, 4 per angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
         assert text in told
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in load_file(out).items())
     run("unpack", file, "--out", out, "--fused")
@@ -63,7 +63,7 @@ def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(train
     plain, file = tmp_path / "plain", tmp_path / "calibrated"
     assert "statistics  of the training\n" in run("pack", run_on_all, "--out", plain, "--weight-bits", 3)
     told = run("pack", run_on_all, "--out", file, "--weight-bits", 3, "--calibrate")
-    assert f"measured again on {len(whole.train):,} training images" in told
+    assert f"recalibrated on {len(whole.train):,} training images" in told
     assert abs(file.stat().st_size - plain.stat().st_size) < 0.02 * plain.stat().st_size
 
     before, after = load_packed(plain), load_packed(file)

@@ -1,4 +1,4 @@
-"""A trained net becomes a net of lines: laws of the library's side of `rotateconv convert`."""
+"""A trained model becomes one of RotateConv layers: laws of the library's side of `rotateconv convert`."""
 
 import copy
 import dataclasses

@@ -138,12 +138,12 @@ def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
     from rich.table import Table
 
     from rotateconv.lab.cli.console import facts
-    from rotateconv.lab.study.convert_run import nets_of
+    from rotateconv.lab.study.convert_run import states_of
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for head in ("model", "parameters", "validation %", "test %"):
         table.add_column(head, justify="left" if head == "model" else "right")
-    for name, told in nets_of(result).items():
+    for name, told in states_of(result).items():
         count = result.parameters_before if name == "source" else result.parameters_after
         accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
         rounded = ", rounded" if name == "fine_tuned" and result.bits is not None else ""

@@ -65,7 +65,7 @@ def pack(
             raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
         batches = calibration_batches(model, trained.config, data, images.train)
         model = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits, calibration=batches).cpu()
-        statistics = f"measured again on {min(CALIBRATION, len(images.train)):,} training images"
+        statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"
     pack_model(model, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
     size = out.stat().st_size
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
@@ -73,7 +73,7 @@ def pack(
         console,
         {
             "model": f"{model_name(trained.config)}, trained on {data.name}",
-            "bits": f"{weight_bits} a weight, {angle_bits} an angle, {dense_bits} in stem, 1x1 and linear layers",
+            "bits": f"{weight_bits} per weight, {angle_bits} per angle, {dense_bits} in stem, 1x1 and linear layers",
             "statistics": statistics,
             "packed": f"{size:,} bytes, {dense / size:.1f} times smaller than its {dense:,} bytes",
         },

@@ -27,17 +27,18 @@ def unpack(
     """Check a packed file, show what it says of its model, and write its numbers as safetensors."""
     from rotateconv._files import atomic_write
     from rotateconv.lab.cli.console import facts, make_console
+    from rotateconv.lab.naming import packed_name
     from rotateconv.lab.train.checkpoint import weights_bytes
     from rotateconv.quantization.pack import describe_packed, load_packed
 
     if out is None:
         options.refuse({"--fused": fused}, "no --out")
     description = describe_packed(file)
-    build, (weight, angle, dense) = description.build, description.bits
+    weight, angle, dense = description.bits
     rows = {
         "file": f"{file}: {file.stat().st_size:,} bytes, undamaged",
-        "model": f"{build['name']} with {build['conv']}" if build is not None else description.architecture,
-        "bits": f"{weight} a weight, {angle} an angle, {dense} in stem, 1x1 and linear layers",
+        "model": packed_name(description),
+        "bits": f"{weight} per weight, {angle} per angle, {dense} in stem, 1x1 and linear layers",
     }
     if description.classes is not None:
         rows["classes"] = ", ".join(description.classes)

@@ -24,26 +24,26 @@ from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_
 from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, check_run, write_bytes, write_json
 from rotateconv.nn.copying import copy_model
 
-__all__ = ["convert_run", "fine_tuning", "nets_of", "stages_of"]
+__all__ = ["convert_run", "fine_tuning", "stages_of", "states_of"]
 
-NETS = {
-    "source": "trained net",
+STATES = {
+    "source": "trained model",
     "fitted": "fitted",
-    "calibrated": "fitted, norms measured again",
+    "calibrated": "fitted, norms recalibrated",
     "fine_tuned": "fine-tuned for {epochs}",
 }
 """The models of a conversion in the order of its tables, and what they are called there."""
 
 
-def nets_of(result: ConversionRecord) -> dict[str, str]:
-    """Return `NETS` with the epochs of a conversion: what each of its models is called, by name.
+def states_of(result: ConversionRecord) -> dict[str, str]:
+    """Return `STATES` with the epochs of a conversion: what each of its models is called, by name.
 
     Example:
-        >>> nets_of(record)["fine_tuned"]  # doctest: +SKIP
+        >>> states_of(record)["fine_tuned"]  # doctest: +SKIP
         'fine-tuned for 1 epoch'
     """
     epochs = f"{result.epochs} epoch{'' if result.epochs == 1 else 's'}"
-    return {name: text.format(epochs=epochs) for name, text in NETS.items()}
+    return {name: text.format(epochs=epochs) for name, text in STATES.items()}
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -187,7 +187,7 @@ def markdown(result: ConversionRecord, layers: ConversionReport) -> str:
         "| model | parameters | validation accuracy % | test accuracy % |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for name, text in nets_of(result).items():
+    for name, text in states_of(result).items():
         parameters = result.parameters_before if name == "source" else result.parameters_after
         accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
         lines.append(f"| {text} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")
