@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo reference test test-all test-slow lint types unit mutation experiments-cpu experiments-gpu clean
+.PHONY: demo docs reference pictures test test-all test-slow lint types unit mutation experiments-cpu experiments-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -12,6 +12,18 @@ demo: $(STAMP)
 # The pages about commands and keys, made from the code.
 reference: $(STAMP)
 	$(BIN)/python -m rotateconv.lab.cli.reference
+
+# The drawings of the pages, made from the formula and the records.
+pictures: $(STAMP)
+	$(BIN)/python tools/pictures.py
+
+# The site, into site/; a warning is an error. Served while you write: .venv/bin/zensical serve
+docs: $(VENV)/docs
+	$(BIN)/zensical build --clean --strict
+
+$(VENV)/docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 test: lint types unit
 

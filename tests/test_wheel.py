@@ -73,7 +73,8 @@ def test_the_environment_is_bare(bare: Path, tmp_path: Path) -> None:
 
 
 def test_the_drop_in_example_runs(bare: Path, tmp_path: Path) -> None:
-    example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)[0]
+    page = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    example = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
     assert "RotateConv2d(64, 64, 3, padding=1)  # was: nn.Conv2d" in example
     found = run(bare, "-c", example, cwd=tmp_path)
     assert found.returncode == 0, found.stderr

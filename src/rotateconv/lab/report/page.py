@@ -7,9 +7,10 @@ from rotateconv.errors import RunError, nearest
 from rotateconv.lab.naming import model_name
 from rotateconv.lab.report.blocks import fill_blocks
 from rotateconv.lab.report.figures import picture_names, size_picture
-from rotateconv.lab.report.statistics import LEVEL, Group, make_groups
+from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
 from rotateconv.lab.report.tables import (
     STUDY,
+    SUMMARY,
     Column,
     contrast_table,
     conversion_table,
@@ -167,6 +168,14 @@ def _accuracies(found: StudyRecord, groups: Sequence[Group]) -> str:
     return accuracy_text(groups)
 
 
+def _summary(found: StudyRecord, groups: Sequence[Group]) -> str:
+    """The dense model, the two that matter, and the dense model of the smaller one's size."""
+    chosen = [group for group in groups if group.dense or group.label in ("rotate4", "rotate2p")]
+    narrowed = [same_size(group, groups) for group in chosen if group.label == "rotate2p"]
+    rows = [*chosen, *(group for group in narrowed if group is not None)]
+    return f"{protocol(rows)}\n\n{group_table(rows, SUMMARY).markdown()}"
+
+
 def _contrasts(found: StudyRecord, groups: Sequence[Group]) -> str:
     return contrast_text(groups, found.contrasts)
 
@@ -228,6 +237,7 @@ def _named(study: str, studies: Studies) -> list[str]:
 
 _TEXTS: dict[str, Callable[[StudyRecord, Sequence[Group]], str]] = {
     "table": _accuracies,
+    "summary": _summary,
     "contrasts": _contrasts,
     "validation": _validations,
     "angles": _angles,

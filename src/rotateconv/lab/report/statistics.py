@@ -225,7 +225,7 @@ def contrasts(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) ->
             continue
         beside = _beside(group, groups)
         wanted = [other for other in beside if other.label in controls.get(group.label, ())]
-        for other in (dense_of(group, groups), _same_size(group, beside), *wanted):
+        for other in (dense_of(group, groups), same_size(group, beside), *wanted):
             one = contrast(group, other)
             if one is not None:
                 found.append(one)
@@ -250,7 +250,7 @@ def _beside(group: Group, groups: Sequence[Group]) -> list[Group]:
     return [other for other in groups if (other.model, other.setting) == (group.model, group.setting)]
 
 
-def _same_size(group: Group, groups: Sequence[Group]) -> Group | None:
+def same_size(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return the narrowed dense model whose number of parameters is nearest to a group's."""
 
     def ratio(other: Group) -> float:

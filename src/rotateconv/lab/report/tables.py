@@ -105,6 +105,8 @@ SECONDS = Column("s/epoch", _seconds)
 
 STUDY = (MODEL, CONV, SETTING, PARAMETERS, PACKED, ACCURACY, DIFFERENCE, COUNT)
 """Columns of a study on a page: times are left out, its processors may have done other work."""
+SUMMARY = (MODEL, CONV, PARAMETERS, PACKED, ACCURACY, COUNT)
+"""Columns of the few rows that a visitor reads first."""
 COMPARISON = (MODEL, CONV, SETTING, PARAMETERS, MULTIPLY_ADDS, ACCURACY, DIFFERENCE, COUNT, SECONDS)
 """Columns of a comparison that was just made."""
 

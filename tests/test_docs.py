@@ -1,0 +1,121 @@
+"""What the pages say holds: links and anchors lead somewhere, examples run, tables and pictures are of the code."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rotateconv
+import rotateconv.lab
+from rotateconv import build_model
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FENCE = re.compile(r"^```.*?^```$", flags=re.DOTALL | re.MULTILINE)
+EXAMPLES = [page for page in PAGES if page.parent == DOCS and "```python\n" in page.read_text("utf-8")]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that the headings of a page get, as Python-Markdown makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), flags=re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
+        count = sum(one == slug or re.fullmatch(rf"{re.escape(slug)}_\d+", one) is not None for one in found)
+        found.add(f"{slug}_{count}" if count else slug)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_anchors_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text("utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for target in targets:
+        if re.match(r"https?:|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        if page.parent == DOCS:
+            assert DOCS in (file, *file.parents), f"{target} is not on the site"
+        if anchor and not anchor.startswith("only-"):  # of a picture: shown in one color scheme only
+            assert anchor in anchors(file), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
+def test_examples_run_in_the_order_in_which_they_stand(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "example"}
+    for example in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(example, str(page), "exec"), names)
+
+
+def test_there_are_examples() -> None:
+    assert {"docs/quickstart.md", "docs/training-loop.md"} <= set(map(name_of, EXAMPLES))
+
+
+def test_the_parameter_table_is_right() -> None:
+    table = re.search(
+        r"<!-- parameters -->\n(.*?)<!-- /parameters -->", (DOCS / "concepts.md").read_text("utf-8"), flags=re.DOTALL
+    )
+    assert table is not None
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].strip().splitlines()]
+    assert len(rows) >= 7
+    for model, *counts in rows:
+        for conv, count in zip(head[1:], counts, strict=True):
+            assert int(count.replace(",", "")) == sum(p.numel() for p in build_model(model, conv).parameters())
+
+
+def test_pictures_are_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    runpy.run_path(str(ROOT / "tools" / "pictures.py"))["draw"](tmp_path)
+    made = {file.name: file.read_text("utf-8") for file in tmp_path.iterdir()}
+    kept = {file.name: file.read_text("utf-8") for file in (DOCS / "pictures").iterdir()}
+    assert made.keys() == kept.keys()
+    assert [name for name in made if made[name] != kept[name]] == [], "make pictures"
+
+
+@pytest.mark.slow
+def test_the_source_archive_is_small(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    assert archive.stat().st_size < 1_000_000
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    for page, package in (("api.md", rotateconv), ("api-lab.md", rotateconv.lab)):
+        shown = re.findall(r"^::: (\S+)$", (DOCS / page).read_text("utf-8"), flags=re.MULTILINE)
+        assert len(shown) == len(set(shown))
+        assert set(package.__all__) <= {name.rpartition(".")[2] for name in shown}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("zensical")
+    pytest.importorskip("mkdocstrings")
+    site = tmp_path / "site"
+    settings = (ROOT / "zensical.toml").read_text("utf-8")
+    for name in ("docs", "src", "tools"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "zensical.toml").write_text(settings, "utf-8")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (site / "api.html").read_text("utf-8") + (site / "api-lab.html").read_text("utf-8")
+    for package in (rotateconv, rotateconv.lab):
+        for name in package.__all__:
+            assert re.search(rf'<h3 id="{package.__name__}\.([\w.]+\.)?{name}"', reference), name

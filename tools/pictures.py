@@ -1,0 +1,137 @@
+"""The pictures of the README and of the pages, from `line_kernel` and the committed records: `make pictures`."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from svg import THEMES, Theme, document, dot, line, number, polyline, tag, text
+
+from rotateconv import line_kernel
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "pictures"
+SIZES = ROOT / "experiments" / "cifar10-jpeg-6-epochs" / "sizes.json"
+
+CELL = 56.0
+TURN_SECONDS = 10
+
+
+def kernel(weights: list[float], angle: float, size: int = 3, path: str = "circle") -> list[list[float]]:
+    """Return `line_kernel` of one slice, in float64."""
+    weight, turned = (torch.tensor(values, dtype=torch.float64) for values in (weights, angle))
+    return line_kernel(weight, turned, size, path).tolist()  # type: ignore[arg-type]
+
+
+def tap(x: float, y: float, angle: float, step: float) -> tuple[float, float]:
+    """Return the place of a tap at a distance from a center, on the circle."""
+    return x + step * math.cos(angle), y - step * math.sin(angle)
+
+
+def turning(theme: Theme) -> str:
+    """One kernel, turning: its nine positions are `line_kernel` at 48 angles."""
+    weights, frames = [-0.9, 0.55, 1.0], 48
+    kernels = [kernel(weights, 2 * math.pi * frame / frames) for frame in range(frames + 1)]
+    left, top = 176.0, 26.0
+    middle = left + 1.5 * CELL, top + 1.5 * CELL
+    timing = {"dur": f"{TURN_SECONDS}s", "repeatCount": "indefinite"}
+    parts = []
+    for row in range(3):
+        for col in range(3):
+            values = ";".join(theme.mix(found[row][col]) for found in kernels)
+            change = tag("animate", attributeName="fill", values=values, **timing)
+            place = {"x": left + col * CELL, "y": top + row * CELL, "width": CELL, "height": CELL}
+            start = theme.mix(kernels[0][row][col])
+            parts.append(tag("rect", change, **place, fill=start, stroke=theme.rule, stroke_width=1.5))
+    turn = {"from": f"0 {number(middle[0])} {number(middle[1])}", "to": f"-360 {number(middle[0])} {number(middle[1])}"}
+    arm = [line(middle[0] - CELL, middle[1], middle[0] + CELL, middle[1], theme.ink, 3.0)]
+    for step, weight in zip((-1, 0, 1), weights, strict=True):
+        ring = {"stroke": theme.ink, "stroke_width": 2.5}
+        arm.append(dot(middle[0] + step * CELL, middle[1], 9, theme.mix(weight), **ring))
+    spin = tag("animateTransform", attributeName="transform", type="rotate", **turn, **timing)
+    parts.append(tag("g", "".join([*arm, spin])))
+
+    parts.append(text(14, top + 16, "learned", theme.faint))
+    for place, (name, weight) in enumerate(zip(("w₋₁", "w₀", "w₁"), weights, strict=True)):
+        y = top + 44 + place * 30
+        parts += [dot(24, y - 5, 9, theme.mix(weight), stroke=theme.ink, stroke_width=2)]
+        parts += [text(44, y, name, theme.ink, 16)]
+    y = top + 44 + 3 * 30
+    parts += [line(15, y - 5, 33, y - 5, theme.ink, 3.0), text(44, y, "θ", theme.ink, 16)]
+    parts += [text(112, top + 1.5 * CELL + 8, "→", theme.faint, 26)]
+    parts.append(text(left + 1.5 * CELL, top + 3 * CELL + 24, "the 3 × 3 kernel", theme.faint, text_anchor="middle"))
+    parts.append(text(14, top + 3 * CELL + 24, "4 numbers", theme.faint))
+    return document(360, 236, "A kernel of three taps on a line through its center, turning once around", parts)
+
+
+def accuracy_against_bytes(theme: Theme) -> str:
+    """What `rotateconv compare --sizes` recorded: models packed with 4 and 3 bits after training."""
+    rows = [row for row in json.loads(SIZES.read_text("utf-8")) if row["bits"] in (3, 4) and not row["qat"]]
+    colors = {"rotate4": theme.orange, "rotate2p": theme.blue, "rotate2": theme.green}
+    curves = {name: [row for row in rows if row["label"] == f"resnet20, {name}"] for name in colors}
+    dense = [row for row in rows if row["dense"] and row["bits"] == 4]
+    low, high, bottom, top = 14e3, 150e3, 67.0, 83.0
+    left, right, upper, lower = 46.0, 506.0, 40.0, 222.0
+
+    def place(row: dict[str, float]) -> tuple[float, float]:
+        across = math.log(row["bytes"] / low) / math.log(high / low)
+        return left + across * (right - left), lower - (row["accuracy_mean"] - bottom) / (top - bottom) * (
+            lower - upper
+        )
+
+    parts = [text(left - 34, 18, "ResNet-20: test accuracy, %", theme.ink, 14, font_weight=600)]
+    for accuracy in range(68, 83, 2):
+        y = place({"bytes": low, "accuracy_mean": float(accuracy)})[1]
+        parts += [line(left, y, right, y, theme.rule, 0.7)]
+        parts += [text(left - 8, y + 4, str(accuracy), theme.faint, 12, text_anchor="end")]
+    for size in (15, 20, 30, 40, 60, 80, 120):
+        x = place({"bytes": size * 1e3, "accuracy_mean": bottom})[0]
+        parts += [line(x, lower, x, lower + 4, theme.faint), text(x, lower + 19, str(size), theme.faint, 12)]
+        parts[-1] = text(x, lower + 19, str(size), theme.faint, 12, text_anchor="middle")
+    parts.append(text(right, lower + 38, "packed file, kB", theme.ink, 13, text_anchor="end"))
+    parts += _curve([*sorted(dense, key=lambda row: row["bytes"])], place, theme.faint, "dense, five widths", (-8, -10))
+    offsets = {"rotate4": (6, 20), "rotate2p": (-4, -12), "rotate2": (10, 14)}
+    for name, color in colors.items():
+        parts += _curve(sorted(curves[name], key=lambda row: row["bytes"]), place, color, name, offsets[name])
+    title = "Accuracy against bytes of packed ResNet-20 models: dense of five widths, rotate4, rotate2p, rotate2"
+    return document(520, 266, title, parts)
+
+
+def _curve(
+    rows: list[dict[str, float]],
+    place: Callable[[dict[str, float]], tuple[float, float]],
+    color: str,
+    name: str,
+    offset: tuple[float, float],
+) -> list[str]:
+    """A line from point to point with bars of one standard deviation, called by its name at its end."""
+    points = [place(row) for row in rows]
+    parts = [polyline(points, color)]
+    for row, (x, y) in zip(rows, points, strict=True):
+        ends = [
+            place({**row, "accuracy_mean": row["accuracy_mean"] + side * row["accuracy_std"]})[1] for side in (-1, 1)
+        ]
+        parts += [line(x, ends[0], x, ends[1], color, 1.5), dot(x, y, 4, color)]
+    x, y = points[-1]
+    anchor = "end" if offset[0] < 0 else "start"
+    return [*parts, text(x + offset[0], y + offset[1], name, color, 13, font_weight=600, text_anchor=anchor)]
+
+
+PICTURES: dict[str, Callable[[Theme], str]] = {
+    "turning-kernel": turning,
+    "accuracy-bytes": accuracy_against_bytes,
+}
+
+
+def draw(folder: Path) -> None:
+    """Write every picture for light and dark pages into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in PICTURES.items():
+        for theme in THEMES:
+            (folder / f"{name}-{theme.name}.svg").write_text(make(theme), "utf-8")
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGES)
