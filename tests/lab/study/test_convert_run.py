@@ -25,10 +25,11 @@ from rotateconv.lab.train import build, pretrained
 from rotateconv.lab.train.build import build_from
 from rotateconv.lab.train.checkpoint import list_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
+from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
-from rotateconv.lab.train.run_folder import read_config, read_json, read_records
+from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
 from rotateconv.nn import conv
 from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
@@ -90,7 +91,8 @@ def settings(source: Path, **changes: Any) -> RunConfig:
 
 
 def own_settings(source: Path, **changes: Any) -> RunConfig:
-    config = tiny_config(factory=FACTORY, conv="conv3x3", **changes)
+    # An untrained model is no better than chance, which stops a conversion unless the normalization is the user's word.
+    config = tiny_config(factory=FACTORY, conv="conv3x3", mean=(0.3,), std=(0.4,), **changes)
     return dataclasses.replace(fine_tuning(config, str(source)), convert_taps=changes.get("convert_taps", "free"))
 
 
@@ -142,7 +144,7 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     assert final.conv.taps == taps
     summary = read_json(tmp_path / "run" / "summary.json")
     assert summary["parameters"] == report.parameters_after
-    assert result.test_accuracy.fine_tuned == summary["test_accuracy"]
+    assert getattr(result.test_accuracy, result.kept) == summary["test_accuracy"]
 
 
 def test_training_begins_at_the_fitted_net(dense: Path, tmp_path: Path, data: ImageData) -> None:
@@ -418,3 +420,42 @@ def test_a_run_with_a_source_goes_on_without_it(dense: Path, data: ImageData, tm
         shutil.rmtree(checkpoint)  # as if it had been killed before the first one
     fit(config, tmp_path / "run", data=data, resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_models_own_normalization_is_asked_for_and_then_taken(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = data.normalised_by((0.5,), (0.25,))
+    config = tiny_config(factory=FACTORY, conv="conv3x3", epochs=40, lr=0.02)
+    fit(config, tmp_path / "dense", data=own)
+    weights = tmp_path / "dense" / "model.safetensors"
+    settings = dataclasses.replace(fine_tuning(config, str(weights)), convert_taps="free", epochs=1)
+    assert settings.lr == pytest.approx(0.02 / 20)  # nobody knows what it was trained with
+    wrong = data.normalised_by((0.0,), (0.1,))
+    with pytest.raises(ConfigError, match=r"% with its norms recalibrated: .*; give its own with --mean and --std"):
+        convert_run(settings, tmp_path / "run", data=wrong)
+    assert not (tmp_path / "run").exists()
+    said = dataclasses.replace(settings, mean=(0.0,), std=(0.1,))
+    events = StopAt()
+    convert_run(said, tmp_path / "said", data=wrong, on_event=events)
+    assert len(events.all(RunWarning)) == 1
+    events = StopAt()
+    convert_run(settings, tmp_path / "run", data=own, on_event=events)
+    assert events.all(RunWarning) == []
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_a_fine_tuning_that_ruins_the_model_is_not_kept(
+    dense: Path, data: ImageData, tmp_path: Path, qat: bool
+) -> None:
+    config = settings(dense, teacher=None, lr=1.0, clip_grad_norm=None, qat=qat)
+    result = convert_run(config, tmp_path / "run", data=data)
+    validation, test = result.validation_accuracy, result.test_accuracy
+    assert result.kept == ("calibrated" if not qat and validation.calibrated > validation.fine_tuned else "fine_tuned")
+    kept = read_summary(tmp_path / "run")
+    assert kept.test_accuracy == getattr(test, result.kept)
+    trained = load_run(tmp_path / "run")
+    found = evaluate_split(trained.model, config, trained.data, data.test)
+    assert found.accuracy == kept.test_accuracy
+    assert convert_run(config, tmp_path / "run", data=data) == result  # again: nothing is done, the same is said
+    assert read_summary(tmp_path / "run") == kept

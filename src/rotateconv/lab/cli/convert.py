@@ -96,6 +96,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     from rotateconv.lab.cli.progress import TrainingProgress
     from rotateconv.lab.study.convert_run import convert_run
     from rotateconv.lab.study.events import ConversionEvent, ModelFitted, StageStart
+    from rotateconv.lab.train.events import RunWarning
 
     console = make_console()
     check_names(settings)
@@ -117,6 +118,8 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
                 if event.stages > 1:
                     say(console, f"stage {event.stage} of {event.stages}")
                 progress.append(TrainingProgress(console, event.config, images))
+            case RunWarning(message) if not progress:
+                say(console, f"warning: {message}")
             case _ if progress:
                 progress[-1](event)
 
@@ -149,4 +152,16 @@ def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
         rounded = ", rounded" if name == "fine_tuned" and result.bits is not None else ""
         table.add_row(told + rounded, f"{count:,}", *(f"{accuracy:.2f}" for accuracy in accuracies))
     console.print(table)
-    facts(console, {"run": str(run), "report": str(run / "conversion.md"), "records": str(run / "conversion.json")})
+    kept = {
+        "fine_tuned": "fine-tuned" if result.bits is None else "fine-tuned and quantized",
+        "calibrated": "fitted and recalibrated, on the validation images the better",
+    }
+    facts(
+        console,
+        {
+            "run": str(run),
+            "kept": f"the {kept[result.kept]} model",
+            "report": str(run / "conversion.md"),
+            "records": str(run / "conversion.json"),
+        },
+    )

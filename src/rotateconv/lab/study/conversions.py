@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rotateconv.lab.plain import Plain, from_json
 
@@ -51,6 +52,8 @@ class ConversionRecord(Plain):
         validation_accuracy, test_accuracy: Of the models.
         validation_was_trained_on: Whether the fine-tuning saw the validation images.
         layers: All convolutions.
+        kept: Which model the run folder holds: "fine_tuned", or "calibrated" where that is better on the validation
+            images.
     """
 
     source: str
@@ -66,6 +69,7 @@ class ConversionRecord(Plain):
     validation_was_trained_on: bool
     test_accuracy: Accuracies
     layers: tuple[ConvertedLayer, ...]
+    kept: Literal["fine_tuned", "calibrated"] = "fine_tuned"
 
 
 _RENAMED = {"net": "model", "lines": "taps", "quantised": "bits"}  # keys of version 0.1

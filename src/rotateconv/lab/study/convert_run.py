@@ -4,24 +4,41 @@
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.convert.report import ConversionReport
-from rotateconv.errors import InputError
+from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import to_json
-from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer
+from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
 from rotateconv.lab.study.events import ConversionEvent, ModelFitted, OnConversionEvent, StageStart
-from rotateconv.lab.train.events import RunEnd
+from rotateconv.lab.train.checkpoint import weights_bytes
+from rotateconv.lab.train.evaluate import Evaluation
+from rotateconv.lab.train.events import RunEnd, RunWarning
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
-from rotateconv.lab.train.run_folder import CONVERSION, CONVERSION_TABLE, check_run, write_bytes, write_json
+from rotateconv.lab.train.run_folder import (
+    CONVERSION,
+    CONVERSION_TABLE,
+    SUMMARY,
+    WEIGHTS,
+    check_run,
+    read_json,
+    read_summary,
+    write_bytes,
+    write_json,
+    write_summary,
+)
+from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.nn.copying import copy_model
 
 __all__ = ["convert_run", "fine_tuning", "stages_of", "states_of"]
@@ -49,6 +66,8 @@ def states_of(result: ConversionRecord) -> dict[str, str]:
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
     """Return the recipe that goes on from a trained model: half its epochs and learning rate, the model as teacher.
 
+    A user's own model was trained by another recipe, of which the learning rate says nothing: it gets a twentieth.
+
     Args:
         config: that the model was, or would be, trained with.
         source: the trained model, as `RunConfig.source`.
@@ -64,7 +83,7 @@ def fine_tuning(config: RunConfig, source: str) -> RunConfig:
         source=source,
         teacher=source,
         epochs=max(1, config.epochs // 2),
-        lr=config.lr / 2,
+        lr=config.lr / (2 if config.factory is None else 20),
         schedule="one-cycle",
         warmup=0.1,
     )
@@ -83,7 +102,8 @@ def convert_run(
 
     The same call goes on after an interruption. The validation split is evaluated before and after the fit; the
     test split at the end, for the source, the fitted model, the fitted model with its norms recalibrated, which is as
-    far as one gets without training, and the fine-tuned model.
+    far as one gets without training, and the fine-tuned model. The run keeps the better of the last two on the
+    validation split; with `qat` always the fine-tuned one, which alone is quantized.
 
     Args:
         config: of the fine-tuning: `source` and `lines` are set.
@@ -110,10 +130,16 @@ def convert_run(
     for run, settings in plan:
         check_run(run, settings, resume=_exists(run) and not overwrite, overwrite=_exists(run) and overwrite)
 
+    done = None if overwrite else _finished(out)
+    if done is not None:
+        return done
+
     recalibrate(calibrated, calibration_batches(calibrated, config, description, data.train))
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
     before = {name: evaluate_split(model, config, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
+    if config.factory is not None:
+        _check_normalization(source, config, data, before["source"], report)
     report(ModelFitted(**validation, report=layers))
     for number, (run, settings) in enumerate(plan, start=1):
         report(StageStart(number, len(plan), settings))
@@ -129,7 +155,9 @@ def convert_run(
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
         )
     tuned = evaluate_split(load_run(out).model, config, description, data.validation)
-    test = {name: evaluate_split(model, config, description, data.test).accuracy for name, model in models.items()}
+    found = {name: evaluate_split(model, config, description, data.test) for name, model in models.items()}
+    test = {name: evaluation.accuracy for name, evaluation in found.items()}
+    keeps_tuned = config.qat or tuned.accuracy >= validation["calibrated"]
     assert config.convert_taps is not None
     bits = config.bits
     result = ConversionRecord(
@@ -145,11 +173,68 @@ def convert_run(
         validation_accuracy=Accuracies(**validation, fine_tuned=tuned.accuracy),
         validation_was_trained_on=not config.validation,
         test_accuracy=Accuracies(**test, fine_tuned=summary.test_accuracy),
+        kept="fine_tuned" if keeps_tuned else "calibrated",
         layers=tuple(ConvertedLayer(**dataclasses.asdict(entry)) for entry in layers.entries),
     )
     write_json(out / CONVERSION, to_json(result))
     write_bytes(out / CONVERSION_TABLE, markdown(result, layers).encode())
+    if not keeps_tuned:
+        _keep(out, calibrated, found["calibrated"], summary)
     return result
+
+
+def _check_normalization(
+    source: nn.Module, config: RunConfig, data: ImageData, found: Evaluation, report: OnConversionEvent
+) -> None:
+    """Stop where a user's own model does not know the images as they are normalized here.
+
+    A model that gets better when its norms are recalibrated on the very images that it was trained on was trained on
+    other numbers: nearly always, another mean and standard deviation.
+
+    Raises:
+        ConfigError: so it is, and the user named no normalization; else it is reported.
+    """
+    description = DataDescription.of(data)
+    again = copy_model(source)
+    recalibrate(again, calibration_batches(again, config, description, data.train))
+    better = evaluate_split(again, config, description, data.validation).accuracy
+    share = found.accuracy / 100
+    noise = 300 * math.sqrt(max(share * (1 - share), 1 / found.count) / found.count)  # three standard errors, in points
+    chance = 100 / len(description.classes)
+    if better <= found.accuracy + max(2.0, noise) and found.accuracy > 1.5 * chance:
+        return
+    mean, std = (" ".join(f"{number:.3f}" for number in values) for values in (description.mean, description.std))
+    sentence = (
+        f"the model in {config.source} has {found.accuracy:.1f} % on the validation images and {better:.1f} % with its "
+        f"norms recalibrated: it seems to know another normalization than mean {mean} and standard deviation {std}"
+    )
+    if config.mean is None:
+        raise ConfigError(f"{sentence}; give its own with --mean and --std")
+    report(RunWarning(sentence))
+
+
+def _finished(out: Path) -> ConversionRecord | None:
+    """Return what a conversion found before, where the run folder holds the model that it kept."""
+    if not ((out / CONVERSION).is_file() and (out / SUMMARY).is_file()):
+        return None
+    record = conversion_from_json(read_json(out / CONVERSION), out / CONVERSION)
+    return record if read_summary(out).test_accuracy == getattr(record.test_accuracy, record.kept) else None
+
+
+def _keep(out: Path, model: nn.Module, test: Evaluation, summary: RunSummary) -> None:
+    """Give a finished run another model than its last epoch's; cut off in between, the run is not finished."""
+    weights = weights_bytes(model.cpu())
+    (out / SUMMARY).unlink()
+    write_bytes(out / WEIGHTS, weights)
+    kept = dataclasses.replace(
+        summary,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        test_class_accuracy=test.class_accuracy,
+        test_confusion=tuple(map(tuple, test.confusion.tolist())),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    write_summary(out, kept)
 
 
 def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: int) -> list[tuple[Path, RunConfig]]:
