@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo docs reference pictures test test-all test-slow lint types unit mutation experiments-cpu experiments-gpu clean
+.PHONY: demo docs reference pictures test test-all test-slow lint types unit mutation experiments-cpu experiments-gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -50,6 +50,14 @@ MUTANTS ?= *
 mutation: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 "$(MUTANTS)"
 	$(BIN)/python benchmarks/mutation.py --tests "tests/kernels tests/nn"
+
+# The laws of the compiled kernel under AddressSanitizer and UBSan, which compile it anew into a cache of their own.
+sanitize: export XDG_CACHE_HOME = $(CURDIR)/build/sanitize
+sanitize: export ASAN_OPTIONS   = detect_leaks=0
+sanitize: $(STAMP)
+	CC="$${CC:-cc} -fsanitize=address,undefined -fno-sanitize-recover=undefined -g" \
+	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest tests/kernels/test_fused_native.py
 
 # The studies of experiments/: finished runs are skipped, a stopped one goes on, and the records and the page are made
 # anew. DATA_DIR holds cifar10-jpeg/ and what torchvision reads (MNIST/raw/ and so on); the CPU studies take days.

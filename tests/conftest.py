@@ -28,6 +28,19 @@ def own_configuration_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
 
 
+@pytest.fixture(params=["compiled", "tensor operations"])
+def each_kernel_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test twice: with the compiled kernel, where there is one, and without."""
+    from rotateconv import native
+
+    form: str = request.param
+    if form == "tensor operations":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif not native.available():
+        pytest.skip(native.status())
+    return form
+
+
 @pytest.fixture
 def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's convolutions in float32, not in TF32, whose 11 bits would hide a wrong kernel."""

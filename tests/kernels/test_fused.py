@@ -12,6 +12,8 @@ from rotateconv.kernels import fused
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 
+pytestmark = pytest.mark.usefixtures("each_kernel_form")
+
 PATHS = ("circle", "square")
 SIZES = (3, 5, 7, 9)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -13,6 +13,8 @@ from layers import ARGUMENTS, FORMS, SIZES, image_for, name
 from rotateconv import RotateConv2d, line_kernel
 from tolerances import TOLERANCE, assert_close
 
+pytestmark = pytest.mark.usefixtures("each_kernel_form")
+
 each_form = pytest.mark.parametrize("form", FORMS, ids=name)
 each_arguments = pytest.mark.parametrize(("channels", "arguments"), ARGUMENTS, ids=name)
 each_size = pytest.mark.parametrize("size", SIZES)

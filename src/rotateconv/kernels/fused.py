@@ -1,4 +1,4 @@
-"""line_kernel made fast: one forward and one hand-derived backward, of few vectorized operations or as Triton's."""
+"""line_kernel made fast: one hand-derived node, by the compiled library, few vectorized operations or Triton."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rotateconv.kernels import fused_native
 from rotateconv.kernels.line import Path, check_inputs, line_kernel, tap_direction, tap_velocity
 
 _PART = 1 << 14  # slices at a time: an operation on one number of each then stays in the cache, and on one thread
@@ -32,7 +33,8 @@ def fused_line_kernel(
         H_t           = weight[t] · G + weight[-t] · G~                              the gradient of S_t
         ∂/∂θ          = Σ_{t>0} t · (p'_row · Σ_rc H_t · R'_t · C_t + p'_col · Σ_rc H_t · R_t · C'_t)
 
-    No temporary is larger than the kernel; on a GPU with Triton, one launch each way. Second derivatives are those of
+    No temporary is larger than the kernel; on a CPU one call of the compiled library each way (`rotateconv.native`),
+    on a GPU with Triton one launch. Second derivatives are those of
     `line_kernel`, which also takes over inside torch.func's transforms, and inside torch.compile and torch.export,
     which fuse it by themselves.
 
@@ -97,6 +99,9 @@ class _LineKernel(torch.autograd.Function):
         if fused_triton := _fused_triton(angle):
             fused_triton.line_kernel_forward(weight, angle, size, path, kernel)
             return kernel
+        if fused_native.can_compute(weight, angle, size, kernel):
+            fused_native.line_kernel_forward(weight, angle, size, path, kernel, channels_last)
+            return kernel
         weight, angle = _computable(weight, angle)
         for part in _parts(angle):
             cells = kernel[part].movedim((-2, -1), (0, 1))
@@ -109,10 +114,16 @@ class _LineKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
-        gradients = _reference_gradients if torch.is_grad_enabled() or not _has_memory(grad) else _gradients
         weight, angle = ctx.saved_tensors
-        return *gradients(weight, angle, grad, *ctx.options), None, None, None, None, None
+        found: tuple[Tensor | None, Tensor | None]
+        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
+        if torch.is_grad_enabled() or not _has_memory(grad):
+            found = _reference_gradients(weight, angle, grad, *ctx.options)
+        elif fused_native.can_compute(weight, angle, ctx.options[0], grad):
+            found = _native_gradients(weight, angle, grad, ctx.needs_input_grad[:2], *ctx.options)
+        else:
+            found = _gradients(weight, angle, grad, *ctx.options)
+        return *found, None, None, None, None, None
 
 
 def _reference_gradients(
@@ -122,6 +133,17 @@ def _reference_gradients(
     kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, size, path), weight, angle)
     grad_weight, grad_angle = pull_back(grad.to(kernel.dtype))
     return grad_weight, scale * grad_angle
+
+
+def _native_gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, needed: tuple[bool, bool], size: int, path: Path, scale: float | Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients by the compiled library."""
+    one = 1.0 if isinstance(scale, Tensor) else scale
+    grad_weight, grad_angle = fused_native.line_kernel_backward(weight, angle, grad, size, path, one, needed)
+    if grad_angle is not None and isinstance(scale, Tensor):
+        grad_angle = grad_angle.mul_(scale)
+    return grad_weight, grad_angle
 
 
 def _gradients(

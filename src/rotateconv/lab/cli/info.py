@@ -115,6 +115,7 @@ def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
     from rich import box
     from rich.table import Table
 
+    from rotateconv import native
     from rotateconv.cost import number_text
     from rotateconv.lab.cli.console import facts
 
@@ -139,5 +140,6 @@ def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
             "fused": f"{found.fused_parameters:,} parameters ({found.fused_bytes:,} bytes) as nn.Conv2d",
             "multiply-adds": f"{number_text(found.multiply_adds)} an image",
             "kernels": f"{found.kernel_multiply_adds:,} multiply-adds a training step to build them",
+            "compiled": f"{native.status()} (kernels on a CPU)",
         },
     )

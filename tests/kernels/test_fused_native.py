@@ -1,0 +1,261 @@
+"""The compiled kernel against the tensor operations: the same numbers to rounding, whatever it is given."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rotateconv import native
+from rotateconv.kernels import fused, fused_native
+from rotateconv.kernels.fused import fused_line_kernel
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.status())
+
+REAL = (torch.float32, torch.float64)
+TYPES = (*REAL, torch.bfloat16, torch.float16)
+PATHS = ("circle", "square")
+
+
+def by_tensors(function: Callable[[], Any]) -> Any:
+    """What the function returns where there is no compiled kernel."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(native, "library", lambda: None)
+        return function()
+
+
+def kernel_and_gradients(weight: Tensor, angle: Tensor, grad: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    weight, angle = weight.detach().requires_grad_(), angle.detach().requires_grad_()
+    kernel = fused_line_kernel(weight, angle, grad.shape[-1], **options)
+    return kernel.detach(), *torch.autograd.grad(kernel, (weight, angle), grad)
+
+
+def assert_the_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], exactness: float) -> None:
+    """NaN and infinities in the same places, and else the same numbers for their size."""
+    for mine, other in zip(found, expected, strict=True):
+        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
+        mine, other = mine.double(), other.double()
+        finite = other[other.isfinite()]
+        size = max(1.0, finite.abs().max().item()) if finite.numel() else 1.0
+        torch.testing.assert_close(mine, other, rtol=0, atol=exactness * size, equal_nan=True)
+
+
+def in_memory(tensor: Tensor, layout: str) -> Tensor:
+    """The same numbers in another place: every second of more, in reverse order of dimensions, or off a word."""
+    if layout == "strided":
+        return torch.stack([tensor, tensor + 1], -1)[..., 0]
+    if layout == "transposed":
+        return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
+    if layout == "unaligned":
+        return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+    return tensor.clone()
+
+
+shapes = st.sampled_from([(), (0,), (1,), (67,), (3, 5), (1, 130), (70, 2), (0, 4), (4, 0), (2, 3, 4), (2, 64)])
+layouts = st.sampled_from(["plain", "strided", "transposed", "unaligned"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    shape=shapes,
+    size=st.sampled_from([3, 5, 7, 9, 13]),
+    shared=st.booleans(),
+    path=st.sampled_from(PATHS),
+    types=st.tuples(*[st.sampled_from(TYPES)] * 3),
+    last=st.booleans(),
+    layout=st.tuples(layouts, layouts, layouts),
+    reach=st.sampled_from([1.0, 4.0, 1e4, 1e8]),
+    scale=st.sampled_from([1.0, 0.37, "each"]),
+    seed=st.integers(0, 10**6),
+)
+def test_equals_the_tensor_operations(
+    shape: tuple[int, ...],
+    size: int,
+    shared: bool,
+    path: Any,
+    types: tuple[torch.dtype, ...],
+    last: bool,
+    layout: tuple[str, str, str],
+    reach: float,
+    scale: Any,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    assume(not (types[1] == torch.float16 and reach > 1e4))
+    weight = in_memory(draw(*shape, 1 if shared else size).to(types[0]), layout[0])
+    angle = (reach * draw(*shape)).to(types[1])
+    angle = in_memory(angle, layout[1]) if angle.dim() else angle
+    grad = in_memory(draw(*shape, size, size).to(types[2]), layout[2])
+    each = torch.rand(shape, generator=generator).to(types[1]) if scale == "each" else scale
+    options = {"path": path, "dtype": types[2], "channels_last": last, "angle_grad_scale": each}
+    found = kernel_and_gradients(weight, angle, grad, **options)
+    expected = by_tensors(lambda: kernel_and_gradients(weight, angle, grad, **options))
+    # Of the coarsest type on the way: what is rounded once may fall to either side.
+    coarsest = max(torch.finfo(type_).eps for type_ in types)
+    assert_the_same(found, expected, (40 if coarsest < 1e-3 else 2) * coarsest)
+    order = torch.channels_last if last and len(shape) == 2 else torch.contiguous_format
+    assert found[0].is_contiguous(memory_format=order)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.sampled_from([3, 5, 7]),
+    shared=st.booleans(),
+    path=st.sampled_from(PATHS),
+    dtype=st.sampled_from(REAL),
+    eighths=st.lists(st.integers(-40, 40), min_size=1, max_size=70),
+)
+def test_on_the_kinks(size: int, shared: bool, path: Any, dtype: torch.dtype, eighths: list[int]) -> None:
+    """At multiples of 45° the gradients are the mean of both sides in either."""
+    angle = torch.tensor(eighths, dtype=dtype) * (torch.pi / 4)
+    if path == "square":  # at odd multiples of 45° rounding decides on the side of the corner
+        angle = torch.tensor(eighths, dtype=dtype) * (torch.pi / 2)
+    # Far from 0 the type has no multiple of 90° within the four units that count as exact.
+    angle = angle[angle.abs() < 7]
+    weight = torch.randn(len(angle), 1 if shared else size, dtype=dtype)
+    grad = torch.randn(len(angle), size, size, dtype=dtype)
+    found = kernel_and_gradients(weight, angle, grad, path=path)
+    expected = by_tensors(lambda: kernel_and_gradients(weight, angle, grad, path=path))
+    assert_the_same(found, expected, 100 * torch.finfo(dtype).eps)
+
+
+special = st.sampled_from([0.0, -0.0, 1.0, 1e30, -1e-30, 1e-42, float("nan"), float("inf"), -float("inf")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.sampled_from([3, 5]),
+    path=st.sampled_from(PATHS),
+    numbers=st.lists(special, min_size=5, max_size=5),
+    angle=st.one_of(special, st.floats(-7, 7, width=32)),
+    grads=st.lists(special, min_size=25, max_size=25),
+    type_=st.sampled_from(TYPES),
+)
+def test_values_that_are_no_numbers(
+    size: int, path: Any, numbers: list[float], angle: float, grads: list[float], type_: torch.dtype
+) -> None:
+    """NaN and infinities, and what overflows, are where the tensor operations have them."""
+    weight, angles = torch.tensor([numbers[:size]]), torch.tensor([angle])
+    kernel, *_ = kernel_and_gradients(weight, angles, torch.zeros(1, size, size, dtype=type_), path=path, dtype=type_)
+    expected, *_ = by_tensors(
+        lambda: kernel_and_gradients(weight, angles, torch.zeros(1, size, size, dtype=type_), path=path, dtype=type_)
+    )
+    assert_the_same((kernel,), (expected,), max(1e-6, 2 * torch.finfo(type_).eps))
+    # Gradients: whether a sum that overflows on its way is infinite or NaN depends on its order, that it is no number
+    # does not.
+    grad = torch.tensor(grads[: size * size]).view(1, size, size)
+    assume(not (grad.abs() > 1e20).any() or grad.isfinite().all())
+    found = kernel_and_gradients(weight, angles, grad, path=path)[1:]
+    expected_grads = by_tensors(lambda: kernel_and_gradients(weight, angles, grad, path=path))[1:]
+    for mine, other in zip(found, expected_grads, strict=True):
+        assert torch.equal(mine.isfinite(), other.isfinite())
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(3, 50_000), (50_000, 3), (1, 150_000), (0, 3)])
+def test_threads_change_no_digit(shape: tuple[int, int], last: bool) -> None:
+    weight, angle, grad = torch.randn(*shape, 3), torch.randn(shape), torch.randn(*shape, 3, 3)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(kernel_and_gradients(weight, angle, grad, channels_last=last))
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))
+
+
+@pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
+def test_every_number_of_half_precision_is_rounded_as_torch_does(type_: torch.dtype) -> None:
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(type_).float()
+    between = (numbers[:-1].double() + numbers[1:].double()).float() / 2
+    near = torch.cat([numbers, between, between.nextafter(between + 1), between.nextafter(between - 1), numbers * 1.3])
+    # The center of a kernel whose other taps are 0 is the weight itself.
+    weight = torch.stack([torch.zeros_like(near), near, torch.zeros_like(near)], -1)
+    kernel = fused_line_kernel(weight, torch.zeros(len(near)), dtype=type_)
+    torch.testing.assert_close(kernel[:, 1, 1], near.to(type_), rtol=0, atol=0, equal_nan=True)
+    grad = torch.zeros(len(numbers), 3, 3, dtype=type_)
+    grad[:, 1, 1] = numbers.to(type_)
+    arguments = torch.zeros(len(numbers), 3), torch.zeros(len(numbers)), grad
+    found = kernel_and_gradients(*arguments, dtype=type_)[1][:, 1]
+    torch.testing.assert_close(found, numbers, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+@pytest.mark.parametrize(("size", "path"), [(3, "circle"), (5, "square")])
+def test_only_what_requires_grad_gets_one(needed: tuple[bool, bool], size: int, path: Any) -> None:
+    weight, angle, grad = torch.randn(4, 6, size), torch.randn(4, 6), torch.randn(4, 6, size, size)
+    _, *both = kernel_and_gradients(weight, angle, grad, path=path)
+    tensors = [tensor.clone().requires_grad_(need) for tensor, need in zip((weight, angle), needed, strict=True)]
+    fused_line_kernel(*tensors, size, path).backward(grad)
+    for tensor, need, expected in zip(tensors, needed, both, strict=True):
+        assert torch.equal(tensor.grad, expected) if need else tensor.grad is None
+
+
+def test_views_that_negate() -> None:
+    numbers = torch.view_as_complex(torch.randn(4, 3, 2)).conj().imag
+    assert numbers.is_neg()
+    assert torch.equal(fused_line_kernel(numbers, numbers[:, 0]), fused_line_kernel(+numbers, +numbers[:, 0]))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of the library."""
+    made: list[str] = []
+    for name in ("line_kernel_forward", "line_kernel_backward"):
+        computes = getattr(fused_native, name)
+
+        def count(*arguments: Any, name: str = name, real: Any = computes) -> Any:
+            made.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(fused.fused_native, name, count)
+    return made
+
+
+def test_it_is_what_computes(calls: list[str]) -> None:
+    kernel_and_gradients(torch.randn(4, 3), torch.randn(4), torch.randn(4, 3, 3))
+    assert calls == ["line_kernel_forward", "line_kernel_backward"]
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_it_stays_out_of_the_way(calls: list[str]) -> None:
+    """Of modes, transforms, tracers and compilers, which see the tensor operations; and of kernels without end."""
+    weight, angle = torch.randn(4, 3), torch.randn(4)
+    expected = fused_line_kernel(weight, angle)
+    calls.clear()
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.testing.assert_close(fused_line_kernel(weight, angle), expected)
+    assert "aten.sin.default" in seen
+    torch.testing.assert_close(torch.vmap(fused_line_kernel)(weight, angle), expected)
+    traced = torch.jit.trace(fused_line_kernel, (weight, angle), check_trace=False)
+    torch.testing.assert_close(traced(-weight, angle), -expected)
+    calls.clear()  # what a tracer cannot look into it calls again
+    compiled = torch.compile(fused_line_kernel, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(weight, angle), expected)
+    assert fused_line_kernel(weight.to("meta"), angle.to("meta")).is_meta
+    assert fused_line_kernel(torch.randn(2, 65), torch.randn(2), 65).shape == (2, 65, 65)
+    assert calls == []
+
+
+def test_the_largest_kernel(calls: list[str]) -> None:
+    assert native.library().rotateconv_largest() == fused_native.LARGEST  # type: ignore[union-attr]
+    size = fused_native.LARGEST
+    arguments = torch.randn(5, size), torch.randn(5), torch.randn(5, size, size)
+    found = kernel_and_gradients(*arguments)
+    assert len(calls) == 2
+    assert_the_same(found, by_tensors(lambda: kernel_and_gradients(*arguments)), 1e-4)
