@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from concepts import gradient_scale, groups, path, quantized_angles, taps
+from grids import EXAMPLE, kernel
 from svg import THEMES, Theme, document, dot, line, number, polyline, tag, text
-
-from rotateconv import line_kernel
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "pictures"
@@ -19,20 +18,9 @@ CELL = 56.0
 TURN_SECONDS = 10
 
 
-def kernel(weights: list[float], angle: float, size: int = 3, path: str = "circle") -> list[list[float]]:
-    """Return `line_kernel` of one slice, in float64."""
-    weight, turned = (torch.tensor(values, dtype=torch.float64) for values in (weights, angle))
-    return line_kernel(weight, turned, size, path).tolist()  # type: ignore[arg-type]
-
-
-def tap(x: float, y: float, angle: float, step: float) -> tuple[float, float]:
-    """Return the place of a tap at a distance from a center, on the circle."""
-    return x + step * math.cos(angle), y - step * math.sin(angle)
-
-
 def turning(theme: Theme) -> str:
     """One kernel, turning: its nine positions are `line_kernel` at 48 angles."""
-    weights, frames = [-0.9, 0.55, 1.0], 48
+    weights, frames = EXAMPLE, 48
     kernels = [kernel(weights, 2 * math.pi * frame / frames) for frame in range(frames + 1)]
     left, top = 176.0, 26.0
     middle = left + 1.5 * CELL, top + 1.5 * CELL
@@ -122,6 +110,11 @@ def _curve(
 PICTURES: dict[str, Callable[[Theme], str]] = {
     "turning-kernel": turning,
     "accuracy-bytes": accuracy_against_bytes,
+    "taps": taps,
+    "path": path,
+    "angle-groups": groups,
+    "gradient-scale": gradient_scale,
+    "quantized-angles": quantized_angles,
 }
 
 
