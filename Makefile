@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo docs reference pictures test test-all test-slow lint types unit mutation experiments-cpu experiments-gpu sanitize clean
+.PHONY: demo docs reference pictures test test-all test-slow lint types unit mutation fuzz torture experiments-cpu experiments-gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -58,6 +58,18 @@ sanitize: $(STAMP)
 	CC="$${CC:-cc} -fsanitize=address,undefined -fno-sanitize-recover=undefined -g" \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest tests/kernels/test_fused_native.py
+
+# Changed and crafted files for every reader, SECONDS of them each, and a table of what came out.
+SECONDS ?= 60
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
+
+# Runs killed at random moments, and whether they end bit for bit like one that never was: docs/robustness.md.
+KILLS ?= 90
+
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py --kills $(KILLS)
 
 # The studies of experiments/: finished runs are skipped, a stopped one goes on, and the records and the page are made
 # anew. DATA_DIR holds cifar10-jpeg/ and what torchvision reads (MNIST/raw/ and so on); the CPU studies take days.

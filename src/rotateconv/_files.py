@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -90,7 +92,10 @@ def read_regular(path: Path, largest: int, *, size: int | None = None) -> bytes:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return what a JSON text holds; ValueError for anything else, brackets nested without end included.
+    """Return what a JSON text holds; ValueError for anything else.
+
+    Brackets nested without end, numbers that are not finite and halves of characters, which Python's own reader takes
+    or stumbles over, are refused too.
 
     Example:
         >>> parse_json("[" * 100_000)
@@ -98,9 +103,22 @@ def parse_json(text: bytes | str) -> Any:
         ValueError: it is nested too deeply
     """
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if re.search(rb"\\u[dD][89a-fA-F]", text if isinstance(text, bytes) else text.encode(errors="replace")):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text in it is no Unicode") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it holds a number that is not finite, {text[:20]}")
+    return number
 
 
 def _umask() -> int:

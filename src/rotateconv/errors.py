@@ -7,6 +7,10 @@ MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 """Exit codes of a command: the user's mistake; ours or the machine's; interrupted."""
 
 
+LONGEST = 1000
+"""Characters of a message: what a file says may be quoted in it, and a file may say anything."""
+
+
 class RotateConvError(Exception):
     """Base of all exceptions of this package; the message is one sentence for the user.
 
@@ -16,9 +20,15 @@ class RotateConvError(Exception):
     Example:
         >>> RotateConvError("the image is empty").exit_code
         2
+        >>> str(RotateConvError("x" * 5000 + ": restore the file"))[-24:]
+        'xxxxxx: restore the file'
     """
 
     exit_code: int = MISTAKE
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-295:]}"
 
 
 class InputError(RotateConvError, ValueError):

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from rotateconv._files import JSON_BYTES, read_regular
 from rotateconv.errors import ConfigError, nearest
 
 
@@ -136,7 +137,7 @@ def one_sentence(owner: Config) -> Config:
 def _explained(owner: type, error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:  # a combination, refused in __post_init__
-        return ConfigError(str(first["ctx"]["error"]))
+        return ConfigError(str(first.get("ctx", {}).get("error", first["msg"])))
     name = str(first["loc"][0])
     if first["type"] == "unexpected_keyword_argument":
         return ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner))}")
@@ -148,8 +149,10 @@ def _explained(owner: type, error: ValidationError) -> ConfigError:
 def read_toml(file: Path) -> dict[str, Any]:
     """Return the keys of a TOML file; ConfigError where it cannot be read or is no TOML."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(file, JSON_BYTES).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"the configuration file {file} is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration file {file} is no TOML: {error}") from None

@@ -61,8 +61,13 @@ def from_json(kind: type[T], value: object, where: str | Path) -> T:
         case "unexpected_keyword_argument" | "extra_forbidden":
             wrong = f"the key {key} is unknown, expected {', '.join(f.name for f in dataclasses.fields(kind))}"  # type: ignore[arg-type]
         case _:
-            wrong = f"{key} must be {first['msg'].removeprefix('Input should be ')}, found {first['input']!r}"
+            wrong = f"{key} must be {first['msg'].removeprefix('Input should be ')}, found {_short(first['input'])}"
     raise RunError(f"{where}: {wrong}: restore the file or write it again")
+
+
+def _short(found: object) -> str:
+    text = repr(found)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def to_json(value: Plain) -> dict[str, Any]:

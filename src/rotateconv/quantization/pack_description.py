@@ -1,6 +1,5 @@
 """The description in a packed file, as one typed value: checked whole, before anything is built or inflated."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -122,10 +121,6 @@ def parse_description(text: object) -> tuple[PackedDescription, dict[str, Stored
     values = parse_json(text)
     if not isinstance(values, dict):
         raise InputError(f"its description must be an object, not {type(values).__name__}")
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise InputError("a text in its description is no Unicode") from None
     streams = values.pop("streams", None)
     if not isinstance(streams, dict):
         raise InputError("its description has no streams")

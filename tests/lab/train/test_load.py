@@ -75,11 +75,42 @@ def test_load_run_names_what_does_not_fit(tmp_path: Path, data: ImageData) -> No
     fit(tiny_config(epochs=1), run, data=data)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "width": 2.0}))
-    with pytest.raises(RunError, match="do not fit its configuration"):
+    with pytest.raises(
+        RunError, match=r"do not fit the model: stem\.weight is 8x1x3x3, expected 16x1x3x3; .* and 4 more$"
+    ):
         load_run(run)
     (run / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(RunError, match=r"cannot read the weights .*: expected a safetensors file"):
         load_run(run)
     (run / "data.json").write_text('{"name": "digits"}')
     with pytest.raises(RunError, match=r"data.json: expected the key classes, found none: restore the file"):
+        load_run(run)
+
+
+def test_a_configuration_of_a_huge_model_takes_no_memory(tmp_path: Path, data: ImageData) -> None:
+    """Its weights are not those of the model, and that is known without building it."""
+    run = tmp_path / "run"
+    fit(tiny_config(model="resnet20", width=0.25, epochs=1), run, data=data)
+    config = json.loads((run / "config.json").read_text())
+    for width, message in ((1e5, "do not fit the model"), (1e300, "asks for a model larger than any memory")):
+        (run / "config.json").write_text(json.dumps({**config, "width": width}))
+        with pytest.raises(RunError, match=message):
+            load_run(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"std": [0.0]},
+        {"mean": [0.1, 0.2]},
+        {"classes": []},
+        {"input_shape": [1, 0, 8]},
+        {"input_shape": [1, 9999, 9999]},
+    ],
+)
+def test_a_description_of_no_images(change: dict[str, object], tmp_path: Path, data: ImageData) -> None:
+    run = tmp_path / "run"
+    fit(tiny_config(epochs=1), run, data=data)
+    (run / "data.json").write_text(json.dumps({**json.loads((run / "data.json").read_text()), **change}))
+    with pytest.raises(RunError, match=r"data\.json describes no images: restore the file"):
         load_run(run)

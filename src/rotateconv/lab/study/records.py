@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rotateconv._files import JSON_BYTES, parse_json, read_regular
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import read_toml
@@ -210,8 +211,10 @@ def _read(path: Path) -> list[RunRecord]:
     if not path.is_file():
         return []
     try:
-        shared, *runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        shared, *runs = [parse_json(line) for line in read_regular(path, JSON_BYTES).splitlines()]
         runs = [{**run, **{key: {**shared[key], **run[key]} for key in SHARED_KEYS}} for run in runs]
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise RunError(f"{path} is no record of runs: write it again with rotateconv record") from None
     return [RunRecord.from_json(run, path) for run in runs]

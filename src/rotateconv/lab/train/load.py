@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv._files import read_regular
-from rotateconv.errors import RunError
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
@@ -20,6 +20,8 @@ from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weigh
 from rotateconv.lab.train.device import chosen_device
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_description, read_summary
+from rotateconv.lab.train.weights import check_weights, load_weights
+from rotateconv.nn.outline import outlined
 from rotateconv.quantization.pack import pack
 
 CALIBRATION = 2048
@@ -59,13 +61,18 @@ def load_run(run: str | Path) -> TrainedRun:
     config = read_config(run)
     data = read_description(run)
     weights = final_weights(run) if (run / WEIGHTS).exists() else _last_weights(run)
-    # The initial weights are drawn and thrown away: without the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        model = build_configured(config, data)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"the weights in {run} do not fit its configuration: {error}") from None
+        if config.factory is None:  # a few bytes can ask for any memory: it is built if the weights are its own
+            with outlined():
+                check_weights(build_configured(config, data), weights, run)
+        # The initial weights are drawn and thrown away: without the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            model = build_configured(config, data)
+        load_weights(model, weights, run)
+    except (ConfigError, RuntimeError, OverflowError, TypeError) as error:  # sizes that no integer of torch holds
+        if isinstance(error, ConfigError):
+            raise RunError(str(error)) from None
+        raise RunError(f"the configuration of {run} asks for a model larger than any memory") from None
     return TrainedRun(config, model.eval(), data)
 
 

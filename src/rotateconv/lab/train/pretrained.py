@@ -18,10 +18,10 @@ from rotateconv.lab.train.build import build_configured, build_from, conversion_
 from rotateconv.lab.train.checkpoint import LARGEST, read_weights
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
+from rotateconv.lab.train.weights import load_weights
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in their files
 _WRAPPERS = ({"module"}, {"_orig_mod"})  # of DataParallel and DistributedDataParallel, and of torch.compile
-_NAMED = 5  # mismatches that an error names
 
 
 def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Module:
@@ -167,39 +167,3 @@ def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while {short.partition(".")[0] for short in names.values()} in _WRAPPERS:
         names = {name: short.partition(".")[2] for name, short in names.items()}
     return {short: weights[name] for name, short in names.items()}
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
-    """Put weights into a model; the names and shapes must be the model's.
-
-    Args:
-        model: changed in place.
-        weights: a state dict.
-        where: the weights come from, for the error.
-
-    Raises:
-        ConfigError: the first five names that are missing, unknown or of another shape.
-
-    Example:
-        >>> load_weights(nn.Linear(2, 3), {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, "old.pt")
-        Traceback (most recent call last):
-        rotateconv.errors.ConfigError: the weights in old.pt do not fit the model: weight is 2x2, expected 3x2
-    """
-    expected = model.state_dict()
-    wrong = [
-        f"{name} is missing, expected {_shape(tensor)}" for name, tensor in expected.items() if name not in weights
-    ]
-    wrong += [f"{name} is {_shape(t)}, and the model has none" for name, t in weights.items() if name not in expected]
-    wrong += [
-        f"{name} is {_shape(weights[name])}, expected {_shape(tensor)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        raise ConfigError(f"the weights in {where} do not fit the model: {'; '.join(wrong[:_NAMED])}{more}")
-    model.load_state_dict(weights)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "one number"

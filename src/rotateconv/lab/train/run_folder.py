@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from rotateconv.lab.train import trust
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.lock import LOCK, OWNER
 from rotateconv.lab.train.run_results import SAID_ELSEWHERE, EpochRecord, RunSummary
+
+_LARGEST_IMAGE = 2**24  # numbers: 3 x 2,364 x 2,364
 
 Record = dict[str, Any]
 """A JSON object as it is read or written: it goes no further than the function that does."""
@@ -99,7 +102,17 @@ def read_environment(run: Path) -> EnvironmentHistory:
 
 def read_description(run: Path) -> DataDescription:
     """Return what a run was trained on; RunError where its file is missing or damaged."""
-    return from_plain(DataDescription, read_json(run / DATA), run / DATA)
+    found = from_plain(DataDescription, read_json(run / DATA), run / DATA)
+    channels = found.input_shape[0]
+    if not (
+        found.classes
+        and min(found.input_shape) > 0
+        and math.prod(found.input_shape) <= _LARGEST_IMAGE
+        and (len(found.mean), len(found.std)) == (channels, channels)
+        and min(found.std) > 0
+    ):
+        raise RunError(f"{run / DATA} describes no images: restore the file")
+    return found
 
 
 def read_config(run: Path, *, factory: str | None = None, trusting: bool = False) -> RunConfig:
