@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,13 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         preprocessing.read([tmp_path / "none.png"])
     with pytest.raises(DataError, match=r"expected images of 1 x 4 x 4 in uint8, not 1 x 5 x 4 in torch.uint8"):
         preprocessing(torch.zeros(2, 1, 5, 4, dtype=torch.uint8))
+
+
+def test_the_laboratory_is_there_for_whoever_asks_and_for_nobody_else() -> None:
+    code = (
+        "import sys, rotateconv; from rotateconv import *; rotateconv.nn;"
+        "assert not [name for name in sys.modules if name.startswith('rotateconv.lab')];"
+        "print(rotateconv.lab.load.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "load\n"
