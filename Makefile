@@ -89,7 +89,7 @@ experiments-cpu experiments-gpu: $(STAMP)
 	    $(BIN)/rotateconv compare --config experiments/$$study/study.toml $$data --out runs/experiments/$$study; \
 	    $(BIN)/rotateconv record runs/experiments/$$study --out experiments/$$study/records.jsonl; \
 	done
-	$(BIN)/rotateconv report experiments --page docs/results.md --page README.md
+	$(BIN)/rotateconv report experiments $(addprefix --page ,README.md $(wildcard docs/results*.md))
 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml

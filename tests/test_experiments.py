@@ -19,7 +19,8 @@ from rotateconv.lab.study.records import CONVERSIONS, RECORDS, StudyRecord, find
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
-RESULTS, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+RESULTS = sorted((ROOT / "docs").glob("results*.md"))
+README = ROOT / "README.md"
 STUDIES = sorted(EXPERIMENTS.rglob("study.toml"))
 MEASURED = [file for file in STUDIES if (file.parent / RECORDS).is_file()]
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
@@ -104,10 +105,10 @@ def studies() -> dict[str, StudyRecord]:
     return find_studies([EXPERIMENTS])
 
 
-@pytest.mark.parametrize("page", [RESULTS, README], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*RESULTS, README], ids=lambda page: page.name)
 def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
     text = page.read_text(encoding="utf-8")
-    assert fill_page(text, studies) == text, "rotateconv report experiments --page docs/results.md --page README.md"
+    assert fill_page(text, studies) == text, f"rotateconv report experiments --page {page.relative_to(ROOT)}"
     for kind, study in map(asked_for, blocks(text, "report")):
         found, names = gathered(study, studies), []
         if kind == "pictures" and found.runs:
@@ -118,15 +119,16 @@ def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
             assert (page.parent / PICTURES / name).is_file(), name
 
 
-def test_the_page_shows_every_study(studies: dict[str, StudyRecord]) -> None:
-    asked = map(asked_for, blocks(RESULTS.read_text(encoding="utf-8"), "report"))
+def test_the_pages_show_every_study(studies: dict[str, StudyRecord]) -> None:
+    texts = [page.read_text(encoding="utf-8") for page in RESULTS]
+    asked = [asked_for(block) for text in texts for block in blocks(text, "report")]
     shown = {study for kind, study in asked if kind in ("table", "validation")}
     assert not [name for name in studies if name not in shown and name.split("/")[0] not in shown]
 
 
 def test_a_changed_number_is_seen(studies: dict[str, StudyRecord]) -> None:
-    text = RESULTS.read_text(encoding="utf-8")
     measured = next(name for name, study in studies.items() if study.runs)
+    (text,) = [page.read_text("utf-8") for page in RESULTS if f"report: table {measured} " in page.read_text("utf-8")]
     changed = [
         dataclasses.replace(run, summary=dataclasses.replace(run.result, test_accuracy=run.result.test_accuracy - 1))
         for run in studies[measured].runs

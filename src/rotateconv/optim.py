@@ -31,7 +31,7 @@ def param_groups(
     An angle of 0 is a horizontal line and no smaller a kernel than any other: decay would only turn it. The
     layer scales the gradient of its angles already, so angle_lr_scale = 1 is the natural step of SGD. Adam and
     AdamW divide a gradient by its size, and that scale with it: an angle, of the order of 1, moves no further
-    than a weight, of the order of 0.1. There 10 to 30 trains better by points (docs/results.md, Settings).
+    than a weight, of the order of 0.1. There 10 to 30 trains better by points (docs/results-settings.md).
 
     Args:
         model: Any module; a shared parameter counts once, frozen ones are left out.
