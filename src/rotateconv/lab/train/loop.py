@@ -129,7 +129,7 @@ def finish_epoch(state: TrainingState, run: Path) -> EpochRecord:
     seconds = state.metrics.seconds
     check_weights(state, run / CHECKPOINTS)
     started = time.perf_counter()
-    validation = evaluate_split(state, state.validation) if state.validation is not None else None
+    validation = evaluate_state(state, state.validation) if state.validation is not None else None
     if validation is not None:
         check_finite(state, run / CHECKPOINTS, "validation loss", validation.loss)
     movement = angle_movement(state)
@@ -156,7 +156,7 @@ def finish_epoch(state: TrainingState, run: Path) -> EpochRecord:
     )
 
 
-def evaluate_split(state: TrainingState, batches: Batches) -> Evaluation:
+def evaluate_state(state: TrainingState, batches: Batches) -> Evaluation:
     """Evaluate the model that the run keeps, in the run's precision: the main process's, statistics included."""
     state.broadcast_buffers()
     with state.accelerator.autocast():
@@ -312,7 +312,7 @@ def _check_data(run: Path, data: DataDescription) -> None:
 def _summary(state: TrainingState, run: Path, weights: bytes) -> RunSummary:
     """Evaluate on the test split, the only time, and gather what the run found; the same on every process."""
     records = read_records(run)
-    test = evaluate_split(state, state.test)
+    test = evaluate_state(state, state.test)
     check_finite(state, run / CHECKPOINTS, "test loss", test.loss)
     model_cost = cost(state.exact_result, state.data.input_shape)
     best = max(records, key=lambda record: record.validation_accuracy or 0.0)
