@@ -29,8 +29,8 @@ def configuration_page() -> str:
             lines += [*([""] if lines[-1].startswith("|") else []), f"## {PANELS[name]}", ""]
             lines += ["| key | takes | default | what it decides |", "| --- | --- | --- | --- |"]
         field = field_of(RunConfig, name)
-        told = " ".join((field.description or "").split())
-        lines.append(f"| `{name}` | {expected(RunConfig, name)} | {_shown(field.default)} | {told} |")
+        row = f"| `{name}` | {expected(RunConfig, name)} | {_shown(field.default)}"
+        lines.append(f"{row} | {_cell(field.description or '')} |")
     lines += ["", "## Presets", "", "What `--recipe` sets, where it differs from the defaults above.", ""]
     lines += ["| preset | keys |", "| --- | --- |"]
     for name, preset in PRESETS.items():
@@ -78,7 +78,7 @@ def _text(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+    return re.sub(r"([|*])", r"\\\1", " ".join(text.split()))
 
 
 PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
