@@ -38,7 +38,8 @@ class Kind:
 def kinds() -> dict[str, Kind]:
     """Return the kinds of runs."""
     train, go_on = ["train", *TINY, "--out", "{out}"], ["train", "--resume", "{out}"]
-    convert = ["convert", "{source}", "--to", "free", "--epochs", "2", "--set", "checkpoint_steps=5", "--out", "{out}"]
+    convert = ["convert", "{source}", "--taps", "free", "--epochs", "2", "--out", "{out}"]
+    convert += ["--set", "checkpoint_steps=5"]
     compare = [*("compare", "--models", "resnet20", "--width", "0.125", "--convs", "rotate4,conv3x3", "--seeds", "1")]
     compare += ["--epochs", "1", "--set", "checkpoint_steps=5", "--jobs", "2", "--out", "{out}"]
     return {

@@ -30,7 +30,7 @@ from rotateconv.lab.cli import (
 )
 from rotateconv.lab.cli.errors import report as report_failure
 from rotateconv.lab.cli.errors import show_warning
-from rotateconv.lab.cli.options import unwrapped
+from rotateconv.lab.cli.options import opens_runs, unwrapped
 from rotateconv.lab.exit_codes import CommandError, Failure
 
 app = App(
@@ -51,6 +51,8 @@ for _place, _file in enumerate(
     (train, compare, evaluate, convert, pack, unpack, export, info, report, record, analyse, bench)
 ):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
+    if _file in (train, compare, evaluate, convert, pack, export, info, analyse):
+        _command = opens_runs(_command)
     _text = unwrapped(inspect.getdoc(_command) or "")
     app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)
 app.register_install_completion_command()

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
-from rotateconv.lab.cli.settings import check_names, data_name
-from rotateconv.lab.config import RunConfig, make_config
+from rotateconv.lab.cli.settings import check_factory, check_names, data_name
+from rotateconv.lab.config import RunConfig, make_config, overridden
 from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
 from rotateconv.lab.run_config import Names
 
@@ -111,8 +111,14 @@ def compare(
         if key in _CHOSEN:
             raise ConfigError(f"a comparison has no {key} of its own: give {_CHOSEN[key]}")
     base = make_config(file=config, foreign=_STUDY, changes=values, overrides=set_ or (), called=called)
+    check_factory(base, config, {*values, *overridden(set_ or ())})
     if not sizes:
         options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
+    if with_:
+        from rotateconv.lab.train.run_folder import read_config
+
+        for run in with_:
+            read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
     options.use_device(device)
     _compare(
         keys.of(base, _keys_of(config).get("contrasts")),

@@ -1,11 +1,13 @@
 """Options made from the declared keys of a configuration, and those that several commands share."""
 
+import functools
+import inspect
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
@@ -69,6 +71,16 @@ ConfigFile = Annotated[
 ]
 Download = Annotated[bool, switch("--download", "Fetch missing files of the data set.", _GROUPS["Data"])]
 Overwrite = Annotated[bool, switch("--overwrite", "Start again in a folder that holds a run.", RUN)]
+Trust = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--trust",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        group=RUN,
+        help="A function of yours that builds a run's model: what a folder or a file names is not imported otherwise. "
+        "Remembered for the current folder; may be repeated.",
+    ),
+]
 Device = Annotated[
     str | None,
     Parameter(
@@ -173,6 +185,29 @@ def read(
 def examples(*pairs: tuple[str, str]) -> str:
     """Return the end of a help text: commands that work, each with what it does."""
     return "\n\n".join(f"[dim]{what}[/dim]\n[bold]{command}[/bold]" for what, command in pairs)
+
+
+def opens_runs(command: Command) -> Command:
+    """Give a command the option --trust, which names functions that a run folder may have imported and called."""
+
+    @functools.wraps(command)
+    def trusting(*args: Any, trust: list[str] | None = None, **values: Any) -> None:
+        if trust:
+            from rotateconv.lab.train.trust import allow
+
+            for factory in trust:
+                if ":" not in factory:
+                    raise ConfigError(f"--trust must be package.module:function, not {factory!r}")
+                allow(factory)
+        command(*args, **values)
+
+    signature = inspect.signature(command)
+    option = inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Trust)
+    trusting.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    trusting.__annotations__ = {**command.__annotations__, "trust": Trust}
+    return cast(Command, trusting)
 
 
 def use_device(name: str | None) -> None:

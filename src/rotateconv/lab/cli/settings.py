@@ -1,6 +1,6 @@
 """The configuration that a command line describes, and the names that runs have without a name of the user's."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,20 @@ def fine_tuned(
     base = changed(make_config(file=file, changes=named), {"factory": factory, "conv": "conv3x3"})
     rest = {key: value for key, value in (values or {}).items() if key not in named}
     return changed(fine_tuning(base, str(source)), rest, called)
+
+
+def check_factory(config: RunConfig, file: Path | None, named: Collection[str]) -> None:
+    """Raise RunError where a file, not the user, names the function that builds the model, unless it is trusted.
+
+    Args:
+        config: made from the file and the command line.
+        file: TOML file, or None.
+        named: keys that the command line gives.
+    """
+    if file is not None and config.factory is not None and "factory" not in named:
+        from rotateconv.lab.train.trust import check
+
+        check(config.factory, file)
 
 
 def check_names(config: RunConfig, *, model: str | None = None, conv: str | None = None) -> None:

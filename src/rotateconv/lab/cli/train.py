@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rotateconv.lab.cli import options
-from rotateconv.lab.cli.settings import check_names, fine_tuned, run_name
+from rotateconv.lab.cli.settings import check_factory, check_names, fine_tuned, run_name
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def train(
         run = out if out is not None else Path("runs", f"{source.name}-{'qat' if settings.qat else 'tuned'}")
     else:
         settings = make_config(file=config, changes=values, overrides=set_ or (), called=called)
+        check_factory(settings, config, {*values, *overridden(set_ or ())})
         run = out if out is not None else Path("runs", run_name(settings))
     options.use_device(device)
     _run(settings, run, resume=resume is not None, overwrite=overwrite, download=download, tensorboard=tensorboard)
@@ -84,7 +85,8 @@ def _resumed(run: Path, values: Mapping[str, Any], called: Mapping[str, str]) ->
     """Return the configuration of the run that is resumed, with what the command line says differently."""
     from rotateconv.lab.train.run_folder import read_config
 
-    return changed(read_config(run), values, called)
+    named = values.get("factory")
+    return changed(read_config(run, factory=named if isinstance(named, str) else None), values, called)
 
 
 def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, tensorboard: bool) -> None:
