@@ -261,7 +261,7 @@ def test_ranges_in_words() -> None:
     assert words["weight_decay"] == "a number of at least 0"
     assert words["dropout"] == "a number from 0 to below 1"
     assert words["ema_decay"] == "a number between 0 and 1, or none"
-    assert words["angle_bits"] == "a whole number from 3 to 8, or none"
+    assert words["angle_bits"] == "a whole number from 2 to 8, or none"
     assert words["seed"] == "a whole number from 0 to below 2^63"
     assert words["convert_taps"] == "one of free, shared, profile, or none"
     assert words["mean"] == "numbers with commas between, or none"

@@ -285,7 +285,7 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_bits_out_of_range_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="weight_bits must be a whole number from 2 to 8, got 9"):
+    with pytest.raises(ValueError, match="weight_bits must be a whole number from 1 to 8, got 9"):
         pack(nn.Linear(2, 2), tmp_path / "net", weight_bits=9)
     model = nn.Linear(2, 2)
     model.bias.data[0] = float("inf")

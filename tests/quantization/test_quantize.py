@@ -25,14 +25,14 @@ FULL = 2 * math.pi
 
 def slow_encode(row: list[float], bits: int) -> tuple[list[int], int]:
     """Codes and exponent of one slice, by trying every scale there is, in plain Python."""
-    limit = 2 ** (bits - 1) - 1
+    limit = max(1, 2 ** (bits - 1) - 1)
     best: tuple[float, int, list[int]] | None = None
     largest = max(map(abs, row))
     for exponent in range(-200, 200):
         size = torch.tensor(2 ** (exponent / 8), dtype=torch.float32).item()
         if size > 1.5 * largest / limit * 1.0001:
             break
-        codes = [max(-limit, min(limit, round(w / size))) for w in row]
+        codes = [max(-limit, min(limit, round(w / size))) if bits > 1 else -1 if w < 0 else 1 for w in row]
         error = sum((w - c * size) ** 2 for w, c in zip(row, codes, strict=True))
         if best is None or error <= best[0]:
             best = error, exponent, codes
@@ -47,7 +47,7 @@ def test_the_scale_is_two_to_an_eighth_of_the_exponent() -> None:
     assert torch.equal(scale(exponents), expected)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_the_scale_has_the_least_squared_error_of_all(bits: int) -> None:
     weight = torch.randn(6, 25) * torch.tensor([1, 0.01, 5, 1, 1, 1])[:, None]
     weight[3] = weight[3] ** 3  # a few large ones, to be clipped
@@ -69,7 +69,7 @@ def test_codes_are_symmetric_and_within_their_bits(bits: int) -> None:
     assert (error <= size / 2 * 1.0001)[~clipped].all()
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("columns", [1, 2, 3, 40])
 def test_rounding_weights_twice_changes_nothing(bits: int, columns: int) -> None:
     weight = torch.randn(500, columns) * torch.randn(500, 1).exp()
@@ -102,7 +102,7 @@ def test_more_rows_than_fit_at_once_give_the_same() -> None:
         assert exponent == exponents[row]
 
 
-@pytest.mark.parametrize("bits", range(3, 9))
+@pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("period", [FULL, math.pi])
 def test_angles_go_to_the_nearest_step_of_the_period(bits: int, period: float) -> None:
     angle = torch.linspace(-20, 20, 1001)
@@ -241,11 +241,11 @@ def test_dtypes_and_flags_are_kept(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"weight_bits": 1}, "weight_bits must be a whole number from 2 to 8, got 1"),
-        ({"weight_bits": 9}, "weight_bits must be a whole number from 2 to 8, got 9"),
-        ({"angle_bits": 2}, "angle_bits must be a whole number from 3 to 8, got 2"),
-        ({"angle_bits": 5.0}, "angle_bits must be a whole number from 3 to 8, got 5.0"),
-        ({"dense_bits": True}, "dense_bits must be a whole number from 2 to 8, got True"),
+        ({"weight_bits": 0}, "weight_bits must be a whole number from 1 to 8, got 0"),
+        ({"weight_bits": 9}, "weight_bits must be a whole number from 1 to 8, got 9"),
+        ({"angle_bits": 1}, "angle_bits must be a whole number from 2 to 8, got 1"),
+        ({"angle_bits": 5.0}, "angle_bits must be a whole number from 2 to 8, got 5.0"),
+        ({"dense_bits": True}, "dense_bits must be a whole number from 1 to 8, got True"),
     ],
 )
 def test_bits_out_of_range(arguments: dict[str, int], match: str) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from rotateconv._files import atomic_write
 from rotateconv.convert.fuse import fuse
 from rotateconv.errors import InputError
+from rotateconv.export.written_out import written_out
 from rotateconv.nn import arguments
+from rotateconv.nn.copying import copy_model
+from rotateconv.quantization.quantize import Entry, entries, quantize
 
 OPSET = 18
 """Of the ONNX file: the lowest that PyTorch's exporter writes without converting, so the most runtimes read it."""
+
+COEFFICIENT_BITS = (16, 18, 20, 24)
+"""Of scales and biases in a compact file; the more where fewer change an output by too much."""
 
 TOLERANCE = 1e-4
 """Largest difference of an output number that passes, for outputs of size one; for larger ones in proportion."""
@@ -48,9 +54,14 @@ def export_onnx(
     path: str | Path,
     *,
     input_size: Sequence[int],
+    compact: bool = False,
+    weight_bits: int = 4,
+    angle_bits: int = 4,
+    dense_bits: int = 8,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Export:
     """Write a model as one ONNX file, and check that ONNX Runtime computes what PyTorch does.
 
@@ -58,19 +69,27 @@ def export_onnx(
     "images", (batch, channels, height, width) with any batch, the output "logits". What a deployer must know is
     in the file's metadata_props, as JSON: "classes", "mean", "std", "input_size".
 
+    With `compact`, the model is quantized first, and the file holds the codes, which plain operators of its own
+    graph decode. All their inputs are constants: a runtime that folds constants, as ONNX Runtime does by default,
+    decodes once, when it opens the file, and then runs what a dense file has. docs/compact-onnx.md says more.
+
     Args:
         model: With one input and one output, in float32; not changed.
         path: The file to write, exactly; it gets this name after the check.
         input_size: (channels, height, width) of an image.
+        compact: Whether the file holds codes of a few bits, and decodes itself.
+        weight_bits, angle_bits, dense_bits: As in quantize; without compact they have no effect.
         classes: Names of the classes, in the order of the outputs.
         mean, std: Per channel, of images between 0 and 1: the model takes (image - mean) / std.
+        notes: More metadata, such as a license: names and texts, stored as they are.
 
     Returns:
-        Size, opset, IR version, and the largest difference from the model, over batches of 1 and 3.
+        Size, opset, IR version, and the largest difference from the model (of a compact file, from
+        ``quantize(model)``), over batches of 1 and 3.
 
     Raises:
-        ValueError: If a package is missing, the model cannot take images of that size or be exported, or ONNX
-            Runtime computes something else: no file is written then.
+        ValueError: If a package is missing, bits are out of range, the model cannot take images of that size or be
+            exported, or ONNX Runtime computes something else: no file is written then.
 
     Example:
         >>> from rotateconv import build_model
@@ -78,6 +97,10 @@ def export_onnx(
         18
     """
     onnx, runtime = _onnx()
+    tensors: list[Entry] = []
+    if compact:
+        model = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
+        tensors = entries(model, weight_bits, angle_bits, dense_bits)
     fused, batches, expected = _prepare(model, input_size)
     with _quiet(), _reported(model, "ONNX"):
         program = torch.onnx.export(
@@ -92,17 +115,37 @@ def export_onnx(
         )
         proto = program.model_proto  # type: ignore[union-attr]
         _strip(proto)
-        onnx.helper.set_model_props(proto, _metadata(input_size, classes, mean, std))
+        onnx.helper.set_model_props(proto, _metadata(input_size, classes, mean, std) | dict(notes or {}))
+        if compact:
+            proto = _fewest_bits(proto, model, tensors, runtime, batches, expected)
         onnx.checker.check_model(proto)
     with atomic_write(path) as temporary:
         onnx.save(proto, temporary)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # not every core of a machine that others use too
-        session = runtime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
-        found = [torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]) for images in batches]
+        found = _run(runtime, str(temporary), batches)
         difference = _compare(found, expected, "ONNX Runtime")
-        del session  # it holds the file open on some systems
     return Export(Path(path), Path(path).stat().st_size, difference, OPSET, int(proto.ir_version))
+
+
+def _fewest_bits(
+    dense: Any, model: nn.Module, tensors: list[Entry], runtime: Any, batches: list[Tensor], expected: list[Tensor]
+) -> Any:
+    """The compact file whose scales and biases have the fewest bits with which it computes what the model does."""
+    from rotateconv.export.compact import compact
+
+    for bits in COEFFICIENT_BITS:
+        proto = compact(dense, model, tensors, bits)
+        found = _run(runtime, proto.SerializeToString(), batches)
+        # A quarter of what is allowed: other images than these may be farther off.
+        if all((a - b).abs().max() <= TOLERANCE / 4 * b.abs().max() for a, b in zip(found, expected, strict=True)):
+            break
+    return proto
+
+
+def _run(runtime: Any, file: str | bytes, batches: list[Tensor]) -> list[Tensor]:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # not every core of a machine that others use too
+    session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]) for images in batches]
 
 
 def export_torch(
@@ -177,7 +220,7 @@ def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, li
         model.eval()
         with torch.no_grad():
             expected = [model(images.to(place)) for images in batches]
-        fused = fuse(model, fold_batchnorm=True).cpu().requires_grad_(False)
+        fused = fuse(written_out(copy_model(model)), fold_batchnorm=True).cpu().requires_grad_(False)
     except RuntimeError as error:
         size = " x ".join(map(str, shape))
         raise InputError(f"the model cannot take images of {size}: {str(error).splitlines()[0]}") from None

@@ -169,11 +169,11 @@ class RunConfig:
 
     qat: bool = False
     """Train with fake-quantized numbers, as they will be packed, and keep the quantized ones."""
-    weight_bits: Annotated[int | None, Ge(2), Le(8)] = None
+    weight_bits: Annotated[int | None, Ge(1), Le(8)] = None
     """With qat: of a weight of a convolution; 4."""
-    angle_bits: Annotated[int | None, Ge(3), Le(8)] = None
+    angle_bits: Annotated[int | None, Ge(2), Le(8)] = None
     """With qat: of an angle; 5."""
-    dense_bits: Annotated[int | None, Ge(2), Le(8)] = None
+    dense_bits: Annotated[int | None, Ge(1), Le(8)] = None
     """With qat: of a weight of the stem, of 1x1 and linear layers; 8."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"

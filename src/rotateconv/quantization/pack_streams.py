@@ -13,7 +13,10 @@ from rotateconv.quantization.primitives import (
     decode_weight,
     encode_angle,
     encode_weight,
+    from_digits,
+    levels,
     to_bf16,
+    to_digits,
 )
 from rotateconv.quantization.quantize import Entry
 
@@ -26,7 +29,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
     Returns:
         By name: the codes, uint8, of all entries one after the other, and their width in bits.
 
-            weight, dense        c + m of every weight, with m = 2^(bits-1) - 1
+            weight, dense        c + m of every weight, with m = 2^(bits-1) - 1; with 1 bit, whether it is positive
             scale                the exponents of all slices as int16: all low bytes, then all high bytes
             angle                of the angles that have an effect
             mantissa             sign and fraction of every bfloat16
@@ -42,7 +45,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
         widths[entry.kind] = entry.bits
         if entry.kind in weights:
             codes, scale = encode_weight(values, entry.bits)
-            weights[entry.kind].append((codes.flatten().short() + _limit(entry)).to(torch.uint8))
+            weights[entry.kind].append(to_digits(codes.flatten(), entry.bits))
             scales.append(scale)
         elif entry.kind == "angle":
             angles.append(encode_angle(values, entry.bits, entry.period)[~entry.unused().cpu()])
@@ -100,9 +103,10 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
     for entry in tensors:
         shape, count = entry.tensor.shape, entry.tensor.numel()
         if entry.kind in ("weight", "dense"):
-            codes = reader.take(entry.kind, count).view(shape).short() - _limit(entry)
+            digits = reader.take(entry.kind, count).view(shape)
+            codes = from_digits(digits, entry.bits)
             exponents = reader.take("scale", shape[0])
-            _check(entry, (codes <= _limit(entry)).all() & _within(exponents, *EXPONENT_RANGE))
+            _check(entry, (digits < levels(entry.bits)).all() & _within(exponents, *EXPONENT_RANGE))
             value = decode_weight(codes, exponents)
             _check(entry, value.isfinite().all())
         elif entry.kind == "angle":
@@ -156,10 +160,6 @@ def _within(values: Tensor, least: int, most: int) -> Tensor:
 def _check(entry: Entry, right: Tensor) -> None:
     if not right:
         raise InputError(f"its codes of {entry.name} stand for no finite numbers of {entry.bits} bits")
-
-
-def _limit(entry: Entry) -> int:
-    return int(2 ** (entry.bits - 1) - 1)
 
 
 def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:

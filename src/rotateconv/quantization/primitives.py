@@ -15,7 +15,7 @@ def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     ::
 
-        ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8),   |c| <= m = 2^(bits-1) - 1
+        ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8),   |c| <= m = 2^(bits-1) - 1;   with 1 bit, c is -1 or 1 and m = 1
 
     The scale, one of eight per octave, is the one with the least squared error of the weights Σ (w - ŵ)²: it may
     clip the largest, and is at most 1.5 · max|w| / m. Searching up to there makes quantization idempotent: what is
@@ -23,10 +23,11 @@ def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: (out, ...), floating point.
-        bits: 2 to 8.
+        bits: 1 to 8.
 
     Returns:
-        The codes, int8 in the shape of weight, and the exponents, int16 (out,). A slice of zeros has e = 0.
+        The codes, int8 in the shape of weight, and the exponents, int16 (out,). A slice of zeros has e = 0; with
+        1 bit, which has no zero, codes of 1 and the smallest scale, 2^-126.
 
     Raises:
         ValueError: If a weight is not finite.
@@ -71,12 +72,43 @@ def scale(exponents: Tensor) -> Tensor:
     return torch.exp2(exponents.double() / 8).float()
 
 
+def levels(bits: int) -> int:
+    """The number of codes that a weight of so many bits can have.
+
+    Example:
+        >>> [levels(bits) for bits in (1, 2, 4)]
+        [2, 3, 15]
+    """
+    return 2 if bits == 1 else 2**bits - 1
+
+
+def to_digits(codes: Tensor, bits: int) -> Tensor:
+    """Codes of weights as whole numbers from 0, uint8: c + m, and (c + 1) / 2 with 1 bit.
+
+    Example:
+        >>> to_digits(torch.tensor([-1, 0, 1]), 2), to_digits(torch.tensor([-1, 1]), 1)
+        (tensor([0, 1, 2], dtype=torch.uint8), tensor([0, 1], dtype=torch.uint8))
+    """
+    numbers = codes.short()
+    return ((numbers + 1) // 2 if bits == 1 else numbers + levels(bits) // 2).to(torch.uint8)
+
+
+def from_digits(digits: Tensor, bits: int) -> Tensor:
+    """The codes, int16, of `to_digits`'s numbers.
+
+    Example:
+        >>> from_digits(torch.tensor([0, 1], dtype=torch.uint8), 1)
+        tensor([-1,  1], dtype=torch.int16)
+    """
+    return digits.short() * 2 - 1 if bits == 1 else digits.short() - levels(bits) // 2
+
+
 def encode_angle(angle: Tensor, bits: int, period: float) -> Tensor:
     """The nearest codes q of angles on 2^bits equal steps of the period: θ̂ = q · period / 2^bits.
 
     Args:
         angle: in radians.
-        bits: 3 to 8.
+        bits: 2 to 8.
         period: a full turn, or half of one where reversing the taps changes nothing.
 
     Returns:
@@ -136,18 +168,19 @@ def _candidates(bits: int) -> range:
 
 
 def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    limit = 2 ** (bits - 1) - 1
+    limit = max(1, levels(bits) // 2)
     largest = rows.abs().amax(1)
     # The sliver makes 1.5 · max|w| / m itself a candidate where it is a scale, whatever the logarithm's rounding.
     top = (8 * torch.log2(1.5 * largest.double() / limit) + 1e-3).floor()
     steps = torch.tensor(list(_candidates(bits)), device=rows.device)
     exponents = (top.nan_to_num(neginf=0)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
     sizes = scale(exponents)[..., None]
-    codes = (rows[:, None] / sizes).round_().clamp_(-limit, limit)  # [row, candidate, column]
+    codes = rows[:, None] / sizes  # [row, candidate, column]
+    codes = torch.where(codes < 0, -1.0, 1.0) if bits == 1 else codes.round_().clamp_(-limit, limit)
     error = (codes * sizes - rows[:, None]).double().square_().sum(-1)
     best = error.argmin(1)  # the first, so the largest scale, of equal ones
     index = torch.arange(len(rows), device=rows.device)
-    found = torch.where(largest > 0, exponents[index, best], 0.0)
+    found = torch.where(largest > 0, exponents[index, best], float(EXPONENT_RANGE[0]) if bits == 1 else 0.0)
     return codes[index, best].to(torch.int8), found.to(torch.int16)
 
 

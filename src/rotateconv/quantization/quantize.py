@@ -50,9 +50,9 @@ def quantize(
 
     Args:
         model: Not changed.
-        weight_bits: 2 to 8.
-        angle_bits: 3 to 8.
-        dense_bits: 2 to 8.
+        weight_bits: 1 to 8; of 1 bit is the sign, times the scale.
+        angle_bits: 2 to 8.
+        dense_bits: 1 to 8.
         calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
             statistics again behind the quantized weights. None keeps those of the training, which with 3 bits and
             fewer no longer fit.
@@ -117,9 +117,9 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
         ValueError: If bits are out of their range, or a tensor is complex.
     """
     for name, bits, least in (
-        ("weight_bits", weight_bits, 2),
-        ("angle_bits", angle_bits, 3),
-        ("dense_bits", dense_bits, 2),
+        ("weight_bits", weight_bits, 1),
+        ("angle_bits", angle_bits, 2),
+        ("dense_bits", dense_bits, 1),
     ):
         if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
             raise InputError(f"{name} must be a whole number from {least} to 8, got {bits!r}")

@@ -92,7 +92,7 @@ def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Pa
 def test_mistakes(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "net"
     assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
-        "error: weight_bits must be a whole number from 2 to 8, got 9\n"
+        "error: weight_bits must be a whole number from 1 to 8, got 9\n"
     )
     assert "--data-dir has no meaning with no --calibrate" in run(
         "pack", trained, "--out", file, "--data-dir", ".", code=2

@@ -203,7 +203,7 @@ def test_files_hold_every_row(runs: list[Path], data: ImageData, tmp_path: Path)
 
 
 def test_mistakes(runs: list[Path], data: ImageData) -> None:
-    with pytest.raises(ValueError, match="bits of a weight must be 32 or from 2 to 8, not 16"):
+    with pytest.raises(ValueError, match="bits of a weight must be 32 or from 1 to 8, not 16"):
         measure_sizes(runs, data, (16,))
     other = ImageData("others", data.classes, data.train, data.validation, data.test, data.mean, data.std, data.flip)
     with pytest.raises(ValueError, match="was trained on digits, not on others: compare models of one data set"):

@@ -24,15 +24,15 @@ def pack(
     *,
     out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
     weight_bits: Annotated[
-        int, Parameter(name="--weight-bits", metavar="INTEGER", help="Of a weight of a convolution, 2 to 8.")
+        int, Parameter(name="--weight-bits", metavar="INTEGER", help="Of a weight of a convolution, 1 to 8.")
     ] = 4,
-    angle_bits: Annotated[int, Parameter(name="--angle-bits", metavar="INTEGER", help="Of an angle, 3 to 8.")] = 5,
+    angle_bits: Annotated[int, Parameter(name="--angle-bits", metavar="INTEGER", help="Of an angle, 2 to 8.")] = 5,
     dense_bits: Annotated[
         int,
         Parameter(
             name="--dense-bits",
             metavar="INTEGER",
-            help="Of a weight of the stem, of 1x1 convolutions and linear layers, 2 to 8.",
+            help="Of a weight of the stem, of 1x1 convolutions and linear layers, 1 to 8.",
         ),
     ] = 8,
     calibrate: Annotated[

@@ -154,7 +154,7 @@ def measure_sizes(
     Args:
         runs: Their folders.
         data: The images that they were trained on; the test split is evaluated.
-        bits: Of a weight, each 32 or from 2 to 8.
+        bits: Of a weight, each 32 or from 1 to 8.
         on_row: Called as on_row(done, total) after every evaluation.
 
     Raises:
@@ -245,7 +245,7 @@ def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
 def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
     for width in bits:
         if width != FLOAT and width not in _ANGLE_BITS:
-            raise InputError(f"bits of a weight must be {FLOAT} or from 2 to 8, not {width}")
+            raise InputError(f"bits of a weight must be {FLOAT} or from 1 to 8, not {width}")
     return bits if config.bits is None else [config.bits.weight]
 
 
