@@ -13,9 +13,10 @@ demo: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m rotateconv.lab.cli.reference
 
-# The drawings of the pages, made from the formula and the records.
+# The drawings of the pages, made from the formula and the records, and the tutorial's notebook.
 pictures: $(STAMP)
 	$(BIN)/python tools/pictures.py
+	$(BIN)/python tools/notebook.py
 
 # The site, into site/; a warning is an error. Served while you write: .venv/bin/zensical serve
 docs: $(VENV)/docs

@@ -1,5 +1,6 @@
 """What the pages say holds: links and anchors lead somewhere, examples run, tables and pictures are of the code."""
 
+import json
 import re
 import runpy
 import shutil
@@ -17,7 +18,12 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^```.*?^```$", flags=re.DOTALL | re.MULTILINE)
-EXAMPLES = [page for page in PAGES if page.parent == DOCS and "```python\n" in page.read_text("utf-8")]
+# The tutorial is run as its notebook.
+EXAMPLES = [
+    page
+    for page in PAGES
+    if page.parent == DOCS and page.name != "tutorial.md" and "```python\n" in page.read_text("utf-8")
+]
 
 
 def name_of(page: Path) -> str:
@@ -85,6 +91,35 @@ def test_pictures_are_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     kept = {file.name: file.read_text("utf-8") for file in (DOCS / "pictures").iterdir()}
     assert made.keys() == kept.keys()
     assert [name for name in made if made[name] != kept[name]] == [], "make pictures"
+
+
+def test_the_notebook_is_the_tutorial() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "notebook.py"))
+    assert tool["NOTEBOOK"].read_text("utf-8") == tool["notebook"](tool["PAGE"].read_text("utf-8")), "make pictures"
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_says_what_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "make_your_model_small.ipynb").read_text("utf-8"))
+    names: dict[str, object] = {"__name__": "notebook"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "notebook", "exec"), names)
+    printed = capsys.readouterr().out
+    dense, packed = (float(re.search(rf"{name}: ([\d.]+) %", printed)[1]) for name in ("dense", "packed"))  # type: ignore[index]
+    assert dense > 60  # three classes: a third is chance
+    assert packed > dense - 20
+    assert "11,178,051 parameters before, 2,645,315 after" in printed
+    sizes = re.search(r"%, ([\d,]+) bytes where float32 takes ([\d,]+)", printed)
+    assert sizes is not None
+    small, large = (int(size.replace(",", "")) for size in sizes.groups())
+    assert 29 * small < large  # "a thirtieth of its size"
 
 
 @pytest.mark.slow
