@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import write_json
+from rotateconv.quantization.pack import describe_packed
 from small import small_digits
 
 
@@ -53,6 +55,39 @@ def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
     run("unpack", file, "--out", out, "--fused")
     assert load_file(out).keys() == fuse(net).state_dict().keys()
     assert "written" not in run("unpack", file)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained with 2 bits per weight, 3 per angle and 6 elsewhere."""
+    out = tmp_path_factory.mktemp("runs") / "quantized"
+    changes = {"model": "resnet20", "conv": "rotate2p", "width": 0.25, "epochs": 1, "batch_size": 32, "warmup": 0}
+    bits = {"qat": True, "weight_bits": 2, "angle_bits": 3, "dense_bits": 6}
+    fit(make_config("digits", changes={**changes, **bits}), out, data=small_digits())
+    return out
+
+
+def test_bits_are_those_of_the_training(quantized: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    expected = "2 bits per weight, 3 per angle, 6 in stem, 1x1 and linear layers"
+    assert expected in run("pack", quantized, "--out", tmp_path / "model.rcp")
+    assert describe_packed(tmp_path / "model.rcp").bits == [2, 3, 6]
+    for source in (quantized, tmp_path / "model.rcp"):
+        assert expected in run("export", source, "--to", "onnx", "--out", tmp_path / "model.onnx")
+    dense = run("export", quantized, "--to", "onnx", "--no-compact", "--out", tmp_path / "dense.onnx")
+    assert expected not in dense
+    assert 5 * (tmp_path / "model.onnx").stat().st_size < (tmp_path / "dense.onnx").stat().st_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = invoke(["pack", str(quantized), "--weight-bits", "4", "--out", str(tmp_path / "other.rcp")])
+    assert result.exit_code == 0
+    assert f"has {expected}, and is quantized again to 4 bits per weight, 3 per angle" in result.stderr
+    mistake = run("export", quantized, "--to", "onnx", "--no-compact", "--weight-bits", 2, "--out", "x", code=2)
+    assert "--dense-bits have no meaning without --compact" in mistake
+    mistake = run("export", quantized, "--to", "torch-export", "--compact", "--out", "x", code=2)
+    assert "--compact has no meaning with --to torch-export" in mistake
+    mistake = run("export", quantized, "--to", "torch-export", "--license", "MIT", "--out", "x", code=2)
+    assert "--license has no meaning with --to torch-export" in mistake
 
 
 def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(trained: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli import bits, options
+from rotateconv.lab.run_config import Bits
 
 EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),
+    ("A small file that decodes itself:", "rotateconv export runs/digits --to onnx --compact --out digits.onnx"),
     ("A program of torch.export:", "rotateconv export runs/digits --to torch-export --out digits.pt2"),
     ("A packed file:", "rotateconv export digits.rotateconv --to onnx --out digits.onnx"),
 )
@@ -25,25 +27,68 @@ def export(
         Literal["onnx", "torch-export"], Parameter(name="--to", metavar="onnx|torch-export", help="The format.")
     ],
     out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
+    compact: Annotated[
+        bool | None,
+        Parameter(
+            name="--compact",
+            negative="--no-compact",
+            show_default=False,
+            help="ONNX of codes that the file decodes itself; without the option, of a quantized model only.",
+        ),
+    ] = None,
+    weight_bits: bits.WeightBits = None,
+    angle_bits: bits.AngleBits = None,
+    dense_bits: bits.DenseBits = None,
+    license: Annotated[
+        str | None, Parameter(name="--license", metavar="TEXT", help="Written into an ONNX file.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write a trained model, fused, for a runtime without this library, and check that it computes the same."""
+    """Write a trained model, fused, for a runtime without this library, and check that it computes the same.
+
+    A compact file is quantized to the bits that the model was trained with or has in its packed file; any other model
+    gets 4 per weight, 4 per angle and 8 in stem, 1x1 and linear layers. docs/compact-onnx.md says what is in it.
+    """
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.train.load import load_run
     from rotateconv.quantization.pack import describe_packed, load_packed
 
+    if compact and to != "onnx":
+        raise ConfigError(f"--compact has no meaning with --to {to}: it is a form of ONNX files")
+    if license is not None and to != "onnx":
+        raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file holds it")
+    own: Bits | None
     if source.is_file():
         packed = describe_packed(source)
         if packed.input_size is None:
             raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
-        model = load_packed(source)
+        model, own = load_packed(source), Bits(*packed.bits)
         size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
     else:
         trained = load_run(source)
-        model, data = trained.model, trained.data
+        model, data, own = trained.model, trained.data, trained.config.bits
         size, classes, mean, std = list(data.input_shape), list(data.classes), list(data.mean), list(data.std)
-    write = export_onnx if to == "onnx" else export_torch
-    done = write(model, out, input_size=size, classes=classes, mean=mean, std=std)
+    small = to == "onnx" and (own is not None if compact is None else compact)
+    asked = (weight_bits, angle_bits, dense_bits)
+    if not small and any(asked):
+        raise ConfigError("--weight-bits, --angle-bits and --dense-bits have no meaning without --compact")
+    if to == "onnx":
+        chosen = bits.choose(source, own, asked, Bits(angle=4)) if small else Bits()
+        done = export_onnx(
+            model,
+            out,
+            input_size=size,
+            compact=small,
+            weight_bits=chosen.weight,
+            angle_bits=chosen.angle,
+            dense_bits=chosen.dense,
+            classes=classes,
+            mean=mean,
+            std=std,
+            notes=_notes(license),
+        )
+    else:
+        done = export_torch(model, out, input_size=size, classes=classes, mean=mean, std=std)
     runtime = "ONNX Runtime" if to == "onnx" else "the loaded program"
     rows = {
         "file": f"{done.path}: {done.bytes:,} bytes",
@@ -52,4 +97,16 @@ def export(
     }
     if done.opset is not None:
         rows["format"] = f"ONNX opset {done.opset}, IR version {done.ir_version}"
+    if small:
+        rows["bits"] = bits.described(chosen)
     facts(make_console(), rows)
+
+
+def _notes(license: str | None) -> dict[str, str]:
+    """What made the file, for its metadata; no path of this computer."""
+    import torch
+
+    from rotateconv import __version__
+
+    notes = {"command": "rotateconv export", "versions": f"rotateconv {__version__}, torch {torch.__version__}"}
+    return notes if license is None else {**notes, "license": license}

@@ -8,8 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv.errors import RunError
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli import bits, options
 from rotateconv.lab.naming import model_name
+from rotateconv.lab.run_config import Bits
 
 EXAMPLES = options.examples(
     ("4-bit weights and 5-bit angles:", "rotateconv pack runs/digits-resnet20-rotate4-seed0 --out digits.rotateconv"),
@@ -23,18 +24,9 @@ def pack(
     /,
     *,
     out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
-    weight_bits: Annotated[
-        int, Parameter(name="--weight-bits", metavar="INTEGER", help="Of a weight of a convolution, 1 to 8.")
-    ] = 4,
-    angle_bits: Annotated[int, Parameter(name="--angle-bits", metavar="INTEGER", help="Of an angle, 2 to 8.")] = 5,
-    dense_bits: Annotated[
-        int,
-        Parameter(
-            name="--dense-bits",
-            metavar="INTEGER",
-            help="Of a weight of the stem, of 1x1 convolutions and linear layers, 1 to 8.",
-        ),
-    ] = 8,
+    weight_bits: bits.WeightBits = None,
+    angle_bits: bits.AngleBits = None,
+    dense_bits: bits.DenseBits = None,
     calibrate: Annotated[
         bool,
         options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate."),
@@ -45,6 +37,9 @@ def pack(
 
     Rounding shifts what each batch norm sees. With --calibrate they measure it again on 2,048 training images: as many
     bytes, and most of the accuracy that rounding after the training loses comes back.
+
+    A model that was trained with --qat keeps the bits it was trained with; any other gets 4 per weight, 5 per angle and
+    8 in stem, 1x1 and linear layers.
     """
     if not calibrate:
         options.refuse({"--data-dir": data_dir}, "no --calibrate")
@@ -55,6 +50,7 @@ def pack(
     from rotateconv.quantization.quantize import quantize
 
     trained = load_run(run)
+    chosen = bits.choose(run, trained.config.bits, (weight_bits, angle_bits, dense_bits), Bits())
     data, model = trained.data, trained.model
     console = make_console()
     statistics = "of the training"
@@ -64,16 +60,16 @@ def pack(
         if DataDescription.of(images) != data:
             raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
         batches = calibration_batches(model, trained.config, data, images.train)
-        model = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits, calibration=batches).cpu()
+        model = quantize(model, chosen.weight, chosen.angle, dense_bits=chosen.dense, calibration=batches).cpu()
         statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"
-    pack_model(model, data, out, weight_bits=weight_bits, angle_bits=angle_bits, dense_bits=dense_bits)
+    pack_model(model, data, out, weight_bits=chosen.weight, angle_bits=chosen.angle, dense_bits=chosen.dense)
     size = out.stat().st_size
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     facts(
         console,
         {
             "model": f"{model_name(trained.config)}, trained on {data.name}",
-            "bits": f"{weight_bits} per weight, {angle_bits} per angle, {dense_bits} in stem, 1x1 and linear layers",
+            "bits": bits.described(chosen),
             "statistics": statistics,
             "packed": f"{size:,} bytes, {dense / size:.1f} times smaller than its {dense:,} bytes",
         },
