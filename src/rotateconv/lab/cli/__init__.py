@@ -4,7 +4,6 @@ A command imports what it needs when it runs: help and mistakes wait for neither
 """
 
 import inspect
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.completion.detect import ShellDetectionError
 
 from rotateconv import __version__
-from rotateconv.errors import FAULT, INTERRUPTED, ConfigError
+from rotateconv.errors import INTERRUPTED, ConfigError
 from rotateconv.lab.cli import (
     analyse,
     bench,
@@ -28,6 +27,7 @@ from rotateconv.lab.cli import (
     train,
     unpack,
 )
+from rotateconv.lab.cli.console import leave_stdout, prepare_streams
 from rotateconv.lab.cli.errors import report as report_failure
 from rotateconv.lab.cli.errors import show_warning
 from rotateconv.lab.cli.options import opens_runs, unwrapped
@@ -69,8 +69,8 @@ def run(arguments: Sequence[str]) -> int:
             sentence = str(error) or "interrupted: nothing that was written before is lost"
             return report_failure(CommandError(Failure(INTERRUPTED, sentence)))
         except BrokenPipeError:  # a reader such as head has left, which is no mistake
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return FAULT
+            leave_stdout()
+            return 0
         except ShellDetectionError:
             return report_failure(ConfigError("which shell is this? add --shell bash, zsh, fish or powershell"))
         except Exception as error:
@@ -83,4 +83,5 @@ def main() -> None:
     from rotateconv.lab.train.allocator import keep_freed_memory
 
     keep_freed_memory()
+    prepare_streams()
     sys.exit(run(sys.argv[1:]))

@@ -87,7 +87,11 @@ class ComparisonProgress:
         )
         if not self.console.is_terminal or self.finished == self.runs:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[told]}"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(None),
+            TextColumn("{task.fields[told]}", markup=False),
+        )
         self.bar = Progress(*columns, console=self.console, expand=True)
         self.total = self.bar.add_task("all runs", total=self.runs, completed=self.finished, told=self._left())
         self.bar.start()

@@ -1,10 +1,14 @@
 """Where the commands print: one console, silent in all processes but the main one."""
 
+import io
 import os
+import re
 import sys
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 _WIDE = 160  # columns of a pipe or a file, where nobody would wrap a long row again
 
@@ -14,23 +18,68 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that command a terminal or turn the direction of writing: of a name in a file that may be anybody's."""
+
+
+def printable(text: str) -> str:
+    """Return a text with every character that would command a terminal written out.
+
+    Example:
+        >>> printable("a\x1b[31mcat")
+        'a\\\\x1b[31mcat'
+    """
+    return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+class _Console(Console):
+    """A console that prints names as they are: no markup, no pictures for words between colons, no commands.
+
+    A reader that leaves, such as head, ends nothing: what is left to print goes nowhere.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        leave_stdout()
+
+
+def leave_stdout() -> None:
+    """Send to nowhere what is printed from now on, and what is not printed yet."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr take any character, and be there where the caller closed them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def make_console(file: TextIO | None = None) -> Console:
     """Return the console for results and progress, as wide as the terminal or as COLUMNS says."""
     file = sys.stdout if file is None else file
     fixed = None if file.isatty() or os.environ.get("COLUMNS") else _WIDE
-    return Console(file=file, width=fixed, highlight=False, quiet=not is_main_process())
+    return _Console(file=file, width=fixed, highlight=False, markup=False, emoji=False, quiet=not is_main_process())
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is: no markup, no wrapping that would break a path apart."""
-    console.print(text, markup=False, soft_wrap=True)
+    """Print a line without wrapping that would break a path apart."""
+    console.print(text, soft_wrap=True)
 
 
 def facts(console: Console, rows: dict[str, str]) -> None:
     """Print names and values in two columns."""
     width = max(map(len, rows))
     for name, value in rows.items():
-        console.print(f"[bold]{name.ljust(width)}[/bold]  ", end="")
+        console.print(f"{name.ljust(width)}  ", style="bold", end="")
         say(console, value)
 
 

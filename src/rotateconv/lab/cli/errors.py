@@ -15,7 +15,7 @@ from cyclopts.exceptions import (
 )
 
 from rotateconv.errors import INTERRUPTED, MISTAKE, nearest
-from rotateconv.lab.cli.console import is_main_process
+from rotateconv.lab.cli.console import is_main_process, printable
 from rotateconv.lab.exit_codes import Failure, explain
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -29,7 +29,7 @@ def report(error: BaseException) -> int:
     # Every process of a run meets the same mistake; one of them reports it.
     if failure.unexpected or is_main_process():
         word = "" if failure.code == INTERRUPTED else "error: "
-        print(f"{word}{failure.sentence}", file=sys.stderr)
+        print(printable(f"{word}{failure.sentence}"), file=sys.stderr)
     return failure.code
 
 
@@ -77,4 +77,4 @@ def show_warning(
 ) -> None:
     """Print a warning as one sentence, without the line of code it comes from."""
     if is_main_process():
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(printable(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)

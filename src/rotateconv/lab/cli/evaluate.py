@@ -74,7 +74,7 @@ def evaluate(
     )
     if split == "validation" and not settings.validation and images.name == trained.data.name:
         say(console, "warning: this run was trained on its validation images too")
-    console.print(f"[bold]{split} accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}[/bold]")
+    console.print(f"{split} accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}", style="bold")
     _show_classes(console, found)
 
 

@@ -138,6 +138,6 @@ def _tell(console: Any, run: Path, summary: "RunSummary", epochs: int) -> None:
     text = f"test accuracy {summary.test_accuracy:.2f} %, loss {summary.test_loss:.4f}"
     if summary.best_epoch is not None:
         text += f"; best validation accuracy {summary.best_validation_accuracy:.2f} % in epoch {summary.best_epoch}"
-    console.print(f"[bold]{text}[/bold]", soft_wrap=True)
+    console.print(text, style="bold", soft_wrap=True)
     say(console, f"{epochs} epochs in {duration(summary.seconds)}, kept in {run}")
     say(console, f"look closer with: rotateconv evaluate {shlex.quote(str(run))}")
