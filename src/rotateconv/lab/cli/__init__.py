@@ -22,6 +22,7 @@ from rotateconv.lab.cli import (
     export,
     info,
     pack,
+    predict,
     record,
     report,
     train,
@@ -48,7 +49,7 @@ app = App(
     ),
 )
 for _place, _file in enumerate(
-    (train, compare, evaluate, convert, pack, unpack, export, info, report, record, analyse, bench)
+    (train, compare, evaluate, predict, convert, pack, unpack, export, info, report, record, analyse, bench)
 ):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
     if _file in (train, compare, evaluate, convert, pack, export, info, analyse):

@@ -1,0 +1,102 @@
+"""`rotateconv predict`: what a trained model makes of images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rotateconv.errors import ConfigError
+from rotateconv.lab.cli import options
+
+if TYPE_CHECKING:
+    from rotateconv.lab.predict import Prediction
+
+EXAMPLES = options.examples(
+    ("The likeliest classes of an image:", "rotateconv predict runs/cifar10 cat.jpg"),
+    ("All images of a folder, for a table program:", "rotateconv predict cifar10.onnx photos --csv answers.csv"),
+    ("For another program:", "rotateconv predict cifar10.rcp cat.jpg dog.jpg --top 1 --json"),
+)
+
+
+@options.opens_runs
+def predict(
+    model: Annotated[
+        Path,
+        Parameter(
+            help="Run folder, a file of rotateconv pack, or an .onnx file of rotateconv export.", show_default=False
+        ),
+    ],
+    /,
+    *images: Annotated[Path, Parameter(help="Image files, or folders of them.", show_default=False)],
+    top: Annotated[int, Parameter(name="--top", metavar="INTEGER", help="Classes of each image.")] = 5,
+    json: Annotated[bool, options.switch("--json", "Print JSON instead of a table.")] = False,
+    csv: Annotated[
+        Path | None, Parameter(name="--csv", metavar="FILE", help="Write a CSV file too.", show_default=False)
+    ] = None,
+) -> None:
+    """Classify images, with the preprocessing of the model's training.
+
+    An image of another size is resized by its shorter side, and the middle of the longer one is kept.
+    """
+    from rotateconv.lab.predict import predict as classify
+
+    if not images:
+        raise ConfigError("name at least one image, or a folder of images")
+    found = classify(model, images, top=top)
+    if csv is not None:
+        _write_csv(csv, found)
+    if json:
+        _print_json(found)
+    else:
+        _print_table(found)
+
+
+def _print_table(found: "list[Prediction]") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from rotateconv.lab.cli.console import make_console, say
+
+    console = make_console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for head in ("image", "class", "%"):
+        table.add_column(head, justify="right" if head == "%" else "left", overflow="fold")
+    from rich.text import Text
+
+    for prediction in found:
+        for place, (name, value) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
+            table.add_row(Text("" if place else str(prediction.image)), Text(name), f"{100 * value:.1f}")
+    console.print(table)
+    resized = [prediction for prediction in found if prediction.resized]
+    if resized:
+        say(console, f"resized to what the model takes: {len(resized):,} of {len(found):,} images")
+
+
+def _print_json(found: "list[Prediction]") -> None:
+    import json
+
+    rows = [
+        {
+            "image": str(prediction.image),
+            "resized": prediction.resized,
+            "classes": [
+                {"class": name, "probability": value}
+                for name, value in zip(prediction.classes, prediction.probabilities, strict=True)
+            ],
+        }
+        for prediction in found
+    ]
+    print(json.dumps(rows, indent=2))
+
+
+def _write_csv(path: Path, found: "list[Prediction]") -> None:
+    import csv
+
+    from rotateconv._files import atomic_write
+
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "resized", "rank", "class", "probability"])
+        for prediction in found:
+            for rank, (name, value) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True), 1):
+                writer.writerow([prediction.image, int(prediction.resized), rank, name, value])

@@ -1,0 +1,210 @@
+"""Classify image files with a trained model: a run folder, a packed file or an ONNX file."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rotateconv._files import read_regular
+from rotateconv.errors import ConfigError, DataError, InputError
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.data.preprocessing import Preprocessing
+from rotateconv.lab.train.load import load_run
+from rotateconv.quantization.pack import describe_packed, load_packed
+
+LARGEST_ONNX = 2**28
+"""Bytes of the largest ONNX file that is opened."""
+
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""Of the files of a folder that are taken for images."""
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of an image.
+
+    Attributes:
+        image: The file.
+        classes: The likeliest classes, the first first.
+        probabilities: Of these classes.
+        resized: Whether the image had another size than the model takes.
+    """
+
+    image: Path
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    resized: bool
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with what it needs.
+
+    Attributes:
+        scores: From normalized images to (N, classes) scores.
+        preprocessing: From image files to normalized images.
+        classes: In the order of the scores.
+    """
+
+    scores: Callable[[Tensor], Tensor]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+
+
+def predict(model: str | Path, images: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+    """Return the likeliest classes of images, with the preprocessing of the model's training.
+
+    Args:
+        model: A run folder, a packed file, or an ONNX file that `export_onnx` wrote with classes, mean and std.
+        images: Files, or folders of them, which are searched with all their folders.
+        top: Classes of each image.
+
+    Returns:
+        One for each image, those of a folder in the order of their names.
+
+    Raises:
+        RunError, InputError: The model cannot be read, or does not say what it needs.
+        DataError: An image is missing or does not decode.
+        ConfigError: No image, or top is below 1.
+    """
+    if top < 1:
+        raise ConfigError(f"top must be 1 or more, not {top}")
+    paths = [path for image in images for path in _files(Path(image))]
+    if not paths:
+        raise ConfigError("expected at least one image, got none")
+    classifier = open_classifier(model)
+    found = []
+    for start in range(0, len(paths), _BATCH):
+        part = paths[start : start + _BATCH]
+        pixels, resized = classifier.preprocessing.read(part)
+        with torch.no_grad():
+            scores = classifier.scores(classifier.preprocessing(pixels))
+        if scores.shape != (len(part), len(classifier.classes)):
+            raise InputError(
+                f"{model} has {tuple(scores.shape)[1:]} outputs and names {len(classifier.classes)} classes"
+            )
+        best = scores.softmax(1).topk(min(top, scores.shape[1]))
+        for path, places, values, changed in zip(
+            part, best.indices.tolist(), best.values.tolist(), resized, strict=True
+        ):
+            names = tuple(classifier.classes[place] for place in places)
+            found.append(Prediction(path, names, tuple(values), changed))
+    return found
+
+
+def open_classifier(model: str | Path) -> Classifier:
+    """Return the model of a run folder, a packed file or an ONNX file, ready to classify.
+
+    Raises:
+        RunError, InputError: It cannot be read, or does not say what it needs.
+    """
+    path = Path(model)
+    if path.is_dir():
+        run = load_run(path)
+        return Classifier(run.model, Preprocessing(run.data), run.data.classes)
+    if path.suffix.lower() == ".onnx":
+        scores, values = _open_onnx(path)
+    else:
+        description = describe_packed(path)
+        values = {key: getattr(description, key) for key in _NEEDED}
+        scores = load_packed(path, fused=True) if description.build is not None else load_packed(path)
+    data = _description(path, values)
+    return Classifier(scores, Preprocessing(data), data.classes)
+
+
+_NEEDED = ("classes", "mean", "std", "input_size")
+
+
+def _description(path: Path, values: dict[str, Any]) -> DataDescription:
+    """What a file says of the images, checked."""
+    missing = [key for key in _NEEDED if values.get(key) is None]
+    if missing:
+        raise InputError(
+            f"{path} does not say its {', '.join(missing)}: write it with rotateconv export or pack from a run"
+        )
+    classes, mean, std, size = (values[key] for key in _NEEDED)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for row in (mean, std, size) for v in row)
+    if not (numbers and len(size) == 3 and all(isinstance(v, int) and 0 < v <= 2**14 for v in size)):
+        raise InputError(f"{path} must say its input_size as channels, height and width, got {size}")
+    if not len(mean) == len(std) == size[0] or not all(value > 0 for value in std):
+        raise InputError(f"{path} must say a mean and a standard deviation above 0 for each of {size[0]} channels")
+    if not classes or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path} must say its classes as a list of names")
+    channels, height, width = size
+    shape = (channels, height, width)
+    return DataDescription("", tuple(classes), tuple(mean), tuple(std), shape, False, 0, 0, 0)
+
+
+def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    """An ONNX file as a function, and its metadata. Nothing in it runs code, and no other file is read for it."""
+    try:
+        import onnx
+        import onnxruntime
+    except (ImportError, RuntimeError) as error:
+        raise InputError(f"ONNX files need more packages ({error}): pip install 'rotateconv[export]'") from None
+    try:
+        data = read_regular(path, LARGEST_ONNX)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        proto = onnx.load_model_from_string(data)
+    except Exception as error:  # of protobuf, whose classes differ between versions
+        raise InputError(f"{path} is no ONNX file, or it was cut off: {_first(error)}") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in _tensors(proto)):
+        raise InputError(f"{path} keeps numbers in other files, which are not opened: save it as one file")
+    values: dict[str, Any] = {}
+    for prop in proto.metadata_props:
+        if prop.key in _NEEDED:
+            with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is missing
+                value = json.loads(prop.value)
+                values[prop.key] = value if isinstance(value, list) else None
+    _description(path, values)  # before any memory is taken for it
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has classes of its own, without a common one
+        raise InputError(f"ONNX Runtime cannot open {path}: {_first(error)}") from None
+    if len(session.get_inputs()) != 1:
+        raise InputError(f"{path} takes {len(session.get_inputs())} inputs, and a classifier takes one: the images")
+    name = session.get_inputs()[0].name
+
+    def scores(images: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+        except Exception as error:
+            raise InputError(f"{path} cannot classify images of its input_size: {_first(error)}") from None
+
+    return scores, values
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor in a message of ONNX, those in attributes, functions and inner graphs too."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if hasattr(value, "__len__") else (value,):
+                yield from _tensors(inner)
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not found:
+        raise DataError(f"there is no image in the folder {path}")
+    return found
