@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from rotateconv.lab.config import RunConfig as RunConfig
     from rotateconv.lab.config import make_config as make_config
     from rotateconv.lab.data.sets import load_data as load_data
-    from rotateconv.lab.predict import Prediction as Prediction
-    from rotateconv.lab.predict import predict as predict
+    from rotateconv.lab.predictions import Prediction as Prediction
+    from rotateconv.lab.predictions import predict as predict
     from rotateconv.lab.study.convert_run import convert_run as convert_run
     from rotateconv.lab.train.loop import fit as fit
     from rotateconv.lab.train.trust import allow as trust  # noqa: F401
 
 _HOMES = {
     "LoadedRun": ("api", "LoadedRun"),
-    "Prediction": ("predict", "Prediction"),
+    "Prediction": ("predictions", "Prediction"),
     "RunConfig": ("config", "RunConfig"),
     "convert_run": ("study.convert_run", "convert_run"),
     "evaluate": ("api", "evaluate"),
@@ -30,7 +30,7 @@ _HOMES = {
     "load": ("api", "load"),
     "load_data": ("data.sets", "load_data"),
     "make_config": ("config", "make_config"),
-    "predict": ("predict", "predict"),
+    "predict": ("predictions", "predict"),
     "trust": ("train.trust", "allow"),
 }
 

@@ -9,7 +9,7 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
 
 if TYPE_CHECKING:
-    from rotateconv.lab.predict import Prediction
+    from rotateconv.lab.predictions import Prediction
 
 EXAMPLES = options.examples(
     ("The likeliest classes of an image:", "rotateconv predict runs/cifar10 cat.jpg"),
@@ -38,7 +38,7 @@ def predict(
 
     An image of another size is resized by its shorter side, and the middle of the longer one is kept.
     """
-    from rotateconv.lab.predict import predict as classify
+    from rotateconv.lab.predictions import predict as classify
 
     if not images:
         raise ConfigError("name at least one image, or a folder of images")

@@ -12,7 +12,7 @@ from PIL import Image
 from commands import invoke
 from rotateconv import build_model, pack
 from rotateconv.lab.config import make_config
-from rotateconv.lab.predict import LARGEST_ONNX, predict
+from rotateconv.lab.predictions import LARGEST_ONNX, predict
 from rotateconv.lab.train.load import load_run, pack_model
 from rotateconv.lab.train.loop import fit
 from small import small_digits

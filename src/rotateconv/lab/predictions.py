@@ -87,9 +87,8 @@ def predict(model: str | Path, images: Sequence[str | Path], *, top: int = 5) ->
         with torch.no_grad():
             scores = classifier.scores(classifier.preprocessing(pixels))
         if scores.shape != (len(part), len(classifier.classes)):
-            raise InputError(
-                f"{model} has {tuple(scores.shape)[1:]} outputs and names {len(classifier.classes)} classes"
-            )
+            outputs = " x ".join(map(str, scores.shape[1:]))
+            raise InputError(f"{model} has {outputs} outputs and names {len(classifier.classes)} classes")
         best = scores.softmax(1).topk(min(top, scores.shape[1]))
         for path, places, values, changed in zip(
             part, best.indices.tolist(), best.values.tolist(), resized, strict=True
