@@ -58,7 +58,7 @@ sanitize: export ASAN_OPTIONS   = detect_leaks=0
 sanitize: $(STAMP)
 	CC="$${CC:-cc} -fsanitize=address,undefined -fno-sanitize-recover=undefined -g" \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" OMP_NUM_THREADS=1 \
-	    $(BIN)/python -m pytest tests/kernels/test_fused_native.py
+	    $(BIN)/python -m pytest tests/kernels/test_fused_native.py -k "not out_of_the_way"
 
 # Changed and crafted files for every reader, SECONDS of them each, and a table of what came out.
 SECONDS ?= 60

@@ -14,6 +14,13 @@ from rotateconv.kernels.line import line_kernel
 
 pytestmark = pytest.mark.usefixtures("each_kernel_form")
 
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """No test takes from another one's count of compilations."""
+    torch._dynamo.reset()
+
+
 PATHS = ("circle", "square")
 SIZES = (3, 5, 7, 9)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -220,6 +227,45 @@ def test_compiles_as_one_graph(taps: int, channels_last: bool) -> None:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert kernel.is_contiguous(memory_format=layout)
     assert_equal_to_plain(weight, angle, 3, "circle", compiled)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 4), (0, 3)])
+@pytest.mark.parametrize("taps", [3, 1])
+def test_compiled_closed_form(taps: int, shape: tuple[int, ...]) -> None:
+    """Values and gradients, on the kinks too, of what the compiler is given for 3 x 3 on the circle."""
+    weight, _ = inputs(shape, taps)
+    angle = (torch.arange(weight[..., 0].numel()).double().view(shape) * torch.pi / 4).requires_grad_()
+    compiled = torch.compile(fused_line_kernel, fullgraph=True, backend="aot_eager", dynamic=False)
+    if weight.numel():
+        assert_equal_to_plain(weight, angle, 3, "circle", compiled)
+    assert compiled(weight, angle).shape == (*shape, 3, 3)
+
+
+def test_the_compiler_is_given_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "line_kernel", lambda *arguments: pytest.fail("the plain form was traced"))
+    weight, angle = inputs((4, 6), 3)
+    torch._dynamo.reset()
+    torch.compile(fused_line_kernel, fullgraph=True, backend="aot_eager")(weight, angle).sum().backward()
+
+
+def test_transforms_and_exports_are_given_the_plain_form() -> None:
+    weight, angle = inputs((4, 6), 3)
+    expected = line_kernel(weight, angle)
+    mapped = torch.compile(torch.vmap(fused_line_kernel), backend="aot_eager")
+    torch.testing.assert_close(mapped(weight, angle), expected, rtol=0, atol=1e-12)
+    tilted = torch.compile(
+        torch.func.grad(lambda a: fused_line_kernel(weight.detach(), a).square().sum()), backend="eager"
+    )
+    wanted = torch.autograd.grad(expected.square().sum(), angle)[0]
+    torch.testing.assert_close(tilted(angle.detach()), wanted, rtol=0, atol=1e-10)
+
+    class Layer(torch.nn.Module):
+        def forward(self, weight: Tensor, angle: Tensor) -> Tensor:
+            return fused_line_kernel(weight, angle)
+
+    program = torch.export.export(Layer(), (weight.detach(), angle.detach()))
+    torch.testing.assert_close(program.module()(weight.detach(), angle.detach()), expected.detach(), rtol=0, atol=1e-12)
+    assert not [node for node in program.graph.nodes if "autograd" in str(node.target)]
 
 
 def test_only_the_inputs_are_kept_for_the_backward_pass() -> None:

@@ -34,9 +34,9 @@ def fused_line_kernel(
         ∂/∂θ          = Σ_{t>0} t · (p'_row · Σ_rc H_t · R'_t · C_t + p'_col · Σ_rc H_t · R_t · C'_t)
 
     No temporary is larger than the kernel; on a CPU one call of the compiled library each way (`rotateconv.native`),
-    on a GPU with Triton one launch. Second derivatives are those of
-    `line_kernel`, which also takes over inside torch.func's transforms, and inside torch.compile and torch.export,
-    which fuse it by themselves.
+    on a GPU with Triton one launch. Second derivatives are those of `line_kernel`, which also takes over inside
+    torch.func's transforms, and inside torch.compile and torch.export, which fuse it by themselves; torch.compile is
+    given the closed form of 3 x 3 on the circle.
 
     Args:
         weight, angle, kernel_size, path: as in `line_kernel`; weight may also be a sequence of taps in its last
@@ -58,6 +58,9 @@ def fused_line_kernel(
     """
     check_inputs(weight, angle, kernel_size)
     dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
+    if kernel_size == 3 and path == "circle" and torch.compiler.is_compiling() and _can_trace_a_node():
+        traced: Tensor = _ClosedKernel.apply(weight, angle, angle_grad_scale, dtype, channels_last)
+        return traced
     if needs_reference(weight, angle):
         if isinstance(angle_grad_scale, Tensor) or angle_grad_scale != 1.0:
             angle = scale_gradient(angle, angle_grad_scale)
@@ -124,6 +127,33 @@ class _LineKernel(torch.autograd.Function):
         else:
             found = _gradients(weight, angle, grad, *ctx.options)
         return *found, None, None, None, None, None
+
+
+class _ClosedKernel(torch.autograd.Function):
+    """The closed form of 3 x 3 on the circle for torch.compile, whose own derivative of `line_kernel` costs more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, angle: Tensor, scale: float | Tensor, dtype: torch.dtype, channels_last: bool
+    ) -> Tensor:
+        ctx.save_for_backward(weight, angle)
+        ctx.scale = scale
+        cells = [cell.to(dtype) for cell in _cells_3(*_computable(weight, angle))]
+        if channels_last and angle.dim() == 2:
+            return torch.stack(cells, 1).unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+        return torch.stack(cells, -1).unflatten(-1, (3, 3))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, angle = ctx.saved_tensors
+        taps, grad_angle = _backward_3(*_computable(weight, angle), grad)
+        grad_weight = torch.stack(taps, -1).to(weight.dtype)
+        return grad_weight, (ctx.scale * grad_angle).to(angle.dtype), None, None, None
+
+
+def _can_trace_a_node() -> bool:
+    # An exported program is for other runtimes, and a transform would have to look into the node.
+    return not torch.compiler.is_exporting() and not _in_transform()
 
 
 def _reference_gradients(
@@ -288,6 +318,21 @@ def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
         torch.mul(mine.add_(others), level, out=cells[3 + col])
     cells[4].add_(center)
     return out
+
+
+def _cells_3(weight: Tensor, angle: Tensor) -> list[Tensor]:
+    """The nine cells of `_forward_3`, without writing in place."""
+    *_, other, center, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
+    sin, cos = angle.sin(), angle.cos()
+    up, right = sin.relu(), cos.relu()
+    down, left = up - sin, right - cos
+    level, mid = 1 - (up + down), 1 - (right + left)
+    shares = ((left, right), (mid, mid), (right, left))
+    pairs = [(tap * share, other * other_share) for share, other_share in shares]
+    above, below = ([mine * a + others * b for mine, others in pairs] for a, b in ((up, down), (down, up)))
+    beside = [(mine + others) * level for mine, others in pairs]
+    beside[1] = beside[1] + center
+    return [*above, *beside, *below]
 
 
 def _backward_3(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -74,6 +74,7 @@ def compile_options(size: int, shared: bool, square: bool, dtype: torch.dtype) -
         "CELLS": cells,
         "BLOCK": max(1, _CELLS_A_PROGRAM // cells),
         "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "TINY": 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps,
     }
 
 
@@ -128,6 +129,12 @@ def _direction(sin, cos, SQUARE: tl.constexpr):
 
 
 @triton.jit
+def _on_axis(x, TINY: tl.constexpr):
+    """`on_axis`: what is 0 but for rounding made so, or the slopes at multiples of 90° would not belong together."""
+    return tl.where(tl.abs(x) <= TINY, 0.0, x)
+
+
+@triton.jit
 def _velocity(sin, cos, row, col, SQUARE: tl.constexpr):
     """`tap_velocity`."""
     row_speed = -cos
@@ -160,6 +167,7 @@ def _forward(
     CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
+    TINY: tl.constexpr,
 ):
     half: tl.constexpr = SIZE // 2
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -206,6 +214,7 @@ def _backward(
     CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
+    TINY: tl.constexpr,
 ):
     half: tl.constexpr = SIZE // 2
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -224,6 +233,8 @@ def _backward(
     cos = tl.cos(theta)
     row, col = _direction(sin, cos, SQUARE)
     row_speed, col_speed = _velocity(sin, cos, row, col, SQUARE)
+    row = _on_axis(row, TINY)
+    col = _on_axis(col, TINY)
     angle_sum = tl.zeros((BLOCK,), dtype=COMPUTE)
     weight_sum = tl.zeros((BLOCK,), dtype=COMPUTE)
     for tap in tl.static_range(SIZE):
