@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from layers import FORMS, SIZES, forward, image_for
@@ -180,3 +181,145 @@ def test_a_net_without_such_layers_is_left_alone(images: Tensor) -> None:
     net = nn.Conv2d(2, 2, 3).double()
     with batched_kernels(net):
         torch.testing.assert_close(net(images), net(images))
+
+
+# What a context over a whole model must not change: who learns, what a backward pass costs, which graph is whose.
+
+
+def gradients_of(net: nn.Module) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+
+
+@pytest.mark.usefixtures("each_kernel_form")
+@pytest.mark.parametrize("frozen", [(0,), (2,), (0, 2)])
+def test_frozen_layers_cost_no_gradient(images: Tensor, frozen: tuple[int, ...]) -> None:
+    net = two_layers()
+    for index in frozen:
+        net[index].requires_grad_(False)
+    with batched_kernels(net):
+        output = net(images.requires_grad_())
+    assert line_nodes(output) == 2 - len(frozen)
+    output.square().sum().backward()
+    found = gradients_of(net)
+    run(net, images, batched=False)
+    for mine, other in zip(found, gradients_of(net), strict=True):
+        assert (mine is None) == (other is None)
+        assert mine is None or torch.allclose(mine, other, atol=1e-10)
+
+
+@pytest.mark.usefixtures("each_kernel_form")
+def test_a_layer_that_is_not_used_has_no_gradient(images: Tensor) -> None:
+    net = two_layers()
+    with batched_kernels(net):
+        output = net[0](images)
+    output.sum().backward()
+    assert all(parameter.grad is None for parameter in net[2].parameters())
+    assert all(parameter.grad is not None for parameter in net[0].parameters())
+
+
+@pytest.mark.usefixtures("each_kernel_form")
+def test_losses_of_different_layers_each_run_backward(images: Tensor) -> None:
+    net = nn.ModuleList([RotateConv2d(2, 4), RotateConv2d(2, 3)]).double()
+    with batched_kernels(net):
+        one, other = (layer(images).square().sum() for layer in net)
+    one.backward()
+    assert net[1].weight.grad is None
+    other.backward()
+    found = gradients_of(net)
+    net.zero_grad()
+    sum(layer(images).square().sum() for layer in net).backward()
+    for mine, wanted in zip(found, gradients_of(net), strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.usefixtures("each_kernel_form")
+def test_parameters_that_were_changed_before_backward_are_refused(images: Tensor) -> None:
+    net = two_layers()
+    with batched_kernels(net):
+        loss = net(images).sum()
+    change_weight(net)
+    with pytest.raises(RuntimeError, match="found them modified by an in-place operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_parts(images: Tensor, reentrant: bool) -> None:
+    net = two_layers()
+
+    def part(batch: Tensor) -> Tensor:
+        return net[0](batch)
+
+    with batched_kernels(net):
+        middle = torch.utils.checkpoint.checkpoint(part, images.requires_grad_(), use_reentrant=reentrant)
+        output = net[2](net[1](middle))
+    output.square().sum().backward()
+    found = [parameter.grad.clone() for parameter in net.parameters()]
+    assert_same(found, run(net, images, batched=False)[1:])
+
+
+def test_what_is_written_through_data_before_the_forward_pass_counts(images: Tensor) -> None:
+    net = two_layers()
+    with batched_kernels(net):
+        net[0].weight.data.mul_(3)
+        nn.utils.vector_to_parameters(2 * nn.utils.parameters_to_vector(net.parameters()).detach(), net.parameters())
+        found = net(images)
+    torch.testing.assert_close(found, net(images))
+
+
+def test_parametrized_layers_make_their_own(images: Tensor) -> None:
+    """A spectral norm takes one step of its power method a forward pass, not two."""
+    torch.manual_seed(1)
+    net = two_layers()
+    nn.utils.parametrizations.spectral_norm(net[0], "weight")
+    calls: list[int] = []
+    net[0].parametrizations["weight"][0].register_forward_hook(lambda *_: calls.append(1))
+    net(images)
+    alone = len(calls)
+    with batched_kernels(net):
+        net(images)
+    assert len(calls) == 2 * alone
+
+
+def test_kernels_lie_as_the_convolutions_read_them(images: Tensor, each_kernel_form: str) -> None:
+    seen: list[Tensor] = []
+    net, convolve = two_layers(), torch.nn.functional.conv2d
+    for order in (torch.channels_last, torch.contiguous_format):
+        batch = images.to(memory_format=order)
+        with batched_kernels(net), pytest.MonkeyPatch.context() as patched:
+            patched.setattr("torch.nn.functional.conv2d", lambda x, k, *a: (seen.append(k), convolve(x, k, *a))[1])
+            net(batch)
+    orders = (True, True, False, False) if each_kernel_form == "compiled" else (False,) * 4
+    assert [kernel.stride(1) == 1 for kernel in seen] == list(orders)
+
+
+def test_contexts_that_are_left_out_of_order(images: Tensor) -> None:
+    net = two_layers()
+    outer, inner = batched_kernels(net), batched_kernels(net)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+    assert line_nodes(net(images)) == 2  # nothing is left set
+
+
+def test_a_compiled_model_makes_nothing_ahead(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rotateconv.nn import batched
+
+    net = two_layers()
+    monkeypatch.setattr(batched, "_make", lambda *_: pytest.fail("kernels were made for nobody"))
+    with batched_kernels(net):
+        torch.compile(net, backend="aot_eager")(images)
+
+
+@pytest.mark.usefixtures("each_kernel_form")
+def test_second_derivatives_of_the_parameters(images: Tensor) -> None:
+    net = two_layers()
+
+    def penalty(batched: bool) -> list[Tensor]:
+        net.zero_grad()
+        loss = forward(net, images, batched).square().sum()
+        slopes = torch.autograd.grad(loss, [net[0].weight, net[0].angle], create_graph=True)
+        sum(slope.square().sum() for slope in slopes).backward()
+        return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+
+    assert_same(penalty(True), penalty(False), 1e-8)

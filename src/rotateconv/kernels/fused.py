@@ -140,8 +140,9 @@ class _ClosedKernel(torch.autograd.Function):
         ctx.scale = scale
         cells = [cell.to(dtype) for cell in _cells_3(*_computable(weight, angle))]
         if channels_last and angle.dim() == 2:
-            return torch.stack(cells, 1).unflatten(1, (3, 3)).permute(0, 3, 1, 2)
-        return torch.stack(cells, -1).unflatten(-1, (3, 3))
+            out, inputs = angle.shape
+            return torch.stack(cells, 1).view(out, 3, 3, inputs).permute(0, 3, 1, 2)
+        return torch.stack(cells, -1).view(*angle.shape, 3, 3)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

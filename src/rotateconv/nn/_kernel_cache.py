@@ -1,8 +1,9 @@
-"""Kernels that were made ahead of a forward pass: each is taken once, by the layer that it was made for."""
+"""Kernels that are made for all layers of a model when the first one needs its own: each is taken once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +35,54 @@ class MadeKernel:
         )
 
 
-made_kernels: ContextVar[dict[nn.Module, MadeKernel] | None] = ContextVar("made_kernels", default=None)
-"""By layer; None outside of `batched_kernels`."""
+class KernelBatch:
+    """The kernels of one model's next forward pass.
+
+    Args:
+        make: Makes them, by layer, in channels-last order or not.
+    """
+
+    def __init__(self, make: Callable[[bool], dict[nn.Module, MadeKernel]]) -> None:
+        self._make = make
+        self._made: dict[nn.Module, MadeKernel] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Make and give nothing any more, though a context that was left out of order may still name it."""
+        self._closed = True
+        self._made = None
+
+    def take(self, layer: nn.Module, channels_last: bool) -> MadeKernel | None:
+        """The kernel of a layer, if it is the first time that it is asked for."""
+        if self._closed:
+            return None
+        if self._made is None:
+            self._made = self._make(channels_last)
+        return self._made.pop(layer, None)
 
 
-def take_kernel(layer: nn.Module, sources: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+current_batch: ContextVar[KernelBatch | None] = ContextVar("current_batch", default=None)
+"""None outside of `batched_kernels`."""
+
+# Of torch.utils.checkpoint, which runs a part of the model again and expects the same from it. Where torch has it no
+# more, every layer makes its own.
+_saved_tensor_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: True
+)
+
+
+def take_kernel(
+    layer: nn.Module, sources: Sequence[Tensor], dtype: torch.dtype, channels_last: bool = False
+) -> Tensor | None:
     """The kernel that was made for a layer, (out, in, k, k), or None where there is none of these sources.
 
     Args:
         layer: The one that is about to convolve.
         sources: The tensors that its kernel follows from.
         dtype: Of the kernel that is wanted.
+        channels_last: The order that is wanted; the kernels follow the first layer that asks.
     """
-    if torch.compiler.is_compiling() or not (made := made_kernels.get()):
+    if torch.compiler.is_compiling() or (batch := current_batch.get()) is None or _saved_tensor_hooks(True):
         return None
-    found = made.pop(layer, None)
+    found = batch.take(layer, channels_last)
     return found.kernel.to(dtype) if found is not None and found.is_current(sources) else None

@@ -1,4 +1,4 @@
-"""The kernels of all layers of a model made at once, before its forward pass: the calls of one layer, not of each."""
+"""The kernels of all layers of a model made at once, in its forward pass: the calls of one layer, not of each."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from rotateconv.kernels.fused import fused_line_kernel, needs_reference
+from rotateconv.kernels.fused import needs_reference
+from rotateconv.kernels.fused_batch import BatchOptions, fused_line_kernels
 from rotateconv.kernels.separable import compute_dtype
-from rotateconv.nn._kernel_cache import MadeKernel, made_kernels
+from rotateconv.nn._kernel_cache import KernelBatch, MadeKernel, current_batch
 from rotateconv.nn.conv import RotateConv2d
 
 
@@ -17,15 +19,16 @@ from rotateconv.nn.conv import RotateConv2d
 def batched_kernels(model: nn.Module) -> Iterator[None]:
     """A context whose first forward pass of the model finds the kernels of all its layers made, by one call.
 
-    Layer by layer, each makes its kernels by some forty small operations, and their gradient by sixty; between the
-    convolutions of a model every one of them starts with cold caches, on a GPU with a launch. Here the weights and
-    angles of all layers are put end to end and go through `line_kernel` together, once forward and once backward,
-    with the same numbers and gradients to rounding. Worth it for training steps in eager mode; `fuse` is for
-    inference.
+    Layer by layer, each makes its kernels between the convolutions of a model, with cold caches, and on a GPU with a
+    launch. Here the first layer that needs its kernel makes those of all layers, as one node of the graph: by the
+    compiled kernel one after the other, else put end to end, with the same numbers and gradients to rounding. Worth
+    it for training steps in eager mode; `fuse` is for inference.
 
     A kernel is used once, and only as long as its parameters are the ones that it was made of, unchanged: any other
-    forward pass of a layer, in the context or after it, makes its own. Under torch.compile and in torch.func's
-    transforms, which see to this themselves, and for layers with angle_groups, nothing is made ahead.
+    forward pass of a layer, in the context or after it, makes its own. (What is written through `.data` in the middle
+    of the forward pass is not seen.) Under torch.compile and in torch.func's transforms, which see to this themselves,
+    in the parts of a model that are checkpointed, and for layers with angle_groups or parametrizations, nothing is
+    made ahead. A layer that takes no part in the loss has no gradient, and frozen layers cost none.
 
     The memory of all kernels and of their gradients is held until the backward pass ends; and since the gradients of
     all layers come at the end, DistributedDataParallel can overlap less of their exchange with the backward pass.
@@ -41,49 +44,39 @@ def batched_kernels(model: nn.Module) -> Iterator[None]:
         ...     scores = model(images)
         >>> scores.sum().backward()
     """
-    made = None if torch.compiler.is_compiling() else _make(model)
-    token = made_kernels.set(made)
+    batch = KernelBatch(lambda channels_last: _make(model, channels_last))
+    token = current_batch.set(batch)
     try:
         yield
     finally:
-        made_kernels.reset(token)
+        batch.close()
+        current_batch.reset(token)
 
 
-def _make(model: nn.Module) -> dict[nn.Module, MadeKernel]:
+def _make(model: nn.Module, channels_last: bool) -> dict[nn.Module, MadeKernel]:
     groups: dict[tuple[Any, ...], dict[RotateConv2d, list[tuple[Tensor, int]]]] = {}
     for layer in model.modules():
-        if not isinstance(layer, RotateConv2d) or layer.angle_groups is not None:
+        if not isinstance(layer, RotateConv2d) or layer.angle_groups is not None or is_parametrized(layer):
             continue
         sources = layer.kernel_sources()
         if needs_reference(*sources) or any(source.is_inference() for source in sources):
             continue
         weight = layer.weight.shape[1:] if layer.profile is None else layer.profile.shape
         alike = weight[-1], layer.weight.dtype, layer.angle.dtype, layer.weight.device, layer.kernel_size, layer.path
-        groups.setdefault(alike, {})[layer] = [(source, source._version) for source in sources]
+        # Apart, for a node of the graph goes backward as a whole where any of its kernels needs it.
+        trained = any(source.requires_grad for source in sources)
+        groups.setdefault((alike, trained), {})[layer] = [(source, source._version) for source in sources]
     with_grad = torch.is_grad_enabled()
     return {
         layer: MadeKernel(kernel, group[layer], with_grad)
         for group in groups.values()
-        for layer, kernel in zip(group, _kernels(list(group)), strict=True)
+        for layer, kernel in zip(group, _kernels(list(group), channels_last), strict=True)
     }
 
 
-def _kernels(layers: Sequence[RotateConv2d]) -> list[Tensor]:
+def _kernels(layers: Sequence[RotateConv2d], channels_last: bool) -> tuple[Tensor, ...]:
     """The kernels of layers of one sort, each (out, in, k, k)."""
-    size, path, first = layers[0].kernel_size[0], layers[0].path, layers[0].angle
-    counts = [layer.angle.numel() for layer in layers]
-    scales = [layer.step_scale for layer in layers]
-    scale: float | Tensor = scales[0]
-    if len(set(scales)) > 1:
-        every = torch.tensor(scales, dtype=first.dtype, device=first.device)
-        scale = every.repeat_interleave(torch.tensor(counts, device=first.device), output_size=sum(counts))
-    kernels = fused_line_kernel(
-        torch.cat([layer.tap_weights().flatten(0, 1) for layer in layers]),
-        torch.cat([layer.angle.flatten() for layer in layers]),
-        size,
-        path,
-        angle_grad_scale=scale,
-        dtype=compute_dtype(layers[0].weight, layers[0].weight),
-    )
-    shapes = [(*layer.angle.shape, size, size) for layer in layers]
-    return [part.view(shape) for part, shape in zip(kernels.split(counts), shapes, strict=True)]
+    dtype = compute_dtype(layers[0].weight, layers[0].weight)
+    scales = tuple(layer.step_scale for layer in layers)
+    options = BatchOptions(layers[0].kernel_size[0], layers[0].path, dtype, channels_last, scales)
+    return fused_line_kernels([layer.tap_weights() for layer in layers], [layer.angle for layer in layers], options)

@@ -261,8 +261,9 @@ class RotateConv2d(ConvBase):
         # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
         # `.to(memory_format=...)` cannot give to a kernel that is computed.
         dtype = compute_dtype(input, self.weight)
-        if (kernel := take_kernel(self, self.kernel_sources(), dtype)) is None:
-            kernel = self._kernel(self.step_scale, dtype, is_channels_last(input))
+        last = is_channels_last(input)
+        if (kernel := take_kernel(self, self.kernel_sources(), dtype, last)) is None:
+            kernel = self._kernel(self.step_scale, dtype, last)
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
 
     @property

@@ -1,0 +1,51 @@
+"""A training step of ResNet-20 by batch and precision: the dense net, the layers one by one, `batched_kernels`.
+
+    taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps.json
+
+One thread, and its own CPU time: what else runs beside it takes turns, and does not count. Also compiled, with
+--compiled.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotateconv import native
+from rotateconv.lab.bench.cases import PRECISIONS, UNBATCHED, Case
+from rotateconv.lab.bench.forms import build_forms
+from rotateconv.lab.bench.timing import Spread, measure, ratio
+from rotateconv.lab.train.allocator import keep_freed_memory
+from rotateconv.lab.train.environment import Environment
+
+FORMS = ("conv3x3", f"rotate4{UNBATCHED}", "rotate4")
+
+
+def main(file: Path, seconds: float, compiled: bool) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    rows: list[dict[str, Any]] = []
+    for dtype, batch in product(reversed(PRECISIONS), (64,) if compiled else (32, 64, 128)):
+        forms = FORMS[:2] if compiled else FORMS
+        case = Case("net", forms, "step", batch, dtype, compiled, model="resnet20")
+        times = measure(build_forms(case, "cpu"), seconds=seconds, clock=time.process_time)
+        for form in forms:
+            spread, relative = Spread.of(times[form]), ratio(times, form, forms[0])
+            row = {**case.as_record(), "form": form, "baseline": forms[0], "rounds": len(times[form])}
+            rows.append({**row, "seconds": asdict(spread), "ratio": asdict(relative)})
+            found = f"{relative.median:.3f} ({relative.low:.3f} to {relative.high:.3f}), {len(times[form])} rounds"
+            print(f"{case.name}, {dtype}: {form}: {1000 * spread.median:.1f} ms, {found}", flush=True)
+    environment = {**asdict(Environment.now()), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
+    environment["compiled_kernel"] = native.status().split(":")[0]
+    file.write_text(json.dumps({"schema": 1, "environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    numbers = [argument for argument in sys.argv[1:] if argument != "--compiled"]
+    main(Path(numbers[0]), float(numbers[1]) if len(numbers) > 1 else 15.0, "--compiled" in sys.argv)
