@@ -69,7 +69,7 @@ def accuracy_against_bytes(theme: Theme) -> str:
             lower - upper
         )
 
-    parts = [text(left - 34, 18, "ResNet-20: test accuracy, %", theme.ink, 14, font_weight=600)]
+    parts = [text(left - 34, 18, "ResNet-20 on cifar10-jpeg: test accuracy, %", theme.ink, 14, font_weight=600)]
     for accuracy in range(68, 83, 2):
         y = place({"bytes": low, "accuracy_mean": float(accuracy)})[1]
         parts += [line(left, y, right, y, theme.rule, 0.7)]
