@@ -62,6 +62,8 @@ def test_links_and_anchors_lead_somewhere(page: Path) -> None:
 def test_examples_run_in_the_order_in_which_they_stand(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "example"}
     for example in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):

@@ -11,7 +11,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.slow
 def test_examples_run_in_the_order_in_which_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchvision", exc_type=ImportError)
+    for package in ("torchvision", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert examples
@@ -22,8 +23,9 @@ def test_examples_run_in_the_order_in_which_they_stand(tmp_path: Path, monkeypat
     before, after = (sum(p.numel() for p in names[name].parameters()) / 1e6 for name in ("deployed", "model"))
     assert f"# {before:.1f} million" in README
     assert f"# {after:.1f} million:" in README
-    size = (tmp_path / "small.rcp").stat().st_size / 1e6
-    assert f"# {size:.1f} MB where float32 takes {before * 4:.0f}" in README
+    packed, compact = ((tmp_path / f"small.{kind}").stat().st_size / 1e6 for kind in ("rcp", "onnx"))
+    assert f"# {packed:.1f} MB where float32 takes {before * 4:.0f}" in README
+    assert f"# {compact:.1f} MB, decodes itself" in README
 
 
 def test_the_first_screen_is_one() -> None:
