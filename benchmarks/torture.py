@@ -108,7 +108,7 @@ def disturbed(kind: Kind, out: Path, source: Path, seconds: float, rng: random.R
             kind.kills[sent.name] = kind.kills.get(sent.name, 0) + 1
             count += 1
             code = process.wait(60)
-            expected_codes = {signal.SIGKILL: (-9,), signal.SIGINT: (130, 0, -2), signal.SIGTERM: (130, 0, 143, -15)}
+            expected_codes = {signal.SIGKILL: (-9, 0), signal.SIGINT: (130, 0, -2), signal.SIGTERM: (130, 0, 143, -15)}
             if code not in expected_codes[sent]:
                 kind.odd.append(f"exit code {code} after {sent.name}: {last_line(process)}")
         else:

@@ -313,3 +313,12 @@ def test_hooks_that_would_be_lost_are_an_error(hook: Callable[[RotateConv2d], ob
     hook(model[1])
     with pytest.raises(ValueError, match=r"^1 has hooks that its fused convolution would lose: remove them first"):
         fuse(model)
+
+
+def test_a_hook_that_concerns_loading_alone_is_no_error() -> None:
+    """Torch's remove_parametrizations leaves one behind."""
+    layer = RotateConv2d(2, 2)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert layer._load_state_dict_pre_hooks
+    assert type(fuse(nn.Sequential(layer))[0]) is nn.Conv2d

@@ -33,6 +33,10 @@ def has_hooks(module: nn.Module) -> bool:
     """
     return (
         "forward" in vars(module)  # replaced on this one module
-        or any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks"))
+        # A hook that concerns the loading of a state dict alone computes nothing that would be lost; torch's
+        # own remove_parametrizations leaves one behind.
+        or any(
+            hooks for name, hooks in vars(module).items() if name.endswith("_hooks") and "load_state_dict" not in name
+        )
         or any(tensor._backward_hooks for tensor in module.parameters())
     )
