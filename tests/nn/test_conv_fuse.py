@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from layers import ARGUMENTS, FORMS, image_for, name
 from rotateconv import RotateConv2d
@@ -99,3 +100,10 @@ def test_from_conv_carries_flags_and_leaves_the_convolution() -> None:
     assert_close(held.kernel(), RotateConv2d.from_conv(conv, taps="profile").kernel())
     half = nn.Conv2d(2, 4, 3, dtype=torch.bfloat16)
     assert RotateConv2d.from_conv(half).weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_layer_under_a_parametrization_is_trained_on_as_before(trained: bool) -> None:
+    layer = parametrizations.spectral_norm(RotateConv2d(3, 4, 3))
+    layer.requires_grad_(trained)
+    assert layer.eval().fuse().weight.requires_grad == trained

@@ -8,6 +8,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from rotateconv.errors import InputError
 from rotateconv.kernels.fit import fit_line
@@ -305,9 +306,9 @@ class RotateConv2d(ConvBase):
             device=self.weight.device,
             dtype=self.weight.dtype,
         )
-        conv.weight.copy_(self.kernel()).requires_grad_(self.weight.requires_grad)
+        conv.weight.copy_(self.kernel()).requires_grad_(_is_trained(self, "weight"))
         if self.bias is not None:
-            conv.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+            conv.bias.copy_(self.bias).requires_grad_(_is_trained(self, "bias"))
         return conv.train(self.training)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
@@ -357,3 +358,11 @@ torch.fx.wrap("in_layout")
 torch.fx.wrap("compute_dtype")
 torch.fx.wrap("is_channels_last")
 torch.fx.wrap("grouped_conv2d")
+
+
+def _is_trained(layer: nn.Module, name: str) -> bool:
+    """Whether a tensor of a layer is trained, also where a parametrization such as spectral_norm computes it."""
+    if parametrize.is_parametrized(layer, name):
+        originals = layer.get_submodule(f"parametrizations.{name}")
+        return any(parameter.requires_grad for parameter in originals.parameters())
+    return bool(getattr(layer, name).requires_grad)
