@@ -57,6 +57,11 @@ def test_links_and_anchors_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), target
 
 
+def test_every_page_is_in_the_menu() -> None:
+    menu = set(re.findall(r'= "([\w-]+\.md)"', (ROOT / "zensical.toml").read_text("utf-8")))
+    assert menu == {page.name for page in DOCS.glob("*.md")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
 def test_examples_run_in_the_order_in_which_they_stand(
