@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_the_command_prints_and_writes(folder: Path, tmp_path: Path) -> None:
     printed = json.loads(invoke([*arguments, "--json"]).stdout)
     assert [row["classes"][0]["class"] for row in printed] == [answer.classes[0] for answer in answers]
     assert [row["resized"] for row in printed] == [False, False, True]
+
+
+def test_files_are_evaluated_as_the_run_is(folder: Path) -> None:
+    def accuracy(name: str, *arguments: str) -> float:
+        result = invoke(["evaluate", str(folder / name), "--data", "digits", *arguments])
+        assert result.exit_code == 0, result.output
+        found = re.search(r"test accuracy (\d+\.\d+) %", result.stdout)
+        assert found is not None
+        return float(found[1])
+
+    expected = accuracy("run")
+    for name in ("model.rcp", "model.onnx"):
+        assert accuracy(name) == pytest.approx(expected, abs=2)
+        refused = invoke(["evaluate", str(folder / name)])
+        assert refused.exit_code == 2
+        assert "does not say what its model was trained on" in " ".join(refused.stderr.split())
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:

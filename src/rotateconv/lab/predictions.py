@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rotateconv._files import read_regular
 from rotateconv.errors import ConfigError, DataError, InputError
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.preprocessing import Preprocessing
-from rotateconv.lab.train.load import load_run
+from rotateconv.lab.train.load import TrainedRun, load_run
 from rotateconv.quantization.pack import describe_packed, load_packed
 
 LARGEST_ONNX = 2**28
@@ -50,12 +51,17 @@ class Classifier:
     Attributes:
         scores: From normalized images to (N, classes) scores.
         preprocessing: From image files to normalized images.
-        classes: In the order of the scores.
+        data: What it needs to know of the images; its classes are in the order of the scores.
     """
 
     scores: Callable[[Tensor], Tensor]
     preprocessing: Preprocessing
-    classes: tuple[str, ...]
+    data: DataDescription
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.data.classes
 
 
 def predict(model: str | Path, images: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
@@ -107,7 +113,7 @@ def open_classifier(model: str | Path) -> Classifier:
     path = Path(model)
     if path.is_dir():
         run = load_run(path)
-        return Classifier(run.model, Preprocessing(run.data), run.data.classes)
+        return Classifier(run.model, Preprocessing(run.data), run.data)
     if path.suffix.lower() == ".onnx":
         scores, values = _open_onnx(path)
     else:
@@ -115,7 +121,30 @@ def open_classifier(model: str | Path) -> Classifier:
         values = {key: getattr(description, key) for key in _NEEDED}
         scores = load_packed(path, fused=True) if description.build is not None else load_packed(path)
     data = _description(path, values)
-    return Classifier(scores, Preprocessing(data), data.classes)
+    return Classifier(scores, Preprocessing(data), data)
+
+
+def open_file(path: Path) -> TrainedRun:
+    """Return the model of a packed or an ONNX file as that of a run with the default configuration, in float32.
+
+    Raises:
+        InputError: It cannot be read, or does not say what it needs.
+    """
+    classifier = open_classifier(path)
+    scores = classifier.scores
+    model = scores if isinstance(scores, nn.Module) else _Scores(scores)  # a module goes to the device itself
+    return TrainedRun(RunConfig(precision="no"), model, classifier.data)
+
+
+class _Scores(nn.Module):
+    """A function as a model."""
+
+    def __init__(self, scores: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(images.cpu()).to(images.device)
 
 
 _NEEDED = ("classes", "mean", "std", "input_size")
@@ -138,7 +167,7 @@ def _description(path: Path, values: dict[str, Any]) -> DataDescription:
         raise InputError(f"{path} must say its classes as a list of names")
     channels, height, width = size
     shape = (channels, height, width)
-    return DataDescription("", tuple(classes), tuple(mean), tuple(std), shape, False, 0, 0, 0)
+    return DataDescription(str(path), tuple(classes), tuple(mean), tuple(std), shape, False, 0, 0, 0)
 
 
 def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:

@@ -17,13 +17,19 @@ EXAMPLES = options.examples(
         "Other images of the same classes:",
         "rotateconv evaluate runs/cifar10 --data folder --data-dir photos",
     ),
+    ("A file, which does not say what it was trained on:", "rotateconv evaluate digits.rcp --data digits"),
 )
 _LARGEST = 20  # classes whose confusion fits a page
 
 
 @options.takes("changes", RunConfig, only=("data", "data_dir", "image_size", "skip_bad_images"))
 def evaluate(
-    run: Annotated[Path, Parameter(help="Run folder of a trained model.", show_default=False)],
+    run: Annotated[
+        Path,
+        Parameter(
+            help="Run folder, a file of rotateconv pack, or an .onnx file of rotateconv export.", show_default=False
+        ),
+    ],
     /,
     *,
     changes: options.Given | None = None,
@@ -37,13 +43,16 @@ def evaluate(
     """Show accuracy, each class's accuracy and the confusion of a trained model."""
     from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.predictions import open_file
     from rotateconv.lab.train.load import evaluate_split, load_run
 
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
     options.use_device(device)
-    trained = load_run(run)
     values, called = options.read(RunConfig, changes)
+    if run.is_file() and "data" not in values:
+        raise ConfigError(f"name --data: the file {run} does not say what its model was trained on")
+    trained = open_file(run) if run.is_file() else load_run(run)
     if values.get("data", trained.config.data) != trained.config.data:
         # What was said of the run's own data says nothing of another set.
         values = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False, **values}
@@ -62,12 +71,13 @@ def evaluate(
             f"the model of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
         )
     found = evaluate_split(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
-    used = next(trained.model.parameters()).device
+    used = next((parameter.device for parameter in trained.model.parameters()), "cpu")
+    named = "of a file" if run.is_file() else f"{model_name(trained.config)}, trained on {trained.data.name}"
     facts(
         console,
         {
             "run": str(run),
-            "model": f"{model_name(trained.config)}, trained on {trained.data.name}",
+            "model": named,
             "data": f"{images.name}: {found.count:,} {split} images",
             "device": str(used),
         },
