@@ -1,7 +1,7 @@
 """`rotateconv evaluate`: a trained model on the images it was trained for, or on others of the same classes."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,6 +10,9 @@ from rotateconv.lab.cli import options
 from rotateconv.lab.cli.settings import check_names
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import model_name
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),
@@ -107,7 +110,7 @@ def _show_classes(console: Any, found: Any) -> None:
     for number, (name, accuracy) in enumerate(found.class_accuracy.items()):
         row = confusion[number]
         if whole:
-            told = [_cell(count, number == place) for place, count in enumerate(row)]
+            told: list[Any] = [_cell(count, number == place) for place, count in enumerate(row)]
         else:
             count, wrong = max((count, place) for place, count in enumerate(row) if place != number)
             told = [f"{found.classes[wrong]} ({count})" if count else ""]
@@ -115,8 +118,10 @@ def _show_classes(console: Any, found: Any) -> None:
     console.print(table)
 
 
-def _cell(count: int, right: bool) -> str:
-    return f"[bold]{count}[/bold]" if right else str(count) if count else "[dim]·[/dim]"
+def _cell(count: int, right: bool) -> "Text":
+    from rich.text import Text
+
+    return Text(str(count), style="bold") if right else Text(str(count)) if count else Text("·", style="dim")
 
 
 def _listed(classes: tuple[str, ...]) -> str:

@@ -103,6 +103,8 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
             rows["angles"] = f"moved {mean:.3f} rad on average, {most:.3f} at most"
     if finished:
         summary = read_summary(run)
+        if summary.keeps_fitted:
+            rows["kept"] = "the fitted model, recalibrated; training, validation and angles are of the last epoch's"
         rows["test"] = f"loss {summary.test_loss:.4f}, accuracy {summary.test_accuracy:.2f} %"
         each = f"{summary.seconds_per_epoch:.3g} s an epoch, {summary.images_per_second:,.0f} images/s"
         rows["time"] = f"{duration(summary.seconds)}, {each}"

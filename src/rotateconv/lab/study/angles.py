@@ -19,7 +19,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.pretrained import initial_model
-from rotateconv.lab.train.run_folder import read_records
+from rotateconv.lab.train.run_folder import read_records, read_summary
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.pack import load_packed, pack
 
@@ -266,7 +266,7 @@ def histogram(angles: Tensor, period: float) -> tuple[int, ...]:
 
 def _check_start(run: Path, config: RunConfig, start: nn.Module, end: nn.Module) -> None:
     """Raise RunError where the start found here is not the one that the run moved away from."""
-    if config.ema_decay is not None or config.qat:
+    if config.ema_decay is not None or config.qat or read_summary(run).keeps_fitted:
         return  # the run keeps other angles than those whose movement it recorded
     starts = rotate_layers(start)
     pairs = [(layer.angle.detach(), starts[name].angle.detach()) for name, layer in rotate_layers(end).items()]

@@ -233,6 +233,9 @@ def _keep(out: Path, model: nn.Module, test: Evaluation, summary: RunSummary) ->
         test_class_accuracy=test.class_accuracy,
         test_confusion=tuple(map(tuple, test.confusion.tolist())),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        best_epoch=None,
+        best_validation_accuracy=None,
+        keeps_fitted=True,
     )
     write_summary(out, kept)
 

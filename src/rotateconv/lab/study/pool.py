@@ -4,9 +4,11 @@ import contextlib
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -35,7 +37,8 @@ class Worker:
         self.connection, other = _SPAWN.Pipe()
         # Not as a daemon: those are killed at the end of their parent, without their last checkpoint.
         self.process = _SPAWN.Process(target=work, args=(other, command, _gpu(number)), daemon=False)
-        self.process.start()
+        with _no_sigint():
+            self.process.start()
         other.close()
 
     def give(self, task: Task) -> None:
@@ -57,6 +60,20 @@ class Worker:
             self.process.kill()
             self.process.join()
         self.process.close()
+
+
+@contextlib.contextmanager
+def _no_sigint() -> Iterator[None]:
+    """A process that starts inside never sees a terminal's Ctrl-C, also not while it imports: this one hands it on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which lets signals through again when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, threads: int, on_event: OnTaskEvent) -> None:

@@ -54,6 +54,8 @@ class RunSummary(Plain):
         peak_memory_bytes: Of the process.
         test_confusion: [true][predicted] counts images; None where it was left out, as in a study's record.
         weights_sha256: Of model.safetensors; None in runs of version 0.1.
+        keeps_fitted: Whether the run of a conversion keeps the fitted model with recalibrated norms in place of that of
+            its last epoch: the test figures are of the one, all of the epochs of the other.
     """
 
     steps: int
@@ -70,6 +72,7 @@ class RunSummary(Plain):
     peak_memory_bytes: int
     test_confusion: tuple[tuple[int, ...], ...] | None = None
     weights_sha256: str | None = None
+    keeps_fitted: bool = False
 
 
 SAID_ELSEWHERE = frozenset(("recipe", "model", "conv", "lines", "width", "dataset", "seed", "epochs", "last", "data"))
