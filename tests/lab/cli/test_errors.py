@@ -151,6 +151,7 @@ def test_mistakes_are_told_in_one_sentence_before_anything_is_written(args: list
 
 
 REQUIRED = {
+    "predict": ("run", "image.png"),
     **{name: ["run"] for name in ("convert", "evaluate", "analyse", "report", "unpack")},
     **{name: ["run", "--out", "file"] for name in ("pack", "record")},
     "export": ["run", "--to", "onnx", "--out", "file"],
