@@ -55,6 +55,18 @@ def in_memory(tensor: Tensor, layout: str) -> Tensor:
     return tensor.clone()
 
 
+def off_the_kinks(angle: Tensor, size: int, path: str, exactness: float) -> Tensor:
+    """0.3 in place of the angles at which rounding decides on which side of a grid line some tap falls.
+
+    There the derivative jumps, by up to the root of the rounding error where the tap only touches the line.
+    """
+    sin, cos = angle.double().sin(), angle.double().cos()
+    if path == "square":  # its larger coordinate is a whole number everywhere and has no speed
+        sin = cos = torch.minimum(sin.abs(), cos.abs()) / torch.maximum(sin.abs(), cos.abs())
+    places = torch.stack([t * place for t in range(1, size // 2 + 1) for place in (sin, cos)])
+    return torch.where(((places - places.round()).abs() < exactness).any(0), 0.3, angle)
+
+
 shapes = st.sampled_from([(), (0,), (1,), (67,), (3, 5), (1, 130), (70, 2), (0, 4), (4, 0), (2, 3, 4), (2, 64)])
 layouts = st.sampled_from(["plain", "strided", "transposed", "unaligned"])
 
@@ -92,6 +104,7 @@ def test_equals_the_tensor_operations(
     assume(not (types[1] == torch.float16 and reach > 1e4))
     weight = in_memory(draw(*shape, 1 if shared else size).to(types[0]), layout[0])
     angle = (reach * draw(*shape)).to(types[1])
+    angle = off_the_kinks(angle, size, path, 64 * torch.finfo(torch.promote_types(types[1], torch.float32)).eps)
     angle = in_memory(angle, layout[1]) if angle.dim() else angle
     grad = in_memory(draw(*shape, size, size).to(types[2]), layout[2])
     each = torch.rand(shape, generator=generator).to(types[1]) if scale == "each" else scale
