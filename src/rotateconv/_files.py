@@ -40,14 +40,26 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ...     os.listdir(folder)
         ['model.bin']
     """
-    target = Path(path)
-    if target.is_dir():
-        raise InputError(f"cannot write {target}: it is a folder; give the name of a file")
+    target = check_target(path)
     try:
         with atomic_replace(target) as temporary:
             yield temporary
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
+
+
+def check_target(path: str | Path) -> Path:
+    """A path as one that a file can be written to: what can be known before the work is done.
+
+    Raises:
+        ValueError: If it is a folder, or there is no folder to write it in.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: there is no folder {target.parent}; make it first")
+    return target
 
 
 @contextmanager

@@ -287,6 +287,14 @@ def test_folding_is_refused_in_training_mode() -> None:
         fuse(model, fold_batchnorm=True)
 
 
+def test_a_wrapper_of_a_whole_model_hides_no_norm() -> None:
+    model = nn.DataParallel(build_model("resnet20", "rotate4", width=0.25).eval())
+    fused = fuse(model, fold_batchnorm=True)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(fused(images), model.eval()(images), rtol=1e-4, atol=1e-4)
+
+
 def test_folding_is_refused_where_forward_cannot_be_traced() -> None:
     class Undecided(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rotateconv import build_model, convert
+from rotateconv import RotateConv2d, build_model, convert
 from rotateconv.export import export as exports
 from rotateconv.export.export import Export, export_onnx, export_torch
 from rotateconv.models import MODELS
@@ -167,6 +167,47 @@ def test_bad_input(
     with pytest.raises(ValueError, match=match):
         export(model, tmp_path / name, input_size=size)
     assert not list(tmp_path.iterdir())
+
+
+class SquareOnly(nn.Module):
+    """A model that looks at the shape of its images in Python, which torch.export follows and torch.fx does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = RotateConv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.last = RotateConv2d(32, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2] != images.shape[3]:
+            raise ValueError("square images only")
+        return self.last(self.norm(self.conv(images))).mean((2, 3))
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity, nn.DataParallel])
+@pytest.mark.parametrize("options", [{}, {"compact": True}, None])
+def test_a_model_that_looks_at_shapes_or_is_wrapped(
+    wrap: Callable[[nn.Module], nn.Module], options: dict[str, bool] | None, tmp_path: Path
+) -> None:
+    model = SquareOnly().eval() if wrap is nn.Identity else wrap(build_model("resnet20", "rotate4", width=0.25).eval())
+    if options is None:
+        found = export_torch(model, tmp_path / "model.pt2", input_size=(3, 8, 8))
+    else:
+        found = export_onnx(model, tmp_path / "model.onnx", input_size=(3, 8, 8), **options)
+    if options:
+        assert found.bytes < 13_000  # a fifth of the dense file
+    assert found.largest_difference < 1e-3
+
+
+@pytest.mark.parametrize(("export", "run", "name"), EXPORTERS)
+def test_a_missing_folder_is_said_before_the_work(
+    export: Exporter, run: Callable[[Path, Tensor], Tensor], name: str, tmp_path: Path
+) -> None:
+    class Untouched(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("the model was run")
+
+    with pytest.raises(ValueError, match=r"cannot write .*: there is no folder .*no; make it first"):
+        export(Untouched(3, 4, 3), tmp_path / "no" / name, input_size=(3, 8, 8))
 
 
 class Pair(nn.Module):

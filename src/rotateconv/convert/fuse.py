@@ -4,12 +4,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from torch import fx, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rotateconv.convert.module_swap import has_hooks
 from rotateconv.errors import InputError
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
+
+WRAPPERS = (DataParallel, DistributedDataParallel)
+"""Of a whole model, which is their `module`."""
 
 
 def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
@@ -52,7 +56,7 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
             raise InputError(
                 f"{name or 'the model'} has hooks that its fused convolution would lose: remove them first"
             )
-        if fold_batchnorm and module.training:
+        if fold_batchnorm and module.training and not isinstance(module, WRAPPERS):
             raise InputError(
                 f"fold_batchnorm needs a model in eval mode, and {name or 'this one'} is in training mode: "
                 "call model.eval() first"
@@ -86,6 +90,9 @@ class _Tracer(fx.Tracer):
 
 def _conv_norm_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The names of every convolution and the batch norm that can be folded into it."""
+    prefix = ""
+    while isinstance(model, WRAPPERS):  # which torch.fx cannot trace
+        model, prefix = model.module, f"{prefix}module."
     try:
         nodes = list(_Tracer().trace(model).nodes)
     except Exception as error:  # whatever forward() raises when it is given a proxy
@@ -109,7 +116,7 @@ def _conv_norm_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
             if user.op == "call_module" and user.args == (node,) and not user.kwargs:
                 conv, norm = str(node.target), str(user.target)
                 if uses[conv] == uses[norm] == 1 and _foldable(modules[conv], modules[norm]):
-                    yield conv, norm
+                    yield prefix + conv, prefix + norm
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv._files import atomic_write
-from rotateconv.convert.fuse import fuse
+from rotateconv._files import atomic_write, check_target
+from rotateconv.convert.fuse import WRAPPERS, fuse
 from rotateconv.errors import InputError
 from rotateconv.export.written_out import written_out
 from rotateconv.nn import arguments
@@ -97,6 +97,8 @@ def export_onnx(
         18
     """
     onnx, runtime = _onnx()
+    check_target(path)
+    model = _unwrapped(model)
     tensors: list[Entry] = []
     if compact:
         model = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
@@ -177,6 +179,8 @@ def export_torch(
         >>> export_torch(build_model("resnet20"), "model.pt2", input_size=(3, 32, 32)).bytes  # doctest: +SKIP
         1121873
     """
+    check_target(path)
+    model = _unwrapped(model)
     fused, batches, expected = _prepare(model, input_size)
     with _quiet(), _reported(model, "torch.export"):
         shapes = ({0: torch.export.Dim("batch")},)
@@ -204,6 +208,13 @@ def _onnx() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model without nn.DataParallel and the like around it."""
+    while isinstance(model, WRAPPERS):
+        model = model.module
+    return model
+
+
 def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     """The fused copy on the CPU, batches of images, and what the model itself makes of them."""
     if len(input_size) != 3:
@@ -220,7 +231,12 @@ def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, li
         model.eval()
         with torch.no_grad():
             expected = [model(images.to(place)) for images in batches]
-        fused = fuse(written_out(copy_model(model)), fold_batchnorm=True).cpu().requires_grad_(False)
+        plain = written_out(copy_model(model))
+        try:
+            fused = fuse(plain, fold_batchnorm=True)
+        except InputError:  # forward() has branches: torch.export may take them, and the norms stay as they are
+            fused = fuse(plain)
+        fused = fused.cpu().requires_grad_(False)
     except RuntimeError as error:
         size = " x ".join(map(str, shape))
         raise InputError(f"the model cannot take images of {size}: {str(error).splitlines()[0]}") from None

@@ -16,7 +16,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.preprocessing import Preprocessing
 from rotateconv.lab.train.load import TrainedRun, load_run
-from rotateconv.quantization.pack import describe_packed, load_packed
+from rotateconv.lab.train.pretrained import load_packed_file
 
 LARGEST_ONNX = 2**28
 """Bytes of the largest ONNX file that is opened."""
@@ -64,13 +64,16 @@ class Classifier:
         return self.data.classes
 
 
-def predict(model: str | Path, images: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+def predict(
+    model: str | Path, images: Sequence[str | Path], *, top: int = 5, factory: str | None = None
+) -> list[Prediction]:
     """Return the likeliest classes of images, with the preprocessing of the model's training.
 
     Args:
         model: A run folder, a packed file, or an ONNX file that `export_onnx` wrote with classes, mean and std.
         images: Files, or folders of them, which are searched with all their folders.
         top: Classes of each image.
+        factory: Of a packed file with a model of one's own: the function "package.module:function" that builds it.
 
     Returns:
         One for each image, those of a folder in the order of their names.
@@ -85,7 +88,7 @@ def predict(model: str | Path, images: Sequence[str | Path], *, top: int = 5) ->
     paths = [path for image in images for path in _files(Path(image))]
     if not paths:
         raise ConfigError("expected at least one image, got none")
-    classifier = open_classifier(model)
+    classifier = open_classifier(model, factory)
     found = []
     for start in range(0, len(paths), _BATCH):
         part = paths[start : start + _BATCH]
@@ -104,33 +107,35 @@ def predict(model: str | Path, images: Sequence[str | Path], *, top: int = 5) ->
     return found
 
 
-def open_classifier(model: str | Path) -> Classifier:
+def open_classifier(model: str | Path, factory: str | None = None) -> Classifier:
     """Return the model of a run folder, a packed file or an ONNX file, ready to classify.
 
     Raises:
         RunError, InputError: It cannot be read, or does not say what it needs.
     """
     path = Path(model)
+    onnx = path.suffix.lower() == ".onnx"
+    if factory is not None and (onnx or path.is_dir()):
+        raise ConfigError(f"{path} says itself how its model is built: leave --model {factory} out")
     if path.is_dir():
         run = load_run(path)
         return Classifier(run.model, Preprocessing(run.data), run.data)
-    if path.suffix.lower() == ".onnx":
+    if onnx:
         scores, values = _open_onnx(path)
     else:
-        description = describe_packed(path)
+        scores, description = load_packed_file(path, factory, fused=True)
         values = {key: getattr(description, key) for key in _NEEDED}
-        scores = load_packed(path, fused=True) if description.build is not None else load_packed(path)
     data = _description(path, values)
     return Classifier(scores, Preprocessing(data), data)
 
 
-def open_file(path: Path) -> TrainedRun:
+def open_file(path: Path, factory: str | None = None) -> TrainedRun:
     """Return the model of a packed or an ONNX file as that of a run with the default configuration, in float32.
 
     Raises:
         InputError: It cannot be read, or does not say what it needs.
     """
-    classifier = open_classifier(path)
+    classifier = open_classifier(path, factory)
     scores = classifier.scores
     model = scores if isinstance(scores, nn.Module) else _Scores(scores)  # a module goes to the device itself
     return TrainedRun(RunConfig(precision="no"), model, classifier.data)

@@ -40,6 +40,7 @@ def evaluate(
     split: Annotated[
         Literal["test", "validation"], Parameter(name="--split", metavar="test|validation", help="Which images.")
     ] = "test",
+    model: options.BuiltBy = None,
     batch_size: Annotated[int, Parameter(name="--batch-size", metavar="INTEGER", help="Images at a time.")] = 512,
     device: options.Device = None,
 ) -> None:
@@ -55,7 +56,9 @@ def evaluate(
     values, called = options.read(RunConfig, changes)
     if run.is_file() and "data" not in values:
         raise ConfigError(f"name --data: the file {run} does not say what its model was trained on")
-    trained = open_file(run) if run.is_file() else load_run(run)
+    if not run.is_file():
+        options.refuse({"--model": model}, "a run folder, which says what builds its model")
+    trained = open_file(run, model) if run.is_file() else load_run(run)
     if values.get("data", trained.config.data) != trained.config.data:
         # What was said of the run's own data says nothing of another set.
         values = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False, **values}

@@ -36,6 +36,7 @@ def export(
             help="ONNX of codes that the file decodes itself; without the option, of a quantized model only.",
         ),
     ] = None,
+    model: options.BuiltBy = None,
     weight_bits: bits.WeightBits = None,
     angle_bits: bits.AngleBits = None,
     dense_bits: bits.DenseBits = None,
@@ -51,7 +52,7 @@ def export(
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.train.load import load_run
-    from rotateconv.quantization.pack import describe_packed, load_packed
+    from rotateconv.lab.train.pretrained import load_packed_file
 
     if compact and to != "onnx":
         raise ConfigError(f"--compact has no meaning with --to {to}: it is a form of ONNX files")
@@ -59,14 +60,15 @@ def export(
         raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file holds it")
     own: Bits | None
     if source.is_file():
-        packed = describe_packed(source)
+        trained_model, packed = load_packed_file(source, model)
         if packed.input_size is None:
             raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
-        model, own = load_packed(source), Bits(*packed.bits)
+        own = Bits(*packed.bits)
         size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
     else:
+        options.refuse({"--model": model}, "a run folder, which says what builds its model")
         trained = load_run(source)
-        model, data, own = trained.model, trained.data, trained.config.bits
+        trained_model, data, own = trained.model, trained.data, trained.config.bits
         size, classes, mean, std = list(data.input_shape), list(data.classes), list(data.mean), list(data.std)
     small = to == "onnx" and (own is not None if compact is None else compact)
     asked = (weight_bits, angle_bits, dense_bits)
@@ -75,7 +77,7 @@ def export(
     if to == "onnx":
         chosen = bits.choose(source, own, asked, Bits(angle=4)) if small else Bits()
         done = export_onnx(
-            model,
+            trained_model,
             out,
             input_size=size,
             compact=small,
@@ -88,7 +90,7 @@ def export(
             notes=_notes(license),
         )
     else:
-        done = export_torch(model, out, input_size=size, classes=classes, mean=mean, std=std)
+        done = export_torch(trained_model, out, input_size=size, classes=classes, mean=mean, std=std)
     runtime = "ONNX Runtime" if to == "onnx" else "the loaded program"
     rows = {
         "file": f"{done.path}: {done.bytes:,} bytes",

@@ -81,6 +81,15 @@ Trust = Annotated[
         "Remembered for the current folder; may be repeated.",
     ),
 ]
+BuiltBy = Annotated[
+    str | None,
+    Parameter(
+        name=("--model", "--models"),
+        metavar="PACKAGE.MODULE:FUNCTION",
+        show_default=False,
+        help="What builds the model of a packed file, where it is one of your own.",
+    ),
+]
 Device = Annotated[
     str | None,
     Parameter(

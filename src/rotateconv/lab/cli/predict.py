@@ -28,6 +28,7 @@ def predict(
     ],
     /,
     *images: Annotated[Path, Parameter(help="Image files, or folders of them.", show_default=False)],
+    built_by: options.BuiltBy = None,
     top: Annotated[int, Parameter(name="--top", metavar="INTEGER", help="Classes of each image.")] = 5,
     json: Annotated[bool, options.switch("--json", "Print JSON instead of a table.")] = False,
     csv: Annotated[
@@ -42,7 +43,7 @@ def predict(
 
     if not images:
         raise ConfigError("name at least one image, or a folder of images")
-    found = classify(model, images, top=top)
+    found = classify(model, images, top=top, factory=built_by)
     if csv is not None:
         _write_csv(csv, found)
     if json:

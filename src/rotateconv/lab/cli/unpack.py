@@ -22,6 +22,7 @@ def unpack(
         Path | None,
         Parameter(name="--out", metavar="FILE", help="Write the state dict, float32, as safetensors."),
     ] = None,
+    model: options.BuiltBy = None,
     fused: Annotated[bool, options.switch("--fused", "Kernels in it instead of weights and angles.")] = False,
 ) -> None:
     """Check a packed file, show what it says of its model, and write its numbers as safetensors."""
@@ -29,10 +30,11 @@ def unpack(
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.naming import packed_name
     from rotateconv.lab.train.checkpoint import weights_bytes
-    from rotateconv.quantization.pack import describe_packed, load_packed
+    from rotateconv.lab.train.pretrained import load_packed_file
+    from rotateconv.quantization.pack import describe_packed
 
     if out is None:
-        options.refuse({"--fused": fused}, "no --out")
+        options.refuse({"--fused": fused, "--model": model}, "no --out")
     description = describe_packed(file)
     weight, angle, dense = description.bits
     rows = {
@@ -44,12 +46,12 @@ def unpack(
         rows["classes"] = ", ".join(description.classes)
     if description.mean is not None and description.std is not None:
         mean, std = (" ".join(f"{number:.4g}" for number in values) for values in (description.mean, description.std))
-        rows["normalisation"] = f"mean {mean}, standard deviation {std}, of images between 0 and 1"
+        rows["normalization"] = f"mean {mean}, standard deviation {std}, of images between 0 and 1"
     if description.input_size is not None:
         rows["images"] = " x ".join(map(str, description.input_size))
     if out is not None:
-        model = load_packed(file, fused=fused)
+        unpacked, _ = load_packed_file(file, model, fused=fused)
         with atomic_write(out) as temporary:
-            temporary.write_bytes(weights_bytes(model))
+            temporary.write_bytes(weights_bytes(unpacked))
         rows["written"] = f"{out}: {out.stat().st_size:,} bytes"
     facts(make_console(), rows)

@@ -21,7 +21,7 @@ from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.pretrained import initial_model
 from rotateconv.lab.train.run_folder import read_records, read_summary
 from rotateconv.nn.conv import RotateConv2d
-from rotateconv.quantization.pack import load_packed, pack
+from rotateconv.quantization.pack import describe_packed, load_packed, pack
 
 _BINS = 36
 _AGREE = 1e-3  # relative: of the movement found here and the one that the run recorded
@@ -170,7 +170,8 @@ def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
     with TemporaryDirectory() as folder:
         file = Path(folder, "model.rcp")
         pack(trained.model, file)
-        packed = PackedResult(file.stat().st_size, accuracy(load_packed(file)))
+        own = trained.model if describe_packed(file).build is None else None
+        packed = PackedResult(file.stat().st_size, accuracy(load_packed(file, model=own)))
     return RunAnalysis(accuracy(trained.model), not trained.config.validation, packed, angles)
 
 

@@ -19,6 +19,8 @@ from rotateconv.lab.train.checkpoint import LARGEST, read_weights
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
 from rotateconv.lab.train.weights import load_weights
+from rotateconv.quantization.pack import describe_packed, load_packed
+from rotateconv.quantization.pack_description import PackedDescription
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in their files
 _WRAPPERS = ({"module"}, {"_orig_mod"})  # of DataParallel and DistributedDataParallel, and of torch.compile
@@ -54,6 +56,35 @@ def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Modul
     load_weights(model, read_weights_file(path), path)
     check_takes(model, data, config.factory)
     return model.eval()
+
+
+def load_packed_file(
+    path: str | Path, factory: str | None = None, *, fused: bool = False
+) -> tuple[nn.Module, PackedDescription]:
+    """Return the model in a packed file, as `load_packed` does, and what the file says of it.
+
+    Args:
+        path: A file of `pack`.
+        factory: Of a model that is the user's own: the function "package.module:function" that builds it.
+        fused: As in `load_packed`.
+
+    Raises:
+        ConfigError: A factory where the file needs none, none where it needs one, or one that builds no model.
+        InputError: As `load_packed`.
+    """
+    description = describe_packed(path)
+    if description.build is not None:
+        if factory is not None:
+            raise ConfigError(f"{path} says itself how its model is built: leave --model {factory} out")
+        return load_packed(path, fused=fused), description
+    if factory is None:
+        raise ConfigError(
+            f"{path} holds a {description.architecture}, a model of your own: say which function builds it, with "
+            "--model package.module:function"
+        )
+    with torch.random.fork_rng(devices=[]):
+        model = build_from(factory)
+    return load_packed(path, fused=fused, model=model), description
 
 
 @dataclass(frozen=True)
