@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,11 @@ def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save(Malicious(), "code.pt")
     torch.save({"weight": [1.0]}, "list.pt")
     torch.save({}, "empty.pt")
+    torch.save({"weight": torch.zeros(10**6)}, "plain.pt")
+    with zipfile.ZipFile("plain.pt") as plain, zipfile.ZipFile("bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert torch.load("bomb.pt", weights_only=True)["weight"].numel() == 10**6  # 4 MB of a file of 4 kB
     Path("text.pt").write_text("no weights")
     Path("toml.pt").write_text("epochs = = 3")  # an IndexError of the unpickler
     Path("text.safetensors").write_text("no weights")
@@ -325,6 +331,8 @@ def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("text.safetensors", "cannot read text.safetensors: expected a safetensors file"),
         ("toml.pt", "cannot read toml.pt: expected a safetensors file"),
         ("missing.pt", "cannot read missing.pt: No such file or directory"),
+        ("code.pt", r"; it holds a \S+: save model.state_dict\(\)$"),
+        ("bomb.pt", "bomb.pt is a compressed archive, which torch.save does not write: save the weights anew"),
         ("list.pt", "list.pt holds no state dict"),
         ("empty.pt", "empty.pt holds no state dict"),
     ]:

@@ -13,7 +13,7 @@ import torch
 
 from rotateconv.errors import ConfigError, DivergedError, RunError, RunInterrupted
 from rotateconv.lab.config import to_json
-from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint
 from rotateconv.lab.train.events import Event, RunStart, RunWarning, StepEnd
@@ -101,6 +101,35 @@ def test_resuming_after_a_crash_is_exact(tmp_path: Path, data: ImageData, crash_
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_odd_images_are_a_warning_when_the_run_begins(tmp_path: Path, data: ImageData) -> None:
+    lonely = data.train.labels.clone()
+    lonely[lonely == 3] = 4
+    lonely[0] = 3
+    odd = dataclasses.replace(data, train=Split(data.train.images, lonely))
+    begun, resumed = StopAt(2), StopAt()
+    with pytest.raises(RunInterrupted):
+        fit(tiny_config(batch_size=128), tmp_path / "run", data=odd, on_event=begun)
+    fit(tiny_config(batch_size=128), tmp_path / "run", data=odd, resume=True, on_event=resumed)
+    assert begun.all(RunWarning) == [
+        RunWarning("batch_size 128 is more than the 101 training images: an epoch is one step"),
+        RunWarning("of the training images, 3 has 1: the model cannot learn such a class"),
+    ]
+    assert resumed.all(RunWarning) == []
+    usual = StopAt()
+    fit(tiny_config(epochs=1), tmp_path / "usual", data=data, on_event=usual)
+    assert usual.all(RunWarning) == []
+
+
+def test_a_strangers_unfinished_run_takes_no_more_memory_than_its_weights(tmp_path: Path, data: ImageData) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RunInterrupted):
+        fit(tiny_config(model="resnet20", width=0.25), run, data=data, on_event=StopAt(2))
+    path = run / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "width": 1e5}))  # a stem of 1.6 million channels
+    with pytest.raises(RunError, match="do not fit the model"):
+        fit(read_config(run), run, data=data, resume=True)
+
+
 def test_a_damaged_checkpoint_costs_an_epoch_and_a_warning(tmp_path: Path, data: ImageData) -> None:
     config, run = tiny_config(), tmp_path / "run"
     fit(config, tmp_path / "whole", data=data)
@@ -169,7 +198,7 @@ def test_an_exploding_rate_stops_with_the_step_and_keeps_the_last_good_checkpoin
     with pytest.raises(DivergedError, match=r"the loss became infinite or NaN at step (8|9) of 12 \(epoch [23]\)") as e:
         fit(tiny_config(), tmp_path / "run", data=data)
     assert "the last good checkpoint is" in str(e.value)
-    assert "try a lower lr than 0.05 or clip_grad_norm=1" in str(e.value)
+    assert "a new run with a lower lr than 0.05 or clip_grad_norm=1 may help" in str(e.value)
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints")
     assert str(checkpoint.path) in str(e.value)
     assert checkpoint.state["step"] == 4
@@ -189,7 +218,7 @@ def test_weights_that_explode_in_the_last_step_are_not_kept(
     monkeypatch.setattr(training, "factor", lambda step, total, config: scale if step == last - 1 else 1.0)
     with pytest.raises(DivergedError, match=f"the {name} became infinite or NaN at step {last} of {last}") as e:
         fit(config, tmp_path / "run", data=data)
-    assert str(e.value).endswith("try a lower lr than 0.05")
+    assert str(e.value).endswith("a new run with a lower lr than 0.05 may help")
     assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] < last
 
 

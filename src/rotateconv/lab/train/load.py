@@ -62,18 +62,30 @@ def load_run(run: str | Path) -> TrainedRun:
     data = read_description(run)
     weights = final_weights(run) if (run / WEIGHTS).exists() else _last_weights(run)
     try:
-        if config.factory is None:  # a few bytes can ask for any memory: it is built if the weights are its own
-            with outlined():
-                check_weights(build_configured(config, data), weights, run)
+        check_build(config, data, weights, run)
         # The initial weights are drawn and thrown away: without the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             model = build_configured(config, data)
         load_weights(model, weights, run)
-    except (ConfigError, RuntimeError, OverflowError, TypeError) as error:  # sizes that no integer of torch holds
-        if isinstance(error, ConfigError):
-            raise RunError(str(error)) from None
-        raise RunError(f"the configuration of {run} asks for a model larger than any memory") from None
+    except ConfigError as error:
+        raise RunError(str(error)) from None
     return TrainedRun(config, model.eval(), data)
+
+
+def check_build(config: RunConfig, data: DataDescription, weights: dict[str, Tensor], run: Path) -> None:
+    """Raise RunError unless a run's weights are those of its configuration's model.
+
+    A few bytes of configuration can ask for any memory: this takes none, but for a model of the user's own.
+    """
+    if config.factory is not None:
+        return
+    try:
+        with outlined():
+            check_weights(build_configured(config, data), weights, run)
+    except ConfigError as error:
+        raise RunError(str(error)) from None
+    except (RuntimeError, OverflowError, TypeError):  # sizes that no integer of torch holds
+        raise RunError(f"the configuration of {run} asks for a model larger than any memory") from None
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:

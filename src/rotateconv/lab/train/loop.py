@@ -28,7 +28,7 @@ from rotateconv.lab.train.checkpoint import load_checkpoint, remove_checkpoints,
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
 from rotateconv.lab.train.interrupts import Interrupts
-from rotateconv.lab.train.load import final_weights
+from rotateconv.lab.train.load import check_build, final_weights
 from rotateconv.lab.train.lock import locked
 from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
 from rotateconv.lab.train.pretrained import StartingPoint
@@ -217,6 +217,9 @@ def fit(
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
         images = data if data is not None else load_images(config)
         if resume:
+            saved = load_checkpoint(run / CHECKPOINTS)
+            if saved is not None:
+                check_build(config, read_description(run), saved.weights["model"], run)
             state = build_state(config, accelerator, images, run=run)
         else:
             state = build_state(config, accelerator, images, start=start)
@@ -283,6 +286,8 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
             create_run(run, state.config, state.data)
             if state.config.source is not None:
                 write_bytes(run / INITIAL, weights_bytes(state.model))
+    for message in () if resume else _oddities(state):
+        report(RunWarning(message))
     if checkpoint is not None:
         restore_state(state, checkpoint)
         for path in checkpoint.damaged:
@@ -300,6 +305,18 @@ def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> No
             step=state.step,
         )
     )
+
+
+def _oddities(state: TrainingState) -> Iterator[str]:
+    """What is odd in the images that are trained on, and no mistake for sure."""
+    count, batch_size = len(state.train), state.config.batch_size
+    if batch_size > count:
+        yield f"batch_size {batch_size} is more than the {count} training images: an epoch is one step"
+    counts = torch.bincount(state.train.labels, minlength=len(state.data.classes)).tolist()
+    few = [f"{name} has {number}" for name, number in zip(state.data.classes, counts, strict=True) if number < 2]
+    if few:
+        more = f" and {len(few) - 3} more classes have one or none" if len(few) > 3 else ""
+        yield f"of the training images, {', '.join(few[:3])}{more}: the model cannot learn such a class"
 
 
 def _check_data(run: Path, data: DataDescription) -> None:

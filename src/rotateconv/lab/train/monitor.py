@@ -103,5 +103,5 @@ def _advice(state: TrainingState, folder: Path, name: str, step: int) -> str:
     clip = "" if state.config.clip_grad_norm is not None else " or clip_grad_norm=1"
     return (
         f"the {name} became infinite or NaN at step {step} of {state.total_steps} (epoch {state.epoch + 1}); "
-        f"{kept}: try a lower lr than {state.config.lr:g}{clip}"
+        f"{kept}: a new run with a lower lr than {state.config.lr:g}{clip} may help"
     )

@@ -1,5 +1,9 @@
 """The trained model that a run starts from, or learns from: another run's, or a user's own."""
 
+import contextlib
+import io
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,7 @@ from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, first_line, set_angle_grad_scale
+from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, set_angle_grad_scale
 from rotateconv.lab.train.checkpoint import LARGEST, read_weights
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
@@ -174,13 +178,17 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _without_wrappers(read_weights(read_regular(path, LARGEST)))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        data = read_regular(path, LARGEST)
+        _refuse_compressed(data, path)
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # bytes of anything make the unpickler raise anything
         raise ConfigError(
             f"cannot read {path}: expected a safetensors file, or a state dict that torch.load reads with "
-            f"weights_only=True ({first_line(error)})"
+            f"weights_only=True{_reason(error)}"
         ) from None
     for key in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -190,6 +198,19 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} holds no state dict: save model.state_dict()")
     weights = dict(found)
     return _without_wrappers(weights)
+
+
+def _reason(error: Exception) -> str:
+    """What stands in a file beside tensors; torch's own words advise to run the code in it."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"; it holds a {found[1]}: save model.state_dict()" if found else ""
+
+
+def _refuse_compressed(data: bytes, path: Path) -> None:
+    """Raise ConfigError for an archive that is larger than its file: torch writes none, and reads any."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(data):
+            raise ConfigError(f"{path} is a compressed archive, which torch.save does not write: save the weights anew")
 
 
 def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

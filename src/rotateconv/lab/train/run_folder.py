@@ -235,7 +235,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno == errno.EFBIG:
+            raise RunError(
+                f"a file of {folder} would be larger than this process may write: raise ulimit -f, then resume the run"
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"the disk is full: {folder} could not be written; free some space, then resume the run"
             ) from error
