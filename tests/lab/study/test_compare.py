@@ -26,8 +26,9 @@ from rotateconv.lab.naming import layers_label
 from rotateconv.lab.study import pool as workers
 from rotateconv.lab.study import run as library
 from rotateconv.lab.study.events import RecordsChanged, RunDied, RunDiverged, RunEvent, StudyEvent, TaskEvent
+from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.plan import BASELINE, Study
-from rotateconv.lab.study.pool import available_cores, run_tasks
+from rotateconv.lab.study.pool import LocalExecutor, available_cores
 from rotateconv.lab.study.run import compare
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
@@ -52,7 +53,7 @@ def accuracy_of(task: Task) -> float:
     return 90 + len(task.config.conv) + task.config.width + task.config.seed**2 / 3
 
 
-def fake_runs(tasks: list[Task], jobs: int, threads: int, on_event: Any) -> None:
+def fake_runs(tasks: list[Task], executor: Executor, count: int, on_event: Any) -> None:
     """Do what `run_tasks` does as far as a table can see, without training; lr 9 diverges."""
     for task in tasks:
         if task.config.seed == 1 and task.config.conv == "rotate2" and task.config.lr == 9:
@@ -210,7 +211,7 @@ def test_one_run_diverges_and_the_next_one_is_done(tmp_path: Path) -> None:
         for name, lr in (("wild", 1e30), ("tame", 0.01))
     ]
     heard: list[TaskEvent] = []
-    run_tasks(tasks, 1, 1, heard.append)
+    run_tasks(tasks, LocalExecutor(1, 1), 2, heard.append)
     wild, tame = (event for event in heard if isinstance(event, RunDiverged) or isinstance(event.event, RunEnd))
     assert isinstance(wild, RunDiverged)
     assert (wild.run, tame.run) == ("wild", "tame")
@@ -218,7 +219,7 @@ def test_one_run_diverges_and_the_next_one_is_done(tmp_path: Path) -> None:
     assert any(event.run == "tame" and isinstance(event.event, EpochEnd) for event in heard[1:])
     mistake = Task("odd", make_config("digits", changes={**changes, "teacher": "nowhere"}), tmp_path / "odd")
     with pytest.raises(CommandError, match="nowhere is no run folder") as found:
-        run_tasks([mistake, tasks[1]], 1, 1, lambda event: None)
+        run_tasks([mistake, tasks[1]], LocalExecutor(1, 1), 2, lambda event: None)
     assert found.value.failure.code == 2
 
 
@@ -237,7 +238,7 @@ def test_a_process_that_dies_is_reported_and_the_others_go_on(tmp_path: Path) ->
             (child,) = (child for child in multiprocessing.active_children() if child.is_alive())
             child.kill()
 
-    run_tasks(tasks, 1, 1, kill)
+    run_tasks(tasks, LocalExecutor(1, 1), 2, kill)
     (died,) = (event for event in heard if isinstance(event, RunDied))
     assert died.message.startswith("the process of long ended without a word (killed by signal 9)")
     assert any(event.run == "short" and isinstance(event.event, RunEnd) for event in heard if event is not died)

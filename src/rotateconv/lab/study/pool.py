@@ -1,4 +1,4 @@
-"""Training runs in processes of their own: a few at a time, stopped together."""
+"""Training runs in processes of this machine: a few at a time, stopped together."""
 
 import contextlib
 import multiprocessing
@@ -6,21 +6,20 @@ import os
 import shlex
 import signal
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
 
-from rotateconv.errors import RunInterrupted
-from rotateconv.lab.exit_codes import CommandError, Failure
-from rotateconv.lab.study.events import OnTaskEvent, RunDied, RunEvent, RunStopped
+from rotateconv.errors import ConfigError
+from rotateconv.lab.exit_codes import Failure
+from rotateconv.lab.study.events import RunDied, RunEvent, TaskEvent
+from rotateconv.lab.study.executor import POLL
 from rotateconv.lab.study.worker import Task, work
 from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.events import RunEnd
-from rotateconv.lab.train.interrupts import Interrupts
 
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share what CUDA and OpenMP have started
 
@@ -28,8 +27,8 @@ _SPAWN = multiprocessing.get_context("spawn")  # a fork would share what CUDA an
 class Worker:
     """A process that does one task after another, and the connection to it.
 
-    Over the connection go tasks and, once, None to stop; events come back. Its end is the end of the process: both
-    when this one closes it and when this one dies.
+    Over the connection go tasks and, to stop the one that runs, None; events come back. Its end is the end of the
+    process: both when this one closes it and when this one dies.
     """
 
     def __init__(self, number: int, command: list[str]) -> None:
@@ -41,16 +40,10 @@ class Worker:
             self.process.start()
         other.close()
 
-    def give(self, task: Task) -> None:
-        """Let it begin a task."""
-        self.task = task
+    def send(self, message: Task | None) -> None:
+        """Let it begin a task, or save and stop the one that it does."""
         with contextlib.suppress(OSError):  # it has died, which the reading end reports
-            self.connection.send(task)
-
-    def stop(self) -> None:
-        """Let it save its run and end."""
-        with contextlib.suppress(OSError):
-            self.connection.send(None)
+            self.connection.send(message)
 
     def close(self) -> None:
         """End it at once, if it still runs, and wait."""
@@ -76,67 +69,60 @@ def _no_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run_tasks(tasks: Sequence[Task], jobs: int, threads: int, on_event: OnTaskEvent) -> None:
-    """Do all tasks, `jobs` at a time, in processes of `threads` threads.
-
-    A run that diverges, or whose process is killed, is reported and leaves the others alone; any other failure stops
-    all.
+class LocalExecutor:
+    """An `Executor` of processes, each of which does one run after another.
 
     Args:
-        tasks: the runs.
         jobs: number of processes.
-        threads: of each process.
-        on_event: called with the events.
-
-    Raises:
-        RunInterrupted: a first Ctrl-C; the runs have saved themselves. A second one leaves at once.
-        CommandError: a run failed in another way.
+        threads: of each of them.
     """
-    waiting = deque(tasks)
-    command = [shlex.join(sys.argv), "--jobs", str(jobs)]  # what the run folders name as the command that made them
-    workers: dict[Connection, Worker] = {}
-    started, finished, stopping = 0, 0, False
-    with Interrupts() as interrupts, _threads_of_children(threads):
-        try:
-            while waiting or workers:
-                while waiting and len(workers) < jobs:
-                    worker = Worker(started, command)
-                    started += 1
-                    workers[worker.connection] = worker
-                    worker.give(waiting.popleft())
-                if interrupts.requested and not stopping:
-                    stopping = True
-                    waiting.clear()
-                    for worker in workers.values():
-                        worker.stop()
-                for connection in wait(list(workers), timeout=0.2):
-                    assert isinstance(connection, Connection)
-                    worker = workers[connection]
-                    assert worker.task is not None
-                    try:
-                        event = connection.recv()
-                    except (EOFError, OSError):
-                        del workers[connection]
-                        if not stopping:
-                            on_event(RunDied(worker.task.name, _how_it_ended(worker)))
-                        worker.close()
-                        continue
-                    if isinstance(event, Failure):
-                        raise CommandError(event)
-                    on_event(event)
-                    if isinstance(event, RunEvent) and not isinstance(event.event, RunEnd):
-                        continue
-                    finished += not isinstance(event, RunStopped)
-                    if waiting:
-                        worker.give(waiting.popleft())
-                    else:
-                        del workers[connection]
-                        worker.close()
-        finally:
-            for worker in workers.values():
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self.jobs, self.threads = jobs, threads
+        # What the run folders name as the command that made them.
+        self.command = [shlex.join(sys.argv), "--jobs", str(jobs)]
+        self.workers: dict[Connection, Worker] = {}
+        self.started = 0
+
+    def submit(self, task: Task) -> None:
+        """Give a run to a process that has none, or to a new one."""
+        worker = next((worker for worker in self.workers.values() if worker.task is None), None)
+        if worker is None:
+            with _threads_of_children(self.threads):
+                worker = Worker(self.started, self.command)
+            self.started += 1
+            self.workers[worker.connection] = worker
+        worker.task = task
+        worker.send(task)
+
+    def events(self) -> Iterator[TaskEvent | Failure]:
+        """Yield what the processes send, one event of each."""
+        for connection in wait(list(self.workers), timeout=POLL):
+            assert isinstance(connection, Connection)
+            worker = self.workers[connection]
+            try:
+                event = connection.recv()
+            except (EOFError, OSError):
+                del self.workers[connection]
+                if worker.task is not None:
+                    yield RunDied(worker.task.name, _how_it_ended(worker.task, worker))
                 worker.close()
-    if stopping and finished < len(tasks):
-        raise RunInterrupted(f"stopped after {finished} of {len(tasks)} runs; those that were running are saved")
+                continue
+            if not isinstance(event, RunEvent) or isinstance(event.event, RunEnd):
+                worker.task = None
+            yield event
+
+    def cancel(self, run: str) -> None:
+        """Let the process of a run stop it."""
+        for worker in self.workers.values():
+            if worker.task is not None and worker.task.name == run:
+                worker.send(None)
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self.workers.values():
+            worker.close()
+        self.workers.clear()
 
 
 def available_cores() -> int:
@@ -147,6 +133,29 @@ def available_cores() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
+
+
+def default_jobs() -> int:
+    """Return how many runs go at a time where nobody says: one per GPU, or one per core.
+
+    Small models gain less from a second thread than two runs gain from a core each.
+    """
+    device = chosen_device()
+    if device.type == "cpu":
+        return available_cores()
+    return 1 if is_indexed(device) else max(1, torch.cuda.device_count())
+
+
+def local_executor(count: int, jobs: int | None = None) -> LocalExecutor:
+    """Return the executor of so many runs on this machine: `jobs` at a time, each with its share of the cores.
+
+    Raises:
+        ConfigError: `jobs` is less than 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs must be 1 or more, not {jobs}")
+    jobs = min(jobs if jobs is not None else default_jobs(), max(1, count))
+    return LocalExecutor(jobs, max(1, available_cores() // jobs))
 
 
 @contextlib.contextmanager
@@ -174,12 +183,11 @@ def _gpu(number: int) -> str | None:
     return names.split(",")[number % count]
 
 
-def _how_it_ended(worker: Worker) -> str:
+def _how_it_ended(task: Task, worker: Worker) -> str:
     worker.process.join()
     code = worker.process.exitcode or 0
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    assert worker.task is not None
     return (
-        f"the process of {worker.task.name} ended without a word ({how}), perhaps for want of memory: "
+        f"the process of {task.name} ended without a word ({how}), perhaps for want of memory: "
         "try fewer jobs; the same command goes on where it stopped"
     )

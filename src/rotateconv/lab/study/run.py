@@ -8,9 +8,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.study.events import (
@@ -22,17 +19,17 @@ from rotateconv.lab.study.events import (
     StudyStart,
     TaskEvent,
 )
+from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.plan import Entry, Study, plan
-from rotateconv.lab.study.pool import available_cores, run_tasks
+from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.records import portable, read_run
 from rotateconv.lab.study.run_record import Curves, RunRecord
 from rotateconv.lab.study.worker import Task
-from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.run_folder import SUMMARY, check_run
 
-__all__ = ["compare", "default_jobs"]
+__all__ = ["compare"]
 
 
 def compare(
@@ -41,6 +38,7 @@ def compare(
     out: str | Path,
     *,
     jobs: int | None = None,
+    executor: Executor | None = None,
     overwrite: bool = False,
     on_event: OnStudyEvent | None = None,
 ) -> list[RunRecord]:
@@ -53,6 +51,7 @@ def compare(
         data: Description of the images that `study.base` names; the processes load them themselves.
         out: Folder of the comparison.
         jobs: Runs at a time, each in a process with its share of the cores; None for one per core, or per GPU.
+        executor: Does the runs, in place of processes of this machine; it is closed in the end.
         overwrite: Start again with every run.
         on_event: Called with the events.
 
@@ -61,17 +60,15 @@ def compare(
         ConfigError: A mistake in the study, before anything is written.
     """
     out = Path(out)
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs must be 1 or more, not {jobs}")
     report = on_event if on_event is not None else _ignore
     entries = plan(study, data)
     tasks = _tasks(study, entries, out, overwrite)
     for task in tasks:
         check_run(task.out, task.config, resume=task.resume, overwrite=task.overwrite)
     waiting = [task for task in tasks if task.overwrite or not (task.out / SUMMARY).is_file()]
-    jobs = min(jobs if jobs is not None else default_jobs(), max(1, len(waiting)))
-    threads = max(1, available_cores() // jobs)
-    report(StudyStart(len(tasks), len(tasks) - len(waiting), jobs, threads))
+    executor = executor if executor is not None else local_executor(len(waiting), jobs)
+    together = min(executor.jobs, max(1, len(waiting)))
+    report(StudyStart(len(tasks), len(tasks) - len(waiting), together, executor.threads))
     failed: dict[str, str] = {}
 
     def on_task_event(event: TaskEvent) -> None:
@@ -82,19 +79,8 @@ def compare(
             return
         report(RecordsChanged(tuple(_records(study, entries, out, data, failed))))
 
-    run_tasks(waiting, jobs, threads, on_task_event)
+    run_tasks(waiting, executor, len(waiting), on_task_event)
     return _records(study, entries, out, data, failed)
-
-
-def default_jobs() -> int:
-    """Return how many runs go at a time where nobody says: one per GPU, or one per core.
-
-    Small models gain less from a second thread than two runs gain from a core each.
-    """
-    device = chosen_device()
-    if device.type == "cpu":
-        return available_cores()
-    return 1 if is_indexed(device) else max(1, torch.cuda.device_count())
 
 
 def _tasks(study: Study, entries: Sequence[Entry], out: Path, overwrite: bool) -> list[Task]:

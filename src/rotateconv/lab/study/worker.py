@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,11 +40,15 @@ class Task:
     overwrite: bool = False
 
 
+Result = RunEvent | RunDiverged | RunStopped | Failure
+"""How a run ends."""
+
+
 def work(connection: Connection, command: list[str], gpu: str | None) -> None:
     """Do tasks until the other end of the connection closes, which ends the process whatever it does.
 
     Args:
-        connection: brings tasks, and None for a stop that saves; takes events, and last a `Failure`.
+        connection: brings tasks, and None to save and stop the one that runs; takes events, and last a `Failure`.
         command: that the run folders name as the one which made them.
         gpu: the only one to be seen, as CUDA_VISIBLE_DEVICES has it, or None for all.
     """
@@ -62,8 +67,7 @@ def work(connection: Connection, command: list[str], gpu: str | None) -> None:
     keep_freed_memory()
     images: dict[object, ImageData] = {}
     while True:
-        result = _train(tasks.get(), connection, stop, images)
-        connection.send(result)
+        connection.send(do_task(tasks.get(), connection.send, stop.is_set, images))
 
 
 def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stop: threading.Event) -> None:
@@ -76,13 +80,21 @@ def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stop: threading.
         if task is None:
             stop.set()
         else:
+            stop.clear()  # it was for a task that was faster
             tasks.put(task)
 
 
-def _train(
-    task: Task, connection: Connection, stop: threading.Event, images: "dict[object, ImageData]"
-) -> RunEvent | RunDiverged | RunStopped | Failure:
-    """Do a run and return its last event."""
+def do_task(
+    task: Task, send: Callable[[RunEvent], object], stopped: Callable[[], bool], images: "dict[object, ImageData]"
+) -> Result:
+    """Do a run and return its last event.
+
+    Args:
+        task: the run.
+        send: called with its other events, a few times a second.
+        stopped: whether it shall save itself and end; asked at every step.
+        images: what the process has loaded before, by `images_key`.
+    """
     from rotateconv.lab.data.images import images_key, load_images
     from rotateconv.lab.train.events import RunEnd
     from rotateconv.lab.train.loop import fit
@@ -91,19 +103,19 @@ def _train(
 
     def on_event(event: Event) -> None:
         nonlocal sent_at
-        if stop.is_set():
+        if stopped():
             raise KeyboardInterrupt
         if isinstance(event, RunEnd) or (isinstance(event, StepEnd) and time.monotonic() - sent_at < _EVERY):
             return
         sent_at = time.monotonic()
-        connection.send(RunEvent(task.name, event))
+        send(RunEvent(task.name, event))
 
     try:
         key = images_key(task.config)
         if key not in images:
             images.clear()  # the runs of a study share their images; two sets at a time may be too much
             images[key] = load_images(task.config)
-        if stop.is_set():
+        if stopped():
             return RunStopped(task.name)
         summary = fit(
             task.config, task.out, data=images[key], resume=task.resume, overwrite=task.overwrite, on_event=on_event
