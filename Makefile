@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo docs reference pictures test test-all test-slow lint types unit mutation fuzz torture experiments-cpu experiments-gpu sanitize clean
+.PHONY: demo docs reference pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -39,10 +39,18 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not cluster'
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'slow and not cluster'
+
+# A Ray cluster of two nodes on this machine, one of which is killed in the middle of a run.
+test-ray: $(VENV)/ray
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster
+
+$(VENV)/ray: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	touch $@
 
 # Small changes of the code, each of which a test should notice. All 4,388 of them take hours; a module, or a function:
 # make mutation MUTANTS='rotateconv.kernels.line.*'

@@ -10,13 +10,14 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError, RunInterrupted
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli import executors, options
 from rotateconv.lab.cli.settings import check_factory, check_names, data_name
 from rotateconv.lab.config import RunConfig, make_config, overridden
 from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
 from rotateconv.lab.run_config import Names
 
 if TYPE_CHECKING:
+    from rotateconv.lab.study.executor import Executor
     from rotateconv.lab.study.plan import Study
 
 EXAMPLES = options.examples(
@@ -27,6 +28,7 @@ EXAMPLES = options.examples(
     ),
     ("Accuracy against bytes too:", "rotateconv compare --sizes --out runs/digits"),
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
+    ("On a Ray cluster, four runs on a GPU:", "rotateconv compare --on ray --gpus-per-run 0.25 --out /shared/study"),
 )
 _FILES = {"table": "md", "records": "json", "picture": "png"}
 _CHOSEN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
@@ -86,15 +88,10 @@ def compare(
         Path | None,
         Parameter(name="--out", metavar="DIR", group=options.RUN, help="For runs and table; runs/compare-DATA."),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        Parameter(
-            name="--jobs",
-            metavar="INTEGER",
-            group=options.RUN,
-            help="Runs at a time, each with its share of the cores; one a core, or a GPU.",
-        ),
-    ] = None,
+    on: executors.On = "local",
+    jobs: executors.Jobs = None,
+    cpus_per_run: executors.Cpus = None,
+    gpus_per_run: executors.Gpus = None,
     overwrite: Annotated[bool, options.switch("--overwrite", "Start every run again.", options.RUN)] = False,
     device: options.Device = None,
 ) -> None:
@@ -119,16 +116,18 @@ def compare(
 
         for run in with_:
             read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
-    options.use_device(device)
-    _compare(
-        keys.of(base, _keys_of(config).get("contrasts")),
-        out if out is not None else Path("runs", f"compare-{data_name(base)}"),
-        jobs=jobs,
-        overwrite=overwrite,
-        download=download,
-        widths=_widths(bits) if sizes else None,
-        others=with_ or [],
-    )
+    out = out if out is not None else Path("runs", f"compare-{data_name(base)}")
+    with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
+        _compare(
+            keys.of(base, _keys_of(config).get("contrasts")),
+            out,
+            executor=executor,
+            jobs=jobs,
+            overwrite=overwrite,
+            download=download,
+            widths=_widths(bits) if sizes else None,
+            others=with_ or [],
+        )
 
 
 _STUDY = (*fields_of(StudyKeys), "contrasts")  # the last in a file alone
@@ -164,6 +163,7 @@ def _compare(
     study: "Study",
     out: Path,
     *,
+    executor: "Executor | None",
     jobs: int | None,
     overwrite: bool,
     download: bool,
@@ -196,7 +196,9 @@ def _compare(
                 if isinstance(event, RecordsChanged):
                     write_comparison(event.records, study.contrasts, out)
 
-            records = library.compare(study, data, out, jobs=jobs, overwrite=overwrite, on_event=on_event)
+            records = library.compare(
+                study, data, out, jobs=jobs, executor=executor, overwrite=overwrite, on_event=on_event
+            )
     except RunInterrupted as error:
         raise RunInterrupted(f"{error}: go on with {options.again()}") from None
     except KeyboardInterrupt:

@@ -98,6 +98,8 @@ class ComparisonProgress:
 
     def _start(self, run: str, start: RunStart) -> None:
         if self.bar is not None:
+            if run in self.tasks:  # it begins a second time, on another node
+                self.bar.remove_task(self.tasks.pop(run))
             self.tasks[run] = self.bar.add_task(run, total=start.steps, completed=start.step, told="")
 
     def _step(self, run: str, step: StepEnd) -> None:

@@ -1,6 +1,6 @@
 """Where the runs of a study are done: what every executor offers, and the loop that keeps one busy.
 
-`rotateconv.lab.study.pool` has the processes of this machine, `rotateconv.lab.study.ray` the machines of a cluster.
+`rotateconv.lab.study.pool` has the processes of this machine, `rotateconv.lab.study.cluster` the nodes of a cluster.
 """
 
 from collections.abc import Iterable, Iterator

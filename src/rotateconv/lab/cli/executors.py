@@ -1,0 +1,72 @@
+"""Where the runs of a study are done: the options, and the executor that they name."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rotateconv.errors import ConfigError
+from rotateconv.lab.cli import options
+
+if TYPE_CHECKING:
+    from rotateconv.lab.study.executor import Executor
+
+On = Annotated[
+    str,
+    Parameter(
+        name="--on",
+        metavar="local|ray|ray://HOST:PORT",
+        group=options.RUN,
+        help="Where runs are done: processes of this machine, or tasks of a Ray cluster; local.",
+        show_default=False,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    Parameter(
+        name="--jobs",
+        metavar="INTEGER",
+        group=options.RUN,
+        help="Runs at a time; one a core, or a GPU, each with its share of the cores; on Ray as many as fit.",
+    ),
+]
+Cpus = Annotated[
+    int | None,
+    Parameter(name="--cpus-per-run", metavar="INTEGER", group=options.RUN, help="On Ray: cores, and threads; 1."),
+]
+Gpus = Annotated[
+    float | None,
+    Parameter(
+        name="--gpus-per-run",
+        metavar="NUMBER",
+        group=options.RUN,
+        help="On Ray: such as 0.25, for four runs on a GPU; 1 where there are any, else 0.",
+    ),
+]
+
+
+@contextmanager
+def chosen_executor(
+    on: str, out: Path, *, jobs: int | None, cpus: int | None, gpus: float | None, device: str | None
+) -> "Iterator[Executor | None]":
+    """Give the executor that the options name, and close it; None for the processes of this machine.
+
+    Raises:
+        ConfigError: No such place, options of the other one, or no cluster there.
+    """
+    if on == "local":
+        options.refuse({"--cpus-per-run": cpus, "--gpus-per-run": gpus}, "--on local")
+        options.use_device(device)
+        yield None
+        return
+    if on != "ray" and not on.startswith("ray://"):
+        raise ConfigError(f"--on must be local, ray or ray://HOST:PORT, not {on!r}")
+    options.refuse({"--device": device}, f"--on {on}, where --gpus-per-run says whether a run has a GPU")
+    from rotateconv.lab.study.cluster import RayExecutor
+
+    with closing(
+        RayExecutor(out, None if on == "ray" else on, cpus=1 if cpus is None else cpus, gpus=gpus, jobs=jobs)
+    ) as executor:
+        yield executor
