@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from rotateconv.quantization.pack_description import PackedDescription
 
 
+def counted(number: int, thing: str) -> str:
+    """Return how many there are of a thing.
+
+    Example:
+        >>> counted(1, "epoch"), counted(1200, "epoch")
+        ('1 epoch', '1,200 epochs')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def model_label(config: RunConfig) -> str:
     """Return what a configuration's architecture is called: its name, or the function that builds the user's own."""
     return config.factory if config.factory is not None else config.model
@@ -23,8 +33,9 @@ def layers_label(config: RunConfig) -> str:
         ('conv3x3 x0.69', 'profile taps')
     """
     if config.convert_taps is not None:
-        return f"{config.convert_taps} taps"
-    name = config.conv if config.factory is None else "as built"
+        name = f"{config.convert_taps} taps"
+    else:
+        name = config.conv if config.factory is None else "as built"
     return name if config.width == 1 else f"{name} x{config.width:.2f}"
 
 

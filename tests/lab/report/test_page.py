@@ -33,7 +33,7 @@ def test_the_table_holds_the_numbers(comparison: Path) -> None:
     assert "| resnet20 | rotate4 | 121,242 | 91.00 ± 0.50 | +0.00 [-2.08, +2.08] | 3 |" in table
     assert "| resnet20 | conv3x3 | 269,722 | 91.00 ± 1.00 | - | 3 |" in table
     assert "| resnet20 | conv3x3 x0.69 | 127,486 | 89.10 ± 0.10 | -1.90 [" in table
-    machine = "a processor AVX2, 1 thread(s) a run"
+    machine = "a processor AVX2, 1 thread a run"
     assert f"**digits**, recipe digits, 20 epochs. {machine}; torch 2; commit 0123456789ab." in table
     assert "- resnet20, rotate2p, seed 0: the loss became NaN" in table
 
@@ -48,7 +48,7 @@ def test_a_run_that_moved_is_named(comparison: Path) -> None:
     table = accuracy_text(make_groups([changed if run is moved else run for run in found]))
     assert "- resnet20, rotate4, seed 1: from step 1,500 of 2,000 on a processor AVX2, 1 thread" in table
     assert table.count("from step") == 1
-    assert "a processor AVX2, 1 thread(s) a run and H200; torch 2 and torch 3" in table
+    assert "a processor AVX2, 1 thread a run and H200; torch 2 and torch 3" in table
     assert "commit 0123456789ab and commit fedcba987654" not in table
     assert "commit 0123456789ab and fedcba987654." in table
 

@@ -22,7 +22,7 @@ from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
-from rotateconv.lab.naming import layers_label
+from rotateconv.lab.naming import counted, layers_label
 from rotateconv.lab.study import pool as workers
 from rotateconv.lab.study import run as library
 from rotateconv.lab.study.events import RecordsChanged, RunDied, RunDiverged, RunEvent, StudyEvent, TaskEvent
@@ -154,7 +154,7 @@ def test_a_comparison_trains_every_run_in_its_own_folder(finished: Path) -> None
         assert row["accuracy_mean"] == pytest.approx(statistics.fmean(row["accuracies"]))
         assert {read_config(finished / run).seed for run in row["runs"]} == {0, 1}
         assert (row["dataset"], row["recipe"], row["epochs"]) == ("digits", "digits", 1)
-        assert f", {max(1, available_cores() // 2)} thread(s) a run" in row["machines"][0]
+        assert f", {counted(max(1, available_cores() // 2), 'thread')} a run" in row["machines"][0]
         assert row["versions"]["torch"]
     command = read_json(finished / rows[0]["runs"][0] / "environment.json")["command"]
     assert command.endswith("--jobs 2")

@@ -35,8 +35,8 @@ def test_hardware_is_a_gpu_or_a_processor_with_threads() -> None:
     def hardware(**changes: object) -> str:
         return EnvironmentHistory.from_json({**BEGAN, **changes}, "environment.json").began.hardware
 
-    assert hardware(cpu_capability="AVX2") == "a processor AVX2, 2 thread(s) a run"
-    assert hardware() == "a processor, 2 thread(s) a run"  # of an older record
+    assert hardware(cpu_capability="AVX2") == "a processor AVX2, 2 threads a run"
+    assert hardware() == "a processor, 2 threads a run"  # of an older record
     assert hardware(gpu="a GPU") == "a GPU"
 
 
@@ -44,9 +44,9 @@ def test_a_later_stage_is_the_beginning_but_for_what_was_noted() -> None:
     moved = {**BEGAN, "resumed": [{"step": 7, "gpu": "a GPU"}, {"step": 9}]}
     found = EnvironmentHistory.from_json(moved, "environment.json")
     assert [(stage.step, stage.environment.hardware) for stage in found.stages] == [
-        (0, "a processor, 2 thread(s) a run"),
+        (0, "a processor, 2 threads a run"),
         (7, "a GPU"),
-        (9, "a processor, 2 thread(s) a run"),
+        (9, "a processor, 2 threads a run"),
     ]
     assert found.to_json() == moved
 

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.cli.progress import recipe_line
 from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.naming import counted
 from rotateconv.lab.report.page import CAPTION, SIZES_CAPTION
 from rotateconv.lab.report.statistics import Group
 from rotateconv.lab.report.tables import COMPARISON, MODEL, Table, group_table, sizes_table
@@ -74,7 +75,7 @@ class ComparisonProgress:
         self.runs, self.finished = plan.runs, plan.finished
         self.began_at, self.began_with = time.monotonic(), self.finished
         done = f", {self.finished} finished already" if self.finished else ""
-        together = f", {plan.jobs} at a time with {plan.threads} threads each"
+        together = f", {plan.jobs} at a time with {counted(plan.threads, 'thread')} each"
         facts(
             self.console,
             {
@@ -132,7 +133,7 @@ def show_groups(console: Console, groups: Sequence[Group]) -> None:
     for model in dict.fromkeys(group.model for group in groups):
         own = [group for group in groups if group.model == model]
         run = (*own[0].runs, *own[0].failed)[0]
-        title = f"{run.data.name}, {model}, {run.config.epochs} epochs of {run.config.recipe}"
+        title = f"{run.data.name}, {model}, {counted(run.config.epochs, 'epoch')} of {run.config.recipe}"
         show_table(console, group_table(own, [column for column in COMPARISON if column is not MODEL]), title)
     console.print(CAPTION, style="dim", width=min(100, console.width))
     for group in groups:

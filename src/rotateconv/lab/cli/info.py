@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.cli import options
-from rotateconv.lab.naming import model_name
+from rotateconv.lab.naming import counted, model_name
 
 EXAMPLES = options.examples(
     ("A model, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
@@ -91,7 +91,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
         "data": f"{data.name}: {data.train:,} training, {data.validation:,} validation, {data.test:,} test images",
         "machine": f"{where}; torch {environment.began.versions.get('torch')}",
         "command": str(environment.began.command),
-        "state": f"{'finished' if finished else 'not finished'}, {len(records)} of {config.epochs} epochs",
+        "state": f"{'finished' if finished else 'not finished'}, {len(records)} of {counted(config.epochs, 'epoch')}",
     }
     if records:
         last = records[-1]

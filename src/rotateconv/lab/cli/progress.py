@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.naming import model_name
+from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.train.events import EpochEnd, Event, RunStart, RunWarning, StepEnd
 
 _EVERY = 0.1  # seconds between two updates of the bar
@@ -103,7 +103,7 @@ def run_facts(config: RunConfig, data: ImageData, start: RunStart) -> dict[str, 
     import torch
 
     channels, height, width = data.train.images.shape[1:]
-    threads = f", {torch.get_num_threads()} threads" if start.device == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if start.device == "cpu" else ""
     processes = f", {start.processes} processes" if start.processes > 1 else ""
     rows = {
         "run": str(start.run),
@@ -120,8 +120,8 @@ def run_facts(config: RunConfig, data: ImageData, start: RunStart) -> dict[str, 
 
 def recipe_line(config: RunConfig, *, seeds: int | None = None) -> str:
     """Return a recipe in one line; with a number of seeds in place of the one."""
-    seed = f"seed {config.seed}" if seeds is None else f"{seeds} seeds"
+    seed = f"seed {config.seed}" if seeds is None else counted(seeds, "seed")
     return (
-        f"{config.recipe}: {config.epochs} epochs of batch {config.batch_size}, {config.optimizer}, "
+        f"{config.recipe}: {counted(config.epochs, 'epoch')} of batch {config.batch_size}, {config.optimizer}, "
         f"lr {config.lr:g}, {config.schedule}, {seed}"
     )

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.settings import check_factory, check_names, fine_tuned, run_name
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
+from rotateconv.lab.naming import counted
 
 if TYPE_CHECKING:
     from rotateconv.lab.train.run_results import RunSummary
@@ -139,5 +140,5 @@ def _tell(console: Any, run: Path, summary: "RunSummary", epochs: int) -> None:
     if summary.best_epoch is not None:
         text += f"; best validation accuracy {summary.best_validation_accuracy:.2f} % in epoch {summary.best_epoch}"
     console.print(text, style="bold", soft_wrap=True)
-    say(console, f"{epochs} epochs in {duration(summary.seconds)}, kept in {run}")
+    say(console, f"{counted(epochs, 'epoch')} in {duration(summary.seconds)}, kept in {run}")
     say(console, f"look closer with: rotateconv evaluate {shlex.quote(str(run))}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rotateconv.lab.naming import counted
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import Group, Sample
 from rotateconv.lab.study.angles import RunAnalysis
@@ -372,7 +373,7 @@ def _title(groups: Sequence[Group]) -> str:
         for names in (
             (run.data.name for run in runs),
             (group.model for group in groups),
-            (f"{run.config.epochs} epochs of {run.config.recipe}" for run in runs),
+            (f"{counted(run.config.epochs, 'epoch')} of {run.config.recipe}" for run in runs),
         )
     )
     seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from rotateconv.errors import RunError, nearest
-from rotateconv.lab.naming import model_name
+from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.report.blocks import fill_blocks
 from rotateconv.lab.report.figures import picture_names, size_picture
 from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
@@ -136,7 +136,7 @@ def contrast_text(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]
     """Return the table of contrasts, and what a verdict needs."""
     table = contrast_table(groups, controls)
     if table is None:
-        return "No model with learned angles stands beside another one."
+        return "A verdict compares a model with learned angles with one without: only one kind of them is here."
     return f"{table.markdown()}\n\n{_CONTRASTS}"
 
 
@@ -150,13 +150,13 @@ def protocol(groups: Sequence[Group]) -> str:
     """Return data, recipe, machine, versions and commit of a table, in one line."""
     runs = [run for group in groups for run in (*group.runs, *group.failed)]
     stages = [stage.environment for run in runs for stage in run.environment.stages]
-    recipes = {f"recipe {run.config.recipe}, {run.config.epochs} epochs" for run in runs}
+    recipes = {f"recipe {run.config.recipe}, {counted(run.config.epochs, 'epoch')}" for run in runs}
     hardware = _joined(stage.hardware for stage in stages)
     versions = _joined(f"torch {stage.versions.get('torch')}" for stage in stages)
-    commits = _joined(str(stage.commit)[:12] for stage in stages)
+    commits = _joined(stage.commit[:12] for stage in stages if stage.commit is not None)
     held = "" if runs[0].config.validation else "; the validation images were trained on too"
     data = ", ".join(dict.fromkeys(run.data.name for run in runs))
-    made = f"{hardware}; {versions}; commit {commits}"
+    made = f"{hardware}; {versions}{f'; commit {commits}' if commits else ''}"
     return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {made}."
 
 

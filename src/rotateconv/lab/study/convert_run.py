@@ -17,6 +17,7 @@ from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
 from rotateconv.lab.study.events import ConversionEvent, ModelFitted, OnConversionEvent, StageStart
@@ -59,7 +60,7 @@ def states_of(result: ConversionRecord) -> dict[str, str]:
         >>> states_of(record)["fine_tuned"]  # doctest: +SKIP
         'fine-tuned for 1 epoch'
     """
-    epochs = f"{result.epochs} epoch{'' if result.epochs == 1 else 's'}"
+    epochs = counted(result.epochs, "epoch")
     return {name: text.format(epochs=epochs) for name, text in STATES.items()}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rotateconv.errors import RunError
+from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain, from_json, to_json
 
 
@@ -68,7 +69,7 @@ class Environment(Plain):
             gpu_count=torch.cuda.device_count() if cuda else 0,
             cuda=torch.version.cuda if cuda else None,
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            command=shlex.join(sys.argv),
+            command=_command(),
             platform=platform.platform(),
         )
 
@@ -76,7 +77,7 @@ class Environment(Plain):
     def hardware(self) -> str:
         """What computes, for people: the GPU, or the processor and its threads."""
         cpu = self.cpu if self.cpu_capability is None else f"{self.cpu} {self.cpu_capability}"
-        return self.gpu or f"{cpu}, {self.threads} thread(s) a run"
+        return self.gpu or f"{cpu}, {counted(self.threads, 'thread')} a run"
 
     def of_no_call(self) -> "Environment":
         """Return it without what no number depends on."""
@@ -163,6 +164,12 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _command() -> str:
+    """The command line, to be pasted: without where on this computer rotateconv lies."""
+    own = sys.argv[0].endswith(("rotateconv", "rotateconv.exe", "rotateconv/__main__.py"))
+    return shlex.join(["rotateconv" if own else sys.argv[0], *sys.argv[1:]])
 
 
 def _cpu_model() -> str:
