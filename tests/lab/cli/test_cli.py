@@ -264,20 +264,6 @@ def test_a_terminal_gets_one_bar_that_fits(width: int, monkeypatch: pytest.Monke
     assert len(last) <= width
 
 
-def test_tensorboard_holds_the_records() -> None:
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run("train", *SMALL, "--out", "run", "--tensorboard")
-    events = EventAccumulator(str(Path("run", "tensorboard")))
-    events.Reload()
-    for key in ("train_loss", "validation_accuracy", "angle_movement_mean"):
-        found = [(scalar.step, scalar.value) for scalar in events.Scalars(key)]
-        expected = [(record.epoch, pytest.approx(getattr(record, key))) for record in read_records(Path("run"))]
-        assert found == expected
-    assert "learning_rate/angles" in events.Tags()["scalars"]
-
-
 def test_evaluate_agrees_with_the_run() -> None:
     run("train", *SMALL, "--out", "run")
     summary = read_json(Path("run", "summary.json"))

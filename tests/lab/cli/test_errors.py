@@ -27,6 +27,7 @@ from rotateconv.lab.train import run_folder as runs
 from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import MODELS
 from small import Tiny, small_digits
+from study_runs import write_run
 
 SMALL = ["--set", "model=tiny", "--epochs", "2", "--batch-size", "32"]
 
@@ -391,9 +392,14 @@ def test_compare_does_not_run_under_torchrun(monkeypatch: pytest.MonkeyPatch) ->
     refused(["compare"], 2, "compare starts its own processes: run it without torchrun and choose --jobs")
 
 
-def test_tensorboard_that_is_not_installed(digits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [["train"], ["compare"], ["convert", "run"]])
+def test_a_tracker_that_is_not_there(digits: None, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    write_run(Path("run"), make_config("digits", changes={"conv": "conv3x3"}), 90)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    refused(["train", *SMALL, "--tensorboard"], 2, r"--tensorboard needs .* pip install 'rotateconv\[tensorboard\]'")
+    sentence = r"--log-with tensorboard needs .* pip install 'rotateconv\[tensorboard\]'"
+    refused([*command, "--log-with", "tensorboard", "--out", "new"], 2, sentence)
+    refused([*command, "--log-with", "wandbb", "--out", "new"], 2, "unknown tracker 'wandbb': did you mean 'wandb'")
+    assert not Path("new").exists()
 
 
 def raised(error: Exception, cause: Exception | None = None) -> Exception:

@@ -94,6 +94,7 @@ def compare(
     gpus_per_run: executors.Gpus = None,
     overwrite: Annotated[bool, options.switch("--overwrite", "Start every run again.", options.RUN)] = False,
     device: options.Device = None,
+    log_with: options.LogWith = None,
 ) -> None:
     """Train models with several seeds and compare them with the dense model of the same recipe.
 
@@ -117,12 +118,14 @@ def compare(
         for run in with_:
             read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
     out = out if out is not None else Path("runs", f"compare-{data_name(base)}")
+    trackers = options.trackers(log_with)
     with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
         _compare(
             keys.of(base, _keys_of(config).get("contrasts")),
             out,
             executor=executor,
             jobs=jobs,
+            trackers=trackers,
             overwrite=overwrite,
             download=download,
             widths=_widths(bits) if sizes else None,
@@ -165,6 +168,7 @@ def _compare(
     *,
     executor: "Executor | None",
     jobs: int | None,
+    trackers: tuple[str, ...],
     overwrite: bool,
     download: bool,
     widths: tuple[int, ...] | None,
@@ -197,7 +201,14 @@ def _compare(
                     write_comparison(event.records, study.contrasts, out)
 
             records = library.compare(
-                study, data, out, jobs=jobs, executor=executor, overwrite=overwrite, on_event=on_event
+                study,
+                data,
+                out,
+                jobs=jobs,
+                executor=executor,
+                overwrite=overwrite,
+                trackers=trackers,
+                on_event=on_event,
             )
     except RunInterrupted as error:
         raise RunInterrupted(f"{error}: go on with {options.again()}") from None

@@ -69,6 +69,7 @@ def convert(
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
+    log_with: options.LogWith = None,
 ) -> None:
     """Convert a trained model to RotateConv layers, fine-tune it with its original as the teacher, and report the cost.
 
@@ -86,10 +87,10 @@ def convert(
     settings = fine_tuned(source, model, config, values, called)
     run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
     options.use_device(device)
-    _convert(settings, run, stages=stages, overwrite=overwrite)
+    _convert(settings, run, stages=stages, overwrite=overwrite, trackers=options.trackers(log_with))
 
 
-def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) -> None:
+def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, trackers: tuple[str, ...]) -> None:
     """Convert, and show how it goes."""
     from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
@@ -97,6 +98,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     from rotateconv.lab.study.convert_run import convert_run
     from rotateconv.lab.study.events import ConversionEvent, ModelFitted, StageStart
     from rotateconv.lab.train.events import RunWarning
+    from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()
     check_names(settings)
@@ -122,7 +124,9 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
                 say(console, f"warning: {message}")
             case _ if progress:
                 progress[-1](event)
+                tracked(event)
 
+    tracked = Trackers(trackers)
     try:
         result = convert_run(settings, run, data=images, stages=stages, overwrite=overwrite, on_event=on_event)
     except RunInterrupted:
@@ -130,6 +134,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool) ->
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoint with {options.again()}") from None
     finally:
+        tracked.close()
         for shown in progress:
             shown.__exit__(None, None, None)
     _tell(console, run, result)

@@ -99,6 +99,15 @@ Device = Annotated[
         help="cpu, cuda, cuda:1 (the second GPU) or mps; without it a GPU where there is one.",
     ),
 ]
+LogWith = Annotated[
+    str | None,
+    Parameter(
+        name="--log-with",
+        metavar="A,B",
+        group=RUN,
+        help="Hand every epoch's numbers to tensorboard (RUN/tensorboard), wandb, mlflow or trackio as well.",
+    ),
+]
 DataDir = Annotated[
     Path | None,
     Parameter(
@@ -225,6 +234,17 @@ def use_device(name: str | None) -> None:
         from rotateconv.lab.train.device import choose_device
 
         choose_device(name)
+
+
+def trackers(text: str | None) -> tuple[str, ...]:
+    """Return the trackers of --log-with; ConfigError where one is unknown or not installed."""
+    if text is None:
+        return ()
+    from rotateconv.lab.train.trackers import check_trackers
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    check_trackers(names)
+    return names
 
 
 def again() -> str:

@@ -55,10 +55,7 @@ def train(
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
-    tensorboard: Annotated[
-        bool,
-        options.switch("--tensorboard", "Write RUN/tensorboard as well.", options.RUN),
-    ] = False,
+    log_with: options.LogWith = None,
 ) -> None:
     """Train a model and keep weights, records and configuration in a run folder.
 
@@ -79,7 +76,8 @@ def train(
         check_factory(settings, config, {*values, *overridden(set_ or ())})
         run = out if out is not None else Path("runs", run_name(settings))
     options.use_device(device)
-    _run(settings, run, resume=resume is not None, overwrite=overwrite, download=download, tensorboard=tensorboard)
+    trackers = options.trackers(log_with)
+    _run(settings, run, resume=resume is not None, overwrite=overwrite, download=download, trackers=trackers)
 
 
 def _resumed(run: Path, values: Mapping[str, Any], called: Mapping[str, str]) -> RunConfig:
@@ -90,15 +88,17 @@ def _resumed(run: Path, values: Mapping[str, Any], called: Mapping[str, str]) ->
     return changed(read_config(run, factory=named if isinstance(named, str) else None), values, called)
 
 
-def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, tensorboard: bool) -> None:
+def _run(
+    settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, trackers: tuple[str, ...]
+) -> None:
     """Train, and show how it goes."""
     from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import TrainingProgress
-    from rotateconv.lab.cli.scalars import Scalars
     from rotateconv.lab.train.events import Event
     from rotateconv.lab.train.loop import fit
     from rotateconv.lab.train.run_folder import check_run
+    from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()
     check_names(settings)
@@ -107,15 +107,13 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
         say(console, f"{run} is finished already")
         _tell(console, run, fit(settings, run, resume=True), settings.epochs)
         return
-    scalars = Scalars(run / "tensorboard") if tensorboard else None
     try:
         images = load_shown(settings, console, download=download)
-        with TrainingProgress(console, settings, images) as progress:
+        with Trackers(trackers) as tracked, TrainingProgress(console, settings, images) as progress:
 
             def on_event(event: Event) -> None:
                 progress(event)
-                if scalars is not None:
-                    scalars(event)
+                tracked(event)
 
             summary = fit(settings, run, data=images, resume=resume, overwrite=overwrite, on_event=on_event)
         _tell(console, run, summary, settings.epochs)
@@ -124,8 +122,6 @@ def _run(settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, downl
         how = f"go on from the last checkpoint with {again}" if (run / "config.json").is_file() else "nothing was saved"
         raise KeyboardInterrupt(f"stopped at once: {how}") from None
     finally:
-        if scalars is not None:
-            scalars.close()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 

@@ -40,6 +40,7 @@ def compare(
     jobs: int | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
+    trackers: tuple[str, ...] = (),
     on_event: OnStudyEvent | None = None,
 ) -> list[RunRecord]:
     """Train what is not trained yet, below `out`/runs, and return the records of all runs, finished or failed.
@@ -53,6 +54,7 @@ def compare(
         jobs: Runs at a time, each in a process with its share of the cores; None for one per core, or per GPU.
         executor: Does the runs, in place of processes of this machine; it is closed in the end.
         overwrite: Start again with every run.
+        trackers: Of `rotateconv.lab.train.trackers`, which get the numbers of every run too.
         on_event: Called with the events.
 
     Raises:
@@ -62,7 +64,7 @@ def compare(
     out = Path(out)
     report = on_event if on_event is not None else _ignore
     entries = plan(study, data)
-    tasks = _tasks(study, entries, out, overwrite)
+    tasks = [dataclasses.replace(task, trackers=trackers) for task in _tasks(study, entries, out, overwrite)]
     for task in tasks:
         check_run(task.out, task.config, resume=task.resume, overwrite=task.overwrite)
     waiting = [task for task in tasks if task.overwrite or not (task.out / SUMMARY).is_file()]

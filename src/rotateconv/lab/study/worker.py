@@ -31,6 +31,7 @@ class Task:
     Attributes:
         name: Of the run, in events.
         config, out, resume, overwrite: As of `fit`.
+        trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Task:
     out: Path
     resume: bool = False
     overwrite: bool = False
+    trackers: tuple[str, ...] = ()
 
 
 Result = RunEvent | RunDiverged | RunStopped | Failure
@@ -98,6 +100,7 @@ def do_task(
     from rotateconv.lab.data.images import images_key, load_images
     from rotateconv.lab.train.events import RunEnd
     from rotateconv.lab.train.loop import fit
+    from rotateconv.lab.train.trackers import Trackers
 
     sent_at = 0.0
 
@@ -105,11 +108,14 @@ def do_task(
         nonlocal sent_at
         if stopped():
             raise KeyboardInterrupt
+        tracked(event)
         if isinstance(event, RunEnd) or (isinstance(event, StepEnd) and time.monotonic() - sent_at < _EVERY):
             return
         sent_at = time.monotonic()
         send(RunEvent(task.name, event))
 
+    tracked = Trackers(task.trackers)
+    os.environ.setdefault("WANDB_SILENT", "true")  # many at a time would write over what the study shows
     try:
         key = images_key(task.config)
         if key not in images:
@@ -129,4 +135,6 @@ def do_task(
         if failure.unexpected:
             traceback.print_exc()
         return Failure(failure.code, failure.sentence)
+    finally:
+        tracked.close()
     return RunEvent(task.name, RunEnd(summary))

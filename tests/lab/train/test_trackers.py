@@ -1,0 +1,135 @@
+"""Laws of trackers: they hold every epoch's numbers once, also of a run that goes on; unasked, none is loaded."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commands import invoke
+from rotateconv.errors import ConfigError, RunInterrupted
+from rotateconv.lab.train.events import Event
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.run_folder import read_records
+from rotateconv.lab.train.trackers import TRACKERS, Trackers
+from rotateconv.models import MODELS
+from small import StopAt, Tiny, small_digits, tiny_config
+
+KEYS = ("train_loss", "validation_accuracy", "angle_movement_mean", "learning_rate/angles", "test_accuracy")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+
+
+Found = dict[str, list[tuple[int, float]]]
+
+
+def in_tensorboard(run: Path) -> Found:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {key: [(scalar.step, scalar.value) for scalar in events.Scalars(key)] for key in KEYS}
+
+
+def in_wandb(run: Path) -> Found:
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+        store = DataStore()
+        store.open_for_scan(str(file))
+        while (data := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            for item in record.history.item:
+                name = item.key or "/".join(item.nested_key)
+                found.setdefault(name, {})[record.history.step.num] = float(item.value_json.strip('"'))
+    return {key: sorted(found[key].items()) for key in KEYS}
+
+
+def in_mlflow(run: Path) -> Found:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+    (only,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    found = {key: client.get_metric_history(only.info.run_id, key) for key in KEYS}
+    assert only.data.params["conv"] == "rotate4"
+    return {key: sorted({(metric.step, metric.value) for metric in values}) for key, values in found.items()}
+
+
+def in_trackio(run: Path) -> Found:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (name,) = SQLiteStorage.get_runs("rotateconv")
+    logs = SQLiteStorage.get_logs("rotateconv", name)
+    return {key: sorted({(log["step"], log[key]) for log in logs if key in log}) for key in KEYS}
+
+
+READERS: dict[str, Callable[[Path], Found]] = {
+    "tensorboard": in_tensorboard,
+    "wandb": in_wandb,
+    "mlflow": in_mlflow,
+    "trackio": in_trackio,
+}
+
+
+def test_each_tracker_is_read() -> None:
+    assert READERS.keys() == TRACKERS.keys()
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_a_tracker_holds_the_records(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(TRACKERS[name], reason=f"{name} is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.chdir(tmp_path)
+    data, run = small_digits(), tmp_path / "run"
+    stop = StopAt(6)  # in the second of three epochs
+
+    def on_event(event: Event) -> None:
+        tracked(event)
+        stop(event)
+
+    with pytest.raises(RunInterrupted), Trackers([name]) as tracked:
+        fit(tiny_config(), run, data=data, on_event=on_event)
+    with Trackers([name]) as tracked:
+        summary = fit(tiny_config(), run, data=data, resume=True, on_event=tracked)
+    found = READERS[name](run)
+    for key in KEYS[:3]:
+        expected = [(record.epoch, pytest.approx(getattr(record, key))) for record in read_records(run)]
+        assert found[key] == expected, key
+    assert [step for step, _ in found["learning_rate/angles"]] == [1, 2, 3]
+    assert found["test_accuracy"] == [(3, pytest.approx(summary.test_accuracy))]
+
+
+def test_a_tracker_that_does_not_start_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **options: (tmp_path / "run" / "tensorboard").write_text(""))
+    with pytest.raises(ConfigError, match="the tracker tensorboard does not start"), Trackers(["tensorboard"]) as one:
+        fit(tiny_config(), tmp_path / "run", data=small_digits(), on_event=one)
+
+
+@pytest.mark.slow
+def test_a_comparison_hands_the_numbers_of_every_run_over(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    options = ["--width", "0.25", "--epochs", "1", "--lr", "0.01", "--seeds", "1", "--jobs", "1"]
+    result = invoke(["compare", *options, "--convs", "conv3x3,rotate4", "--log-with", "tensorboard", "--out", tmp_path])
+    assert result.exit_code == 0, result.output
+    assert len(list(tmp_path.glob("runs/*/tensorboard/events.*"))) == 2
+
+
+def test_unasked_no_tracker_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rotateconv.lab import fit, make_config; "
+        "fit(make_config('digits', overrides=['epochs=1', 'width=0.25']), 'run'); "
+        f"print(*sorted(set({sorted(set(TRACKERS.values()) | {'tensorboard'})}) & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
