@@ -122,7 +122,7 @@ MISTAKES = [
     (["evaluate", "nowhere", "--split", "train"], "--split must be one of test, validation, not 'train'"),
     (["evaluate", "nowhere", "--batch-size", "0"], "--batch-size must be 1 or more, not 0"),
     (["info", "resnet200"], "'resnet200' is neither a run folder nor a model: did you mean 'resnet20'"),
-    (["info", "runs/nothing"], "runs/nothing is no run folder: it has no config.json"),
+    (["info", "runs/nothing"], "runs/nothing is no run folder: it has no readable config.json"),
     (["info", "resnet20", "--conv", "rotat4"], "unknown conv 'rotat4': did you mean 'rotate4'"),
     (["info", "resnet20", "--input", "32"], "--input must be channels x height x width such as 3x32x32, not '32'"),
     (["info", "resnet20", "--width", "-1"], "width must be a positive finite number"),

@@ -235,7 +235,12 @@ def test_resume_may_move_the_data_and_save_more_often(run: Path) -> None:
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"there is no run to resume in .*nothing: no config.json"):
         check_run(tmp_path / "nothing", CONFIG, resume=True, overwrite=False)
-    with pytest.raises(RunError, match=r"nothing is no run folder: it has no readable config.json"):
+    run = tmp_path / "study" / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"config.json; it is a comparison: name one of its runs, such as .*first$"):
+        read_config(tmp_path / "study")
+    with pytest.raises(RunError, match=r"nothing is no run folder: it has no readable config.json$"):
         read_config(tmp_path / "nothing")
 
 

@@ -31,6 +31,8 @@ _NAMES = {
     "convert_form": "--form",
     "convert_learn_profile": "--learn-profile",
     "convert_only": "--only",
+    "mean": "--mean",  # shown here: a model of one's own was trained with its own
+    "std": "--std",
 }
 _OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "source")
 
@@ -74,13 +76,13 @@ def convert(
     """Convert a trained model to RotateConv layers, fine-tune it with its original as the teacher, and report the cost.
 
     A run's own recipe with half its epochs and learning rate is what it is fine-tuned with, unless told otherwise;
-    its data too. A model of your own may want its own normalization: --set mean=0.5,0.5,0.5 --set std=0.2,0.2,0.2.
+    its data too. A model of your own may want its own normalization: --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2.
     SOURCE is never changed. The same command goes on after Ctrl-C.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("convert runs in one process: run it without torchrun")
     values, called = options.read(RunConfig, changes, _NAMES)
-    if model is None:
+    if model is None and not source.is_file():
         given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
         options.refuse({**given, "--config": config}, "a run folder, which has its own")
     values = {"convert_taps": "free", **values, **overridden(set_ or ())}
@@ -109,6 +111,9 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
         match event:
             case ModelFitted():
                 say(console, str(event.report))
+                if settings.factory is not None:
+                    mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (images.mean, images.std))
+                    say(console, f"images between 0 and 1, less the mean {mean}, over the standard deviation {std}")
                 say(
                     console,
                     f"validation accuracy: {event.source:.2f} % trained, {event.fitted:.2f} % fitted, "

@@ -42,6 +42,8 @@ def info(
     from rotateconv.lab.cli.console import make_console
     from rotateconv.models import MODELS, build_model
 
+    from rotateconv.lab.train.run_folder import read_config
+
     console = make_console()
     if subject in MODELS:
         size = _input_size(input)
@@ -52,7 +54,7 @@ def info(
     run = Path(subject)
     if not (run / "config.json").is_file():
         if run.exists() or "/" in subject:
-            raise ConfigError(f"{subject} is no run folder: it has no config.json")
+            read_config(run, trusting=True)  # says what is wrong with it
         raise ConfigError(f"{subject!r} is neither a run folder nor a model: {nearest(subject, MODELS)}")
     _show_run(console, run, layers)
 

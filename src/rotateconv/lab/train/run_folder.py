@@ -131,7 +131,9 @@ def read_config(run: Path, *, factory: str | None = None, trusting: bool = False
     try:
         config = from_json(read_regular(path, JSON_BYTES).decode("utf-8"))
     except OSError:
-        raise RunError(f"{run} is no run folder: it has no readable config.json") from None
+        inside = sorted(run.glob("runs/*/config.json"))
+        hint = f"; it is a comparison: name one of its runs, such as {inside[0].parent}" if inside else ""
+        raise RunError(f"{run} is no run folder: it has no readable config.json{hint}") from None
     except UnicodeDecodeError:
         raise RunError(f"{path} is no JSON: restore it or write it again") from None
     if config.factory is not None and config.factory != factory and not trusting:
