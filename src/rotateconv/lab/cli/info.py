@@ -40,9 +40,8 @@ def info(
     """
     from rotateconv.cost import cost
     from rotateconv.lab.cli.console import make_console
-    from rotateconv.models import MODELS, build_model
-
     from rotateconv.lab.train.run_folder import read_config
+    from rotateconv.models import MODELS, build_model
 
     console = make_console()
     if subject in MODELS:
