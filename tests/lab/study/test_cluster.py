@@ -45,7 +45,7 @@ def test_a_folder_that_is_not_the_same_one_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--on", "slurm"], "--on must be local, ray or ray://HOST:PORT, not 'slurm'"),
+        (["--on", "slurm"], "--on must be one of local, ray or ray://HOST:PORT, not 'slurm'"),
         (["--gpus-per-run", "0.5"], "--gpus-per-run has no meaning with --on local: leave one of them out"),
         (["--on", "ray", "--device", "cpu"], "--device has no meaning with --on ray, where --gpus-per-run says"),
         (["--on", "ray", "--cpus-per-run", "0"], "a run needs 1 core or more"),

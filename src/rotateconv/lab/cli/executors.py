@@ -62,7 +62,7 @@ def chosen_executor(
         yield None
         return
     if on != "ray" and not on.startswith("ray://"):
-        raise ConfigError(f"--on must be local, ray or ray://HOST:PORT, not {on!r}")
+        raise ConfigError(f"--on must be one of local, ray or ray://HOST:PORT, not {on!r}")
     options.refuse({"--device": device}, f"--on {on}, where --gpus-per-run says whether a run has a GPU")
     from rotateconv.lab.study.cluster import RayExecutor
 
