@@ -14,6 +14,7 @@ from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.comparison import write_sizes
 from rotateconv.lab.report.page import accuracy_text, fill_page, make_block, to_markdown
 from rotateconv.lab.report.statistics import make_groups
+from rotateconv.lab.report.tables import movement_table
 from rotateconv.lab.study import records
 from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.records import StudyRecord, find_studies, read_comparison, read_run, read_study
@@ -51,6 +52,16 @@ def test_a_run_that_moved_is_named(comparison: Path) -> None:
     assert "a processor AVX2, 1 thread a run and H200; torch 2 and torch 3" in table
     assert "commit 0123456789ab and commit fedcba987654" not in table
     assert "commit 0123456789ab and fedcba987654." in table
+
+
+def test_curves_of_a_model_that_was_not_kept_are_not_shown_as_its_own(tmp_path: Path) -> None:
+    for name, kept in (("tuned", False), ("fitted", True)):
+        write_run(tmp_path / name, make_config("digits", changes={"conv": "rotate4"}), 90.0, keeps_fitted=kept)
+    tuned, fitted = (make_groups([read_run(tmp_path / name)])[0] for name in ("tuned", "fitted"))
+    assert movement_table([tuned]) is not None
+    assert tuned.validation is not None
+    assert movement_table([fitted]) is None
+    assert fitted.validation is None
 
 
 def test_without_a_validation_split_the_table_says_so(tmp_path: Path) -> None:

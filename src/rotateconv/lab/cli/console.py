@@ -23,11 +23,11 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """Return a text with every character that would command a terminal written out.
+    r"""Return a text with every character that would command a terminal written out.
 
     Example:
         >>> printable("a\x1b[31mcat")
-        'a\\\\x1b[31mcat'
+        'a\\x1b[31mcat'
     """
     return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 

@@ -86,6 +86,11 @@ class Group:
         return self.label == BASELINE and self.equal_to is None
 
     @property
+    def keeps_fitted(self) -> bool:
+        """Whether a run kept another model than its last epoch's, of which the curves then say nothing."""
+        return any(run.result.keeps_fitted for run in self.runs)
+
+    @property
     def learns_angles(self) -> bool:
         """Whether angles moved."""
         moved = self.curve("angle_movement_max")
@@ -103,8 +108,8 @@ class Group:
 
     @property
     def validation(self) -> Sample | None:
-        """Validation accuracy in percent after the last epoch; None where the runs trained on that split."""
-        return Sample.of(run.curves.validation_accuracy[-1] for run in self.runs)
+        """Validation accuracy in percent after the last epoch; None where it was trained on or its model not kept."""
+        return None if self.keeps_fitted else Sample.of(run.curves.validation_accuracy[-1] for run in self.runs)
 
     @property
     def packed_bytes(self) -> float | None:

@@ -146,7 +146,7 @@ def movement_table(groups: Sequence[Group]) -> Table | None:
     """Return how far the learned angles of each group moved; None where there are none."""
     rows = []
     for group in groups:
-        if group.learns_angles:
+        if group.learns_angles and not group.keeps_fitted:
             mean, largest = (group.curve(f"angle_movement_{name}")[-1].mean for name in ("mean", "max"))
             setting = f" ({group.setting})" if group.setting else ""
             rows.append((group.model, group.label + setting, f"{mean:.3f}", f"{largest:.2f}", count(group)))
