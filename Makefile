@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo docs reference pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu sanitize clean
+.PHONY: demo docs page page-test page-models node reference pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -25,6 +25,27 @@ docs: $(VENV)/docs
 $(VENV)/docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
+
+# The page in web/, into web/dist: a static folder that any server serves. The dense files that it compares with are
+# decoded from the committed compact ones.
+page: node $(STAMP) web/node_modules/installed
+	$(BIN)/python tools/page.py dense
+	cd web && npm run --silent build
+
+# In Node and in Chromium (CHROMIUM=its path); photos are tried too where ROTATECONV_DATA holds cifar10-jpeg/.
+page-test: page
+	cd web && npm test --silent
+
+node:
+	@command -v npm >/dev/null || { echo "the page needs Node 20.19 or newer, with npm: install them" >&2; exit 2; }
+
+web/node_modules/installed: web/package-lock.json
+	cd web && npm ci --silent
+	touch $@
+
+# The page's models anew: two trainings, half an hour on a core.
+page-models: $(STAMP)
+	$(BIN)/python tools/page.py models --data-dir $(DATA_DIR)
 
 test: lint types unit
 
