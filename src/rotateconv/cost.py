@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from rotateconv._text_table import text_table
 from rotateconv.errors import InputError
 from rotateconv.nn import arguments
-from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn._conv_base import ConvBase
+from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
+from rotateconv.nn.factored import OuterConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ def _meta_copy(model: nn.Module) -> nn.Module:
 def _layer_cost(name: str, layer: nn.Module, tensors: list[Tensor], multiply_adds: int | None) -> LayerCost:
     parameters = fused_parameters = sum(t.numel() for t in tensors if isinstance(t, nn.Parameter))
     size = fused_size = sum(t.numel() * t.element_size() for t in tensors)
-    if isinstance(layer, RotateConv2d | MaskedConv2d):
+    if isinstance(layer, ConvBase):
         bias = 0 if layer.bias is None else layer.bias.numel()
         fused_parameters = math.prod(layer.weight.shape[:2]) * math.prod(layer.kernel_size) + bias
         fused_size = fused_parameters * layer.weight.element_size()
@@ -212,7 +214,7 @@ def _layer_cost(name: str, layer: nn.Module, tensors: list[Tensor], multiply_add
         parameters=parameters,
         bytes=size,
         multiply_adds=multiply_adds,
-        kernel_multiply_adds=_kernel_multiply_adds(layer) if isinstance(layer, RotateConv2d) else 0,
+        kernel_multiply_adds=_kernel_multiply_adds(layer),
         fused_parameters=fused_parameters,
         fused_bytes=fused_size,
         separable_multiply_adds=separable,
@@ -234,9 +236,17 @@ def _cells(counts: Counts) -> list[str]:
     return list(cells.values())
 
 
-def _kernel_multiply_adds(layer: RotateConv2d) -> int:
-    """k³ products for the splats of k taps on k² cells, k³ multiply-adds to weigh them: 2k³ a line."""
+def _kernel_multiply_adds(layer: nn.Module) -> int:
+    """k³ products for the splats of k taps on k² cells, k³ multiply-adds to weigh them: 2k³ a line.
+
+    k² for an outer product; k² for each entry of a codebook to find the nearest, and as many for its multiple.
+    """
+    if not isinstance(layer, ConvBase):
+        return 0
     k, slices = layer.kernel_size[0], math.prod(layer.weight.shape[:2])
+    if not isinstance(layer, RotateConv2d):
+        products = len(layer.codebook) + 1 if isinstance(layer, CodebookConv2d) else isinstance(layer, OuterConv2d)
+        return slices * k**2 * products
     if layer.angle_groups is None or layer.taps == "free":
         times_profile = 0 if layer.profile is None else slices * k
         return slices * 2 * k**3 + times_profile

@@ -16,7 +16,9 @@ from rotateconv import RotateConv2d, build_model, pack, quantize
 from rotateconv.export import compact as compacts
 from rotateconv.export.export import export_onnx
 from rotateconv.models import CONVS
-from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn.codebook import CodebookConv2d
+from rotateconv.nn.factored import LowRankConv2d, OuterConv2d
+from rotateconv.nn.masked import MaskedConv2d
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -73,6 +75,11 @@ LAYERS: dict[str, Any] = {
     "strided": lambda i, o, k: RotateConv2d(i, o, k, padding="valid", stride=2, bias=False),
     "masked": lambda i, o, k: MaskedConv2d(i, o, k, padding=k // 2, bias=False),
     "masked-five": lambda i, o, k: MaskedConv2d(i, o, k, kept=5, padding=k // 2, padding_mode="reflect"),
+    "patterns": lambda i, o, k: MaskedConv2d(i, o, k, patterns=3, padding=k // 2),
+    "codebook": lambda i, o, k: CodebookConv2d(i, o, k, entries=5, padding=k // 2),
+    "codebook-grouped": lambda i, o, k: CodebookConv2d(i, o, k, entries=16, padding=k // 2, groups=2, bias=False),
+    "outer": lambda i, o, k: OuterConv2d(i, o, k, padding=k // 2),
+    "low-rank": lambda i, o, k: LowRankConv2d(i, o, k, padding=k // 2, numbers=3),
     "dense": lambda i, o, k: nn.Conv2d(i, o, k, padding=k // 2, bias=False),
     "dense-grouped": lambda i, o, k: nn.Conv2d(i, o, k, padding=k // 2, dilation=1, groups=2),
     "pointwise": lambda i, o, k: nn.Conv2d(i, o, 1),

@@ -39,6 +39,25 @@ RESNET20 = {
     "rotate2b": 61_850,
     "rotate4-k5": 121_242 + 2 * 29_696,
     "rotate2p-k5": 63_866 + 2 * 672,  # the same numbers a slice, two more a channel
+    "codebook16": 269_722 + 18 * 16 * 9,  # in training: what the indices are learned by counts
+    "codebook32": 269_722 + 18 * 32 * 9,
+    "lowrank4": 121_594,  # as near to 4 and 2 numbers a slice as a whole rank comes
+    "lowrank2": 61_258,
+    "outer": 269_722 - 3 * 29_696,
+    "pattern4": 121_242,
+    "conv5x5": 269_722 + 16 * 29_696,
+    "conv7x7": 269_722 + 40 * 29_696,
+    "conv3x3-d2": 269_722,
+    "rotate2-k5": 61_850,
+    "rotate2p-g4-k5": 42_138 + 2 * 4 * 624,
+    "rotate4-k7": 121_242 + 4 * 29_696,
+    "rotate2-k7": 61_850,
+    "rotate2p-k7": 63_866 + 4 * 672,
+    "rotate2p-g4-k7": 42_138 + 4 * 4 * 624,
+    "rotate4-k9": 121_242 + 6 * 29_696,
+    "rotate2-k9": 61_850,
+    "rotate2p-k9": 63_866 + 6 * 672,
+    "rotate2p-g4-k9": 42_138 + 6 * 4 * 624,
 }
 
 

@@ -10,8 +10,7 @@ from torch import fx, nn
 from rotateconv.models import CONVS, MODELS, build_model
 from rotateconv.models.densenet import DenseNet
 from rotateconv.models.resnet import ResNet
-from rotateconv.nn.baselines import MaskedConv2d
-from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn._conv_base import ConvBase
 
 # One small net of each kind, for what is slow on a deep one.
 SMALL: dict[str, Callable[[str], nn.Module]] = {
@@ -36,7 +35,7 @@ class LayerTracer(fx.Tracer):
     """Traces the net and leaves the layers whole, as feature extraction does."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        own = isinstance(module, RotateConv2d | MaskedConv2d)
+        own = isinstance(module, ConvBase)
         return own or super().is_leaf_module(module, qualified_name)
 
 

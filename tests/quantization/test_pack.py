@@ -7,8 +7,11 @@ import pytest
 import safetensors
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from rotateconv import CONVS, RotateConv2d, build_model, convert, fuse, load_packed, pack, quantize
+from rotateconv.nn.codebook import CodebookConv2d
+from rotateconv.nn.masked import MaskedConv2d
 from rotateconv.quantization.pack import describe_packed
 from rotateconv.quantization.pack_file import read_packed
 
@@ -312,3 +315,52 @@ def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: p
         pack(nn.Linear(2, 2), tmp_path / "net")
     assert (tmp_path / "net").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("conv", "index"),
+    [("mask4", (0, 1)), ("pattern4", (29_696, 3)), ("codebook16", (29_696, 4)), ("codebook32", (29_696, 5))],
+)
+def test_an_index_has_no_more_bits_than_it_needs(conv: str, index: tuple[int, int], tmp_path: Path) -> None:
+    """Positions of a seed need none, those of eight patterns three bits a slice, one of K kernels log2 K."""
+    model = build_model("resnet20", conv)
+    pack(model, tmp_path / "net")
+    stored = read_packed(tmp_path / "net").stored
+    assert (stored["index"].count, stored["index"].width) == index
+    assert stored["weight"].count == 29_696 * (4 if conv in ("mask4", "pattern4") else 1)
+
+
+def test_any_positions_are_kept(tmp_path: Path) -> None:
+    model = nn.Sequential(MaskedConv2d(16, 64, 5, kept=7), MaskedConv2d(4, 8, 3, kept=9))  # none twice; all of them
+    with torch.no_grad():
+        random = torch.rand(64, 16, 25).argsort(-1)[..., :7]
+        model[0].position.copy_(random)
+    pack(model, tmp_path / "net")
+    loaded = load_packed(tmp_path / "net", model=model)
+    assert torch.equal(loaded[0].position, random.short())
+    assert torch.equal(loaded[1].position, model[1].position)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_equal_kernels_of_a_codebook_are_told_apart_every_time(bits: int, tmp_path: Path) -> None:
+    """With few bits kernels of a codebook fall on one line: what is loaded is still what was quantized, to the bit."""
+    model = nn.Sequential(CodebookConv2d(8, 16, 3, entries=32))
+    with torch.no_grad():
+        model[0].codebook[5:9] = model[0].codebook[3]
+        model[0].codebook[9:11] = -2 * model[0].codebook[2]
+    pack(model, tmp_path / "net", weight_bits=bits, dense_bits=bits)
+    expected = quantize(model, weight_bits=bits, dense_bits=bits)
+    assert_same(load_packed(tmp_path / "net", model=model), expected)
+    assert_same(quantize(expected, weight_bits=bits, dense_bits=bits), expected)
+
+
+def test_zeros_of_a_pruned_model_take_little(tmp_path: Path) -> None:
+    model = build_model("resnet20", "conv3x3")
+    pack(model, tmp_path / "whole")
+    layers = [(module, "weight") for module in model.modules() if isinstance(module, nn.Conv2d)][1:]
+    prune.global_unstructured(layers, prune.L1Unstructured, amount=0.9)
+    for layer in layers:
+        prune.remove(*layer)
+    pack(model, tmp_path / "pruned")
+    whole, pruned = ((tmp_path / name).stat().st_size for name in ("whole", "pruned"))
+    assert pruned < 0.35 * whole

@@ -203,12 +203,32 @@ def test_codes_that_stand_for_no_finite_number(name: str, value: int, what: str)
         decode(tensors, codes.__getitem__)
 
 
-def test_positions_outside_of_the_kernel() -> None:
+@pytest.mark.parametrize(
+    ("conv", "stream", "place", "value", "what"),
+    [
+        # Of the low bytes: the count of batches, then how many patterns, and the first position of the first.
+        ("pattern4", "integer", 1, 0, "position stand for no finite numbers"),
+        ("pattern4", "integer", 2, 9, "position stand for no finite numbers"),
+        ("pattern4", "index", 0, 8, "position stand for no finite numbers"),
+        ("codebook16", "index", 0, 16, "conv1.weight stand for no finite numbers"),
+    ],
+)
+def test_positions_and_indices_that_there_are_not(conv: str, stream: str, place: int, value: int, what: str) -> None:
+    tensors = entries(quantize(build_model("resnet20", conv, width=0.25)), 4, 5, 8)
+    codes = {key: stream for key, (stream, _) in encode(tensors).items()}
+    codes[stream][place] = value
+    with pytest.raises(ValueError, match=what):
+        decode(tensors, codes.__getitem__)
+    del codes["index"]
+    with pytest.raises(ValueError, match=r"integer|index|position"):
+        decode(tensors, codes.__getitem__)
+
+
+def test_a_seed_that_there_is_not() -> None:
     tensors = entries(quantize(build_model("resnet20", "mask4", width=0.25)), 4, 5, 8)
     codes = {key: stream for key, (stream, _) in encode(tensors).items()}
-    first = next(entry for entry in tensors if entry.positions is not None)
-    assert first.positions == 9
-    codes["integer"][1] = 9  # of the low bytes, that of the first position behind the count of batches
+    assert len(codes["index"]) == 0  # a seed gives all positions of a layer
+    codes["integer"][2 * len(codes["integer"]) // 8 + 2] = 1  # of the third bytes, that of the first seed
     with pytest.raises(ValueError, match="position stand for no finite numbers"):
         decode(tensors, codes.__getitem__)
 

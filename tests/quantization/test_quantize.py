@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rotateconv import CONVS, RotateConv2d, build_model, quantize
-from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn._conv_base import ConvBase
+from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.quantization.primitives import (
     EXPONENT_RANGE,
     angle_period,
@@ -147,11 +148,16 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
                 assert ((off <= step + 1e-5) | (tensor == 0)).all()
             elif not tensor.is_floating_point():
                 assert torch.equal(tensor, original)
+            elif key == "codebook" or (key == "weight" and isinstance(module, CodebookConv2d)):
+                index, factor = module.assign()  # the slices are multiples of the codebook's kernels, by few factors
+                torch.testing.assert_close(module.weight, factor[..., None, None] * module.codebook[index])
+                assert max(len(row.unique()) for row in (factor * 1e4).round()) <= 7
+                assert max(len(row.unique()) for row in module.codebook.flatten(1)) > 7
             elif key == "weight" and tensor.dim() > 1:
-                spatial = isinstance(module, RotateConv2d | MaskedConv2d) or (
+                spatial = isinstance(module, ConvBase) or (
                     name != "stem"
                     and isinstance(module, nn.Conv2d)
-                    and module.kernel_size[0] > 1
+                    and max(module.kernel_size) > 1
                     and module.groups == 1
                 )
                 limit = 3 if spatial else 31

@@ -1,4 +1,4 @@
-"""A model for inference: its RotateConv2d layers written out as nn.Conv2d, batch norms folded into them."""
+"""A model for inference: its computed kernels written out as nn.Conv2d, batch norms folded into them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rotateconv.convert.module_swap import has_hooks
 from rotateconv.errors import InputError
-from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.copying import copy_model
 
 WRAPPERS = (DataParallel, DistributedDataParallel)
@@ -18,6 +18,8 @@ WRAPPERS = (DataParallel, DistributedDataParallel)
 
 def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
     """A copy of a model in which every RotateConv2d is the nn.Conv2d with the same output.
+
+    So is every other layer of this library that computes its kernel: MaskedConv2d, CodebookConv2d, OuterConv2d.
 
     With `fold_batchnorm`, a batch norm that takes nothing but the output of a convolution is folded into it::
 
@@ -52,7 +54,7 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
         Inference", CVPR 2018, section 3.2.
     """
     for name, module in model.named_modules():
-        if isinstance(module, RotateConv2d) and has_hooks(module):
+        if isinstance(module, ConvBase) and has_hooks(module):
             raise InputError(
                 f"{name or 'the model'} has hooks that its fused convolution would lose: remove them first"
             )
@@ -63,7 +65,7 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
             )
 
     new: dict[nn.Module, nn.Module] = {
-        module: module.fuse() for module in model.modules() if isinstance(module, RotateConv2d)
+        module: module.fuse() for module in model.modules() if isinstance(module, ConvBase)
     }
     if fold_batchnorm:
         # forward() is traced on a copy of its own, because it may leave something behind in its module.

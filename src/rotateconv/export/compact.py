@@ -15,8 +15,11 @@ from rotateconv.export import decoding
 from rotateconv.export.decoding import Body, Layout
 from rotateconv.export.digits import Radix
 from rotateconv.kernels.line import on_axis, tap_direction
-from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn._conv_base import ConvBase
+from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.factored import OuterConv2d
+from rotateconv.nn.masked import MaskedConv2d
 from rotateconv.quantization.primitives import (
     decode_angle,
     encode_angle,
@@ -32,6 +35,8 @@ _EXACT = 2e-6
 """Largest error of a kernel that is taken for a multiple of its layer's, in proportion to its largest number."""
 
 _SMALL = 16  # numbers: a tensor of fewer is kept as it is, since decoding it would take more bytes
+_FEW_PATTERNS = 16  # a layer with no more has a table of them to itself, and shorter indices
+
 _FLOAT, _INT64, _BFLOAT16 = 1, 7, 16  # of onnx.TensorProto
 
 
@@ -63,7 +68,7 @@ def compact(dense: Any, model: nn.Module, tensors: Sequence[Entry], coefficient_
     left: dict[str, Any] = dict(stored)
     for name, module in model.named_modules():
         key = f"{name}.weight" if name else "weight"
-        if key in left and isinstance(module, RotateConv2d | MaskedConv2d | nn.modules.conv._ConvNd | nn.Linear):
+        if key in left and isinstance(module, ConvBase | nn.modules.conv._ConvNd | nn.Linear):
             bias = biases.get(key)
             values = onnx.numpy_helper.to_array(left[key])
             shift = onnx.numpy_helper.to_array(left[bias]) if bias in left else None
@@ -114,10 +119,13 @@ class _Writer:
             return False
         entry = self.entries.get(key)
         assert isinstance(module.weight, Tensor)
-        if entry is None or entry.kind not in ("weight", "dense"):
+        if entry is None or entry.kind not in ("weight", "dense", "codebook"):
             return False
-        codes, exponents = encode_weight(module.weight, entry.bits)
-        sizes = factor * scale(exponents).double().numpy()
+        index, weight = None, module.weight
+        if entry.codebook is not None:
+            index, weight = nearest_multiple(weight.detach(), entry.codebook.detach())
+        codes, exponents = encode_weight(weight, entry.bits)
+        sizes = factor * scale(exponents).cpu().double().numpy() ** (2 if isinstance(module, OuterConv2d) else 1)
         layout = Layout("dense", levels(entry.bits), biased=bias is not None)
         inputs: list[str] = []
         shapes: dict[str, Sequence[int]] = {"s": kernel.shape}
@@ -126,37 +134,62 @@ class _Writer:
             layout, inputs = self.mask(module, dataclasses.replace(layout, kind="masked"))
         elif isinstance(module, RotateConv2d):
             layout, inputs, shapes, profile = self.line(key, module, layout, codes)
-        masked = layout.kind == "masked"
-        count = math.prod(kernel.shape[:2]) if masked else codes.numel()
-        if not Radix.of(layout.patterns if masked else layout.levels).fills(count):
-            layout = dataclasses.replace(layout, cut=True)
-            shapes["n"] = (count,)
+        elif isinstance(module, OuterConv2d):
+            layout = dataclasses.replace(layout, kind="outer", taps=module.kernel_size[0])
+        elif isinstance(module, CodebookConv2d) and index is not None:
+            layout = dataclasses.replace(layout, kind="codebook", patterns=len(module.codebook))
+            inputs = [self.bytes(index.cpu().numpy(), layout.patterns), self.codebook(module)]
         scales = sizes if profile is None else sizes[:, None] * profile
+        self.decoded(layout, to_digits(codes, entry.bits), scales, bias, inputs, shapes, key)
+        return True
+
+    def decoded(
+        self,
+        layout: Layout,
+        digits: Tensor,
+        scales: NDArray[Any],
+        bias: tuple[str, NDArray[Any]] | None,
+        inputs: list[str],
+        shapes: dict[str, Sequence[int]],
+        name: str,
+    ) -> None:
+        """Write the call that makes a kernel, under a name, of the digits of its weights and its scales."""
+        kept = math.prod(shapes["s"][:2]) if layout.kind == "masked" else digits.numel()
+        bounds = {"masked": [layout.patterns], "codebook": [layout.patterns, layout.levels]}
+        if not all(Radix.of(bound).fills(kept) for bound in bounds.get(layout.kind, [layout.levels])):
+            layout, shapes = dataclasses.replace(layout, cut=True), {**shapes, "n": (kept,)}
         bits = self.coefficient_bits
         if not Radix.of(2**bits - 1).fills(scales.size + (bias is not None) * len(scales)):
             bits = 24  # three whole bytes
         layout = dataclasses.replace(layout, steps=2**bits - 1)
         steps, coefficients = self.coefficients(bits, scales, bias)
-        weights = self.bytes(to_digits(codes, entry.bits).cpu().numpy(), layout.levels)
+        weights = self.bytes(digits.cpu().numpy(), layout.levels)
         if layout not in self.functions:
             self.functions[layout] = decoding.function(layout, f"k{len(self.functions)}")
         attributes = {name: list(shape) for name, shape in shapes.items()} | steps
-        self.call(
-            self.functions[layout].name,
-            [weights, coefficients, *inputs],
-            [key, *([bias[0]] if bias else [])],
-            attributes,
-        )
-        return True
+        outputs = [name, *([bias[0]] if bias else [])]
+        self.call(self.functions[layout].name, [weights, coefficients, *inputs], outputs, attributes)
+
+    def codebook(self, module: CodebookConv2d) -> str:
+        """The name of the kernels of a codebook, which are decoded like those of a dense layer."""
+        entry = next(entry for entry in self.entries.values() if entry.tensor is module.codebook)
+        codes, exponents = encode_weight(module.codebook, entry.bits)
+        layout = Layout("dense", levels(entry.bits), biased=False)
+        name, sizes = self.body.name(), scale(exponents).cpu().double().numpy()
+        self.decoded(layout, to_digits(codes, entry.bits), sizes, None, [], {"s": codes.shape}, name)
+        return name
 
     def mask(self, module: MaskedConv2d, layout: Layout) -> tuple[Layout, list[str]]:
         """Which of the sets of positions that there are in the model each slice keeps."""
-        size = module.kernel_size[0] ** 2
-        patterns, name = self.patterns[size]
+        size, masks = module.kernel_size[0] ** 2, _mask(module)
+        patterns, name = np.unique(masks, axis=0), ""
+        if shared := len(patterns) > _FEW_PATTERNS:
+            patterns, name = self.patterns[size]
         if not name:
             name = self.given(patterns)
-            self.patterns[size] = patterns, name
-        masks, layout = _mask(module), dataclasses.replace(layout, patterns=max(2, len(patterns)))
+            if shared:
+                self.patterns[size] = patterns, name
+        layout = dataclasses.replace(layout, patterns=max(2, len(patterns)))
         found = np.unique(np.concatenate([patterns, masks]), axis=0, return_inverse=True)[1].ravel()
         return layout, [self.bytes(found[len(patterns) :], layout.patterns), name]
 
@@ -261,7 +294,7 @@ def _mask(module: MaskedConv2d) -> NDArray[Any]:
 
 @torch.no_grad()
 def _kernel(module: nn.Module) -> NDArray[Any]:
-    values = module.kernel() if isinstance(module, RotateConv2d | MaskedConv2d) else module.weight
+    values = module.kernel() if isinstance(module, ConvBase) else module.weight
     assert isinstance(values, Tensor)
     return values.detach().cpu().double().numpy()
 

@@ -23,14 +23,15 @@ class Layout:
     """What the bodies of layers differ in; layers of equal layout share one function.
 
     Attributes:
-        kind: "dense", "line" (an angle per slice), "grouped" (angles of groups of output channels) or "masked".
+        kind: "dense", "line" (an angle per slice), "grouped" (angles of groups of output channels), "masked",
+            "codebook" or "outer" (a column times a row).
         levels: Number of codes of a weight.
         steps: Number of codes of a scale, a profile's tap or a bias.
         angles: Number of angles; 0 without.
         taps: Weights per slice of a line; 1 where they share one.
         profile: Taps of a profile, 0 without.
         biased: Whether the function gives a bias too.
-        patterns: Number of sets of positions that slices of a masked layer keep.
+        patterns: Number of sets of positions that slices of a masked layer keep, or of kernels of a codebook.
         cut: Whether zeros behind the digits of weights must be cut off.
     """
 
@@ -134,7 +135,9 @@ def function(layout: Layout, name: str) -> Any:
     inputs = [
         "W",
         "C",
-        *{"line": "AS", "grouped": "ASP" if layout.profile else "AS", "masked": "MS"}.get(layout.kind, ""),
+        *{"line": "AS", "grouped": "ASP" if layout.profile else "AS", "masked": "MS", "codebook": "MS"}.get(
+            layout.kind, ""
+        ),
     ]
     attributes = ["s", "q", *(["p"] if layout.biased else []), *(["n"] if layout.cut else [])]
     codes = body.codes("W", layout.levels)
@@ -143,9 +146,15 @@ def function(layout: Layout, name: str) -> Any:
     scale, bias = _coefficients(body, layout)
     if layout.kind == "grouped":
         attributes += ["a", "u", "w", "k"]
-    kernel = {"dense": _dense, "line": _line, "grouped": _grouped, "masked": _masked}[layout.kind](
-        body, layout, codes, scale
-    )
+    write = {
+        "dense": _dense,
+        "line": _line,
+        "grouped": _grouped,
+        "masked": _masked,
+        "codebook": _codebook,
+        "outer": _outer,
+    }[layout.kind]
+    kernel = write(body, layout, codes, scale)
     outputs = [kernel, *([bias] if layout.biased else [])]
     imports = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)]
     return onnx.helper.make_function(DOMAIN, name, inputs, outputs, body.nodes, imports, attributes)
@@ -199,6 +208,23 @@ def _masked(body: Body, layout: Layout, codes: str, scale: str) -> str:
     mask = body.op("Reshape", body.op("Cast", body.op("Gather", "S", patterns), to=_INT64), body.ints(-1))
     weights = body.op("Gather", codes, _index(body, mask))
     return _dense(body, layout, body.op("Mul", weights, mask), scale)
+
+
+def _codebook(body: Body, layout: Layout, codes: str, scale: str) -> str:
+    """Each slice is a multiple of one of the kernels (K, k, k) of the codebook."""
+    index = body.digits("M", layout.patterns)
+    kernels = body.op("Gather", "S", body.cut(index, "n") if layout.cut else index)  # [slice, row, column]
+    factors = body.op("Reshape", body.float(codes), body.ints(-1, 1, 1))
+    rows = body.op("Flatten", body.op("Reshape", body.op("Mul", kernels, factors), body.given("s")))
+    return body.op("Reshape", body.op("Mul", rows, scale), body.given("s"))  # type: ignore[no-any-return]
+
+
+def _outer(body: Body, layout: Layout, codes: str, scale: str) -> str:
+    """A column of codes times a row of codes for each slice."""
+    pairs = body.op("Reshape", codes, body.ints(-1, 2, layout.taps))
+    column, row = body.op("Split", pairs, body.ints(1, 1), outputs=2, axis=1)
+    column = body.op("Reshape", column, body.ints(-1, layout.taps, 1))
+    return _dense(body, layout, body.op("Mul", column, row), scale)
 
 
 def _line(body: Body, layout: Layout, codes: str, scale: str) -> str:

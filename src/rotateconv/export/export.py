@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from rotateconv._files import atomic_write, check_target
 from rotateconv.convert.fuse import WRAPPERS, fuse
 from rotateconv.errors import InputError
-from rotateconv.export.written_out import written_out
 from rotateconv.nn import arguments
-from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.quantize import Entry, entries, quantize
 
 OPSET = 18
@@ -231,11 +229,10 @@ def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, li
         model.eval()
         with torch.no_grad():
             expected = [model(images.to(place)) for images in batches]
-        plain = written_out(copy_model(model))
         try:
-            fused = fuse(plain, fold_batchnorm=True)
+            fused = fuse(model, fold_batchnorm=True)
         except InputError:  # forward() has branches: torch.export may take them, and the norms stay as they are
-            fused = fuse(plain)
+            fused = fuse(model)
         fused = fused.cpu().requires_grad_(False)
     except RuntimeError as error:
         size = " x ".join(map(str, shape))

@@ -12,8 +12,10 @@ from rotateconv.kernels.line import unit_profile
 from rotateconv.models.lookup import find_name
 from rotateconv.nn import arguments
 from rotateconv.nn.arguments import Size
-from rotateconv.nn.baselines import MaskedConv2d, SeparableConv2d
+from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.factored import LowRankConv2d, OuterConv2d, SeparableConv2d
+from rotateconv.nn.masked import MaskedConv2d
 
 Convolution = Callable[..., nn.Module]
 
@@ -76,25 +78,34 @@ def deal_profiles(layer: RotateConv2d) -> None:
     layer.profile.copy_(bank[turn].view_as(layer.profile))
 
 
-def _wider(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: Size = 3,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
-    *args: Any,
-    **kwargs: Any,
-) -> RotateConv2d:
-    """A layer with two more taps than asked for, and padded by as much more: its output has the shape asked for."""
-    size = arguments.square_kernel_size(kernel_size)
-    more = arguments.pair("dilation", dilation, least=1)
-    if not isinstance(padding, str):
-        rows, cols = arguments.pair("padding", padding, least=0)
-        padding = (rows + more[0], cols + more[1])
-    elif padding == "valid":
-        padding = more
-    return RotateConv2d(in_channels, out_channels, size + 2, stride, padding, dilation, *args, **kwargs)
+def wider(make: Callable[..., Layer], more: int = 1, spread: int = 1) -> Callable[..., Layer]:
+    """`make` with `more` cells on each side of the kernel, `spread` apart, and as much more padding: the same output.
+
+    Example:
+        >>> wider(nn.Conv2d, 2)(8, 8, 3, padding=1).kernel_size, wider(nn.Conv2d, 0, 2)(8, 8, 3, padding=1).padding
+        ((7, 7), (2, 2))
+    """
+
+    def build(
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Layer:
+        asked = arguments.square_kernel_size(kernel_size)
+        size, apart = asked + 2 * more, arguments.pair("dilation", dilation, least=1)
+        reach = tuple(spread * step for step in apart)
+        if padding != "same":
+            rows, cols = (0, 0) if padding == "valid" else arguments.pair("padding", padding, least=0)  # type: ignore[arg-type]
+            gained = [(size // 2) * new - (asked // 2) * old for new, old in zip(reach, apart, strict=True)]
+            padding = (rows + gained[0], cols + gained[1])
+        return make(in_channels, out_channels, size, stride, padding, reach, *args, **kwargs)
+
+    return build
 
 
 # A plain nn.Conv2d, not a subclass: tools that match modules by type keep working on the models.
@@ -102,6 +113,12 @@ dense = initialized(nn.Conv2d, _kaiming)
 line = initialized(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
 bank = initialized(partial(RotateConv2d, taps="profile", learn_profile=False), deal_profiles)
 
+_LONG: dict[str, dict[str, Any]] = {
+    "rotate4": {"taps": "free"},
+    "rotate2": {"taps": "shared"},
+    "rotate2p": {"taps": "profile"},
+    "rotate2p-g4": {"taps": "profile", "angle_groups": 4},
+}
 CONVS: dict[str, Convolution] = {
     "conv3x3": dense,
     "rotate4": partial(RotateConv2d, taps="free"),
@@ -115,6 +132,24 @@ CONVS: dict[str, Convolution] = {
     "rotate4-g4": partial(RotateConv2d, taps="free", angle_groups=4),
     "rotate2p-g4": partial(RotateConv2d, taps="profile", angle_groups=4),
     "rotate2b": bank,
-    "rotate4-k5": _wider,
-    "rotate2p-k5": partial(_wider, taps="profile"),
+    "rotate4-k5": wider(RotateConv2d),
+    "rotate2p-k5": wider(partial(RotateConv2d, taps="profile")),
+    # Rivals: what else makes a model small (docs/rivals.md).
+    "codebook16": partial(CodebookConv2d, entries=16),
+    "codebook32": partial(CodebookConv2d, entries=32),
+    "lowrank4": partial(LowRankConv2d, numbers=4),
+    "lowrank2": partial(LowRankConv2d, numbers=2),
+    "outer": OuterConv2d,
+    "pattern4": partial(MaskedConv2d, kept=4, patterns=8),
+    # Dense kernels that reach further, and lines that do.
+    "conv5x5": wider(dense, 1),
+    "conv7x7": wider(dense, 2),
+    "conv3x3-d2": wider(dense, 0, spread=2),
+    "rotate2-k5": wider(partial(RotateConv2d, taps="shared")),
+    "rotate2p-g4-k5": wider(partial(RotateConv2d, taps="profile", angle_groups=4)),
+    **{
+        f"{name}-k{3 + 2 * more}": wider(partial(RotateConv2d, **options), more)
+        for more in (2, 3)
+        for name, options in _LONG.items()
+    },
 }

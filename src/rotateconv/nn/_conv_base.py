@@ -1,4 +1,4 @@
-"""What the convolutions with a computed kernel share: nn.Conv2d's arguments, checked once, its padding and its repr."""
+"""What convolutions with a computed kernel share: nn.Conv2d's arguments, checked once, and what follows from them."""
 
 import math
 
@@ -6,7 +6,9 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from rotateconv.errors import InputError
 from rotateconv.kernels.fused import in_layout
 from rotateconv.kernels.separable import is_channels_last
 from rotateconv.nn import arguments
@@ -58,12 +60,74 @@ class ConvBase(nn.Module):
         """The kernel that the layer convolves with, (out, in/groups, k, k)."""
         raise NotImplementedError
 
+    def fit(self, kernel: Tensor) -> None:
+        """Take the values whose kernel is nearest to a dense one, in place.
+
+        Args:
+            kernel: (out, in/groups, n, n), finite, with n = k or an odd number below, which lies in the middle.
+
+        Raises:
+            ValueError: If it has another shape, or is not finite.
+        """
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
+        input, padding = self._padded(input)
+        return F.conv2d(input, self.kernel(), self.bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """A new nn.Conv2d with the same output: the layer for inference. A kernel has k² numbers in it again.
+
+        Returns:
+            The convolution, with every argument, the device, dtype, training flag and requires_grad carried over.
+        """
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        conv.weight.copy_(self.kernel()).requires_grad_(is_trained(self, "weight"))
+        if self.bias is not None:
+            conv.bias.copy_(self.bias).requires_grad_(is_trained(self, "bias"))
+        return conv.train(self.training)  # type: ignore[no-any-return]
+
     def extra_repr(self) -> str:
         """The arguments of the call that builds this layer again, defaults left out."""
         shown = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
         return ", ".join(shown + ([] if self.bias is not None else ["bias=False"]))
+
+    def _add_parameters(self, bias: bool, **parameters: Tensor) -> None:
+        """Register parameters without values, and the bias behind them."""
+        for name, tensor in parameters.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+        weight = parameters["weight"]
+        self.register_parameter("bias", nn.Parameter(weight.new_empty(self.out_channels)) if bias else None)
+
+    def _checked(self, kernel: Tensor) -> Tensor:
+        """A dense kernel that `fit` is given, in the layer's own size and type."""
+        own, fan = self.kernel_size[0], self.in_channels // self.groups
+        more = own - kernel.shape[-1]
+        if kernel.shape != (self.out_channels, fan, own - more, own - more) or more < 0 or more % 2:
+            raise InputError(
+                f"expected a kernel of {self.out_channels} x {fan} slices of {own} x {own} or fewer, "
+                f"got {' x '.join(map(str, kernel.shape))}"
+            )
+        if not kernel.isfinite().all():
+            raise InputError(f"kernel must be finite, got {int((~kernel.isfinite()).sum())} NaN or infinite values")
+        return F.pad(kernel.detach().to(self.weight), (more // 2,) * 4)
 
     def _reset_bias(self) -> None:
         """Draw the bias as nn.Conv2d does."""
@@ -78,6 +142,14 @@ class ConvBase(nn.Module):
         height, width = self.padding_cells
         padded = F.pad(input, (width, width, height, height), mode=self.padding_mode)
         return in_layout(padded, is_channels_last(input)), (0, 0)  # "circular" loses the layout
+
+
+def is_trained(layer: nn.Module, name: str) -> bool:
+    """Whether a tensor of a layer is trained, also where a parametrization such as spectral_norm computes it."""
+    if parametrize.is_parametrized(layer, name):
+        originals = layer.get_submodule(f"parametrizations.{name}")
+        return any(parameter.requires_grad for parameter in originals.parameters())
+    return bool(getattr(layer, name).requires_grad)
 
 
 # torch.fx traces around what looks at its tensors: the layers stay traceable without being leaves.

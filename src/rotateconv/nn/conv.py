@@ -8,7 +8,6 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from rotateconv.errors import InputError
 from rotateconv.kernels.fit import fit_line
@@ -166,13 +165,9 @@ class RotateConv2d(ConvBase):
         if conv.weight.is_meta:
             raise InputError("expected a convolution with values, got one on the meta device: materialize it first")
         layer = cls.like(conv, config)
-        with torch.no_grad():
-            fit = fit_line(conv.weight, config.taps, config.path, angle_groups=config.angle_groups)
-            layer.weight.copy_(fit.weight)
-            layer.angle.copy_(fit.angle)
-            if layer.profile is not None and fit.profile is not None:
-                layer.profile.copy_(fit.profile)
-            if layer.bias is not None and conv.bias is not None:
+        layer.fit(conv.weight)
+        if layer.bias is not None and conv.bias is not None:
+            with torch.no_grad():
                 layer.bias.copy_(conv.bias)
         return layer
 
@@ -281,35 +276,13 @@ class RotateConv2d(ConvBase):
         return [tensor for tensor in (self.weight, self.angle, self.profile) if tensor is not None]
 
     @torch.no_grad()
-    def fuse(self) -> nn.Conv2d:
-        """A new nn.Conv2d with the same output: the layer for inference. A kernel has k² numbers in it again.
-
-        Returns:
-            The convolution, with every argument, the device, dtype, training flag and requires_grad carried over.
-
-        Example:
-            >>> layer, x = RotateConv2d(4, 8, 3), torch.randn(1, 4, 9, 9)
-            >>> torch.allclose(layer.fuse()(x), layer(x), atol=1e-6)
-            True
-        """
-        conv = nn.utils.skip_init(
-            nn.Conv2d,
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        conv.weight.copy_(self.kernel()).requires_grad_(_is_trained(self, "weight"))
-        if self.bias is not None:
-            conv.bias.copy_(self.bias).requires_grad_(_is_trained(self, "bias"))
-        return conv.train(self.training)  # type: ignore[no-any-return]
+    def fit(self, kernel: Tensor) -> None:
+        """Take the values nearest to a dense kernel: least squares over weights, angles and profiles; see ConvBase."""
+        found = fit_line(self._checked(kernel), self.taps, self.path, angle_groups=self.angle_groups)
+        self.weight.copy_(found.weight)
+        self.angle.copy_(found.angle)
+        if self.profile is not None and found.profile is not None:
+            self.profile.copy_(found.profile)
 
     def extra_repr(self) -> str:
         """The arguments of the call that builds this layer again, defaults left out."""
@@ -358,11 +331,3 @@ torch.fx.wrap("in_layout")
 torch.fx.wrap("compute_dtype")
 torch.fx.wrap("is_channels_last")
 torch.fx.wrap("grouped_conv2d")
-
-
-def _is_trained(layer: nn.Module, name: str) -> bool:
-    """Whether a tensor of a layer is trained, also where a parametrization such as spectral_norm computes it."""
-    if parametrize.is_parametrized(layer, name):
-        originals = layer.get_submodule(f"parametrizations.{name}")
-        return any(parameter.requires_grad for parameter in originals.parameters())
-    return bool(getattr(layer, name).requires_grad)

@@ -13,6 +13,9 @@ from rotateconv.nn.config import RotateConfig
 STREAMS = ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer")
 """The streams of a packed file, all of them there."""
 
+OPTIONAL = ("index",)
+"""Streams of models with kernels of a codebook or masked ones; older files hold the positions of these themselves."""
+
 LARGEST_INPUT = 2**24
 """Numbers of an image above which an input size is refused: 3 x 2,364 x 2,364."""
 
@@ -124,11 +127,12 @@ def parse_description(text: object) -> tuple[PackedDescription, dict[str, Stored
     streams = values.pop("streams", None)
     if not isinstance(streams, dict):
         raise InputError("its description has no streams")
-    if unknown := sorted(set(streams) - set(STREAMS)):
+    if unknown := sorted(set(streams) - {*STREAMS, *OPTIONAL}):
         raise InputError(f"unknown stream {unknown[0]!r}: they are {', '.join(STREAMS)}")
     for name in STREAMS:
         if name not in streams:
             raise InputError(f"its stream {name!r} is missing")
+    for name in streams:
         if not isinstance(streams[name], list) or len(streams[name]) != 3:
             raise InputError(f"its stream {name!r} must have a count, a width and whether it is deflated")
     return PackedDescription.from_dict(values), {name: Stored(*place) for name, place in streams.items()}

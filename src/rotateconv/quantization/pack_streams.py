@@ -1,12 +1,15 @@
 """The quantized tensors of a model as streams of codes, one stream per kind of code, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from rotateconv.errors import InputError
-from rotateconv.quantization.pack_description import STREAMS, Stored
+from rotateconv.nn.codebook import nearest_multiple
+from rotateconv.nn.masked import SEEDS, positions_of_seed, seed_of_positions
+from rotateconv.quantization.pack_description import OPTIONAL, STREAMS, Stored
 from rotateconv.quantization.primitives import (
     EXPONENT_RANGE,
     decode_angle,
@@ -36,14 +39,27 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             exponent             of every tensor of bfloat16 the largest exponent, then how far each is below it:
                                  few of these distances are common
             integer              as int64: all lowest bytes first, all highest bytes last
+            index                of every slice with a kernel of a codebook, or with a pattern of positions; there is
+                                 such a stream only where the model has masked layers or codebooks
     """
     weights: dict[str, list[Tensor]] = {"weight": [], "dense": []}
     scales, angles, mantissas, exponents, integers = [], [], [], [], []
+    indices: list[Tensor] = []
     widths = {"weight": 8, "dense": 8, "angle": 8}
     for entry in tensors:
         values = entry.tensor.detach().cpu()
-        widths[entry.kind] = entry.bits
-        if entry.kind in weights:
+        widths["weight" if entry.kind == "codebook" else entry.kind] = entry.bits
+        if entry.codebook is not None:
+            index, factor = nearest_multiple(values, entry.codebook.detach().cpu())
+            codes, scale = encode_weight(factor, entry.bits)
+            weights["weight"].append(to_digits(codes.flatten(), entry.bits))
+            scales.append(scale)
+            indices.append(index.flatten().to(torch.uint8))
+        elif entry.positions is not None:
+            numbers, index = _encode_positions(values.flatten(0, -2).long(), entry.positions)
+            integers.append(numbers)
+            indices.append(index)
+        elif entry.kind in weights:
             codes, scale = encode_weight(values, entry.bits)
             weights[entry.kind].append(to_digits(codes.flatten(), entry.bits))
             scales.append(scale)
@@ -62,18 +78,35 @@ def encode(tensors: Sequence[Entry]) -> Streams:
     streams["mantissa"] = _joined(mantissas, torch.uint8)
     streams["exponent"] = _joined(exponents, torch.uint8)
     streams["integer"] = _planes(_joined(integers, torch.int64))
+    if indices:
+        streams["index"] = _joined(indices, torch.uint8)
+        widths["index"] = max(1, int(streams["index"].amax()).bit_length() if len(streams["index"]) else 1)
     return {name: (codes, widths.get(name, 8)) for name, codes in streams.items()}
 
 
 def check_counts(tensors: Sequence[Entry], stored: Mapping[str, Stored]) -> None:
     """Raise ValueError unless the streams have as many codes as the tensors need; needs no values of either.
 
-    How many angles have an effect is known from the weights alone: here they are not more than there are.
+    How many angles have an effect is known from the weights alone, and what positions take from their values: here
+    they are not more than there could be.
     """
     needed = dict.fromkeys(STREAMS, 0)
+    fewer = {"angle"}
+    if "index" in stored:
+        needed["index"] = 0
+        fewer |= {"index", "integer"}
     for entry in tensors:
         count = entry.tensor.numel()
-        if entry.kind in ("weight", "dense"):
+        if entry.kind == "codebook":
+            slices = count // entry.tensor[0, 0].numel()
+            needed["scale"] += 2 * entry.tensor.shape[0]
+            needed["weight"] += slices
+            needed["index"] = needed.get("index", 0) + slices
+        elif entry.positions is not None and "index" in stored:
+            kept = entry.tensor.shape[-1]
+            needed["integer"] += 8 * (1 + max(count, _MOST_PATTERNS * kept))
+            needed["index"] += count // kept
+        elif entry.kind in ("weight", "dense"):
             needed["scale"] += 2 * entry.tensor.shape[0]
             needed[entry.kind] += count
         elif entry.kind == "bf16":
@@ -81,11 +114,10 @@ def check_counts(tensors: Sequence[Entry], stored: Mapping[str, Stored]) -> None
             needed["exponent"] += count + 1
         else:
             needed[entry.kind] += count * (8 if entry.kind == "integer" else 1)
-    for name in STREAMS:
-        if stored[name].count > needed[name] or (stored[name].count < needed[name] and name != "angle"):
-            raise InputError(
-                f"its stream {name!r} has {stored[name].count:,} codes where its model has {needed[name]:,}"
-            )
+    for name, most in needed.items():
+        count = stored[name].count if name in stored else 0
+        if count > most or (count < most and name not in fewer):
+            raise InputError(f"its stream {name!r} has {count:,} codes where its model has {most:,}")
 
 
 @torch.no_grad()
@@ -94,7 +126,7 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
 
     Args:
         tensors: Of a model.
-        streams: Gives the codes of a stream; each is asked for once.
+        streams: Gives the codes of a stream, or raises KeyError where there is none; each is asked for once.
 
     Raises:
         ValueError: If a stream has more or fewer codes than the entries, or a code that `encode` does not write.
@@ -102,12 +134,19 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
     reader = _Reader(streams)
     for entry in tensors:
         shape, count = entry.tensor.shape, entry.tensor.numel()
-        if entry.kind in ("weight", "dense"):
-            digits = reader.take(entry.kind, count).view(shape)
+        if entry.codebook is not None:
+            shape = shape[:2]
+            count = shape.numel()
+            index = reader.take("index", count).long().view(shape)
+            _check(entry, (index < len(entry.codebook)).all())
+        if entry.kind in ("weight", "dense", "codebook"):
+            digits = reader.take("dense" if entry.kind == "dense" else "weight", count).view(shape)
             codes = from_digits(digits, entry.bits)
             exponents = reader.take("scale", shape[0])
             _check(entry, (digits < levels(entry.bits)).all() & _within(exponents, *EXPONENT_RANGE))
             value = decode_weight(codes, exponents)
+            if entry.codebook is not None:
+                value = value[..., None, None] * entry.codebook.detach().cpu()[index]
             _check(entry, value.isfinite().all())
         elif entry.kind == "angle":
             unused = entry.unused().cpu()
@@ -121,6 +160,8 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
             mantissa = reader.take("mantissa", count).int()
             half = (mantissa >> 7 << 15) | ((largest - below) << 7) | (mantissa & 0x7F)
             value = (half - (half >> 15 << 16)).short().view(torch.bfloat16).view(shape)
+        elif entry.positions is not None and reader.has("index"):
+            value = _decode_positions(entry, reader).view(shape)
         else:
             value = reader.take("integer", count).view(shape)
             _check(entry, (value.to(entry.tensor.dtype).long() == value).all())
@@ -130,16 +171,62 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
     reader.finish()
 
 
+_FROM_SEED, _AS_THEY_ARE = 0, 2**16
+_MOST_PATTERNS = 256
+
+
+def _encode_positions(position: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Positions of slices, (slices, kept), as whole numbers and an index for each slice, whichever is least.
+
+    0 and the seed that they come from; or the number of different patterns, at most 256, and their positions, with
+    an index for each slice; or 65536 and all positions.
+    """
+    none = torch.empty(0, dtype=torch.uint8)
+    if (seed := seed_of_positions(position, cells)) is not None:
+        return torch.tensor([_FROM_SEED, seed]), none
+    patterns, index = position.unique(dim=0, return_inverse=True)
+    if len(patterns) > _MOST_PATTERNS:
+        return torch.cat([torch.tensor([_AS_THEY_ARE]), position.flatten()]), none
+    return torch.cat([torch.tensor([len(patterns)]), patterns.flatten()]), index.to(torch.uint8)
+
+
+def _decode_positions(entry: Entry, reader: "_Reader") -> Tensor:
+    assert entry.positions is not None
+    kept = entry.tensor.shape[-1]
+    slices, form = entry.tensor.numel() // kept, int(reader.take("integer", 1))
+    if form == _FROM_SEED:
+        seed = int(reader.take("integer", 1))
+        _check(entry, torch.tensor(0 <= seed < SEEDS))
+        return positions_of_seed(seed, slices, entry.positions, kept)
+    if form == _AS_THEY_ARE:
+        position = reader.take("integer", slices * kept)
+    else:
+        _check(entry, torch.tensor(0 < form <= _MOST_PATTERNS))
+        patterns, index = reader.take("integer", form * kept).view(form, kept), reader.take("index", slices).long()
+        _check(entry, (index < form).all())
+        position = patterns[index]
+    _check(entry, _within(position, 0, entry.positions - 1))
+    return position
+
+
 class _Reader:
     """Takes the codes of each stream in order."""
 
     def __init__(self, streams: Callable[[str], Tensor]) -> None:
         self.streams = {name: streams(name) for name in STREAMS}
+        for name in OPTIONAL:
+            with suppress(KeyError):
+                self.streams[name] = streams(name)
         for name, dtype in (("scale", torch.int16), ("integer", torch.int64)):
             self.streams[name] = _from_planes(self.streams[name], dtype)
         self.taken: dict[str, int] = {}
 
+    def has(self, name: str) -> bool:
+        return name in self.streams
+
     def take(self, name: str, count: int) -> Tensor:
+        if name not in self.streams:
+            raise InputError(f"its stream {name!r} is missing")
         start = self.taken.get(name, 0)
         codes = self.streams[name][start : start + count]
         if len(codes) != count:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.errors import InputError
-from rotateconv.nn.baselines import MaskedConv2d
+from rotateconv.nn._conv_base import ConvBase
+from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
+from rotateconv.nn.masked import MaskedConv2d
 from rotateconv.quantization.primitives import (
     angle_period,
     decode_angle,
@@ -22,7 +24,7 @@ from rotateconv.quantization.primitives import (
     to_bf16,
 )
 
-Kind = Literal["weight", "dense", "bf16", "integer", "angle"]
+Kind = Literal["weight", "dense", "bf16", "integer", "angle", "codebook"]
 
 
 def quantize(
@@ -39,11 +41,14 @@ def quantize(
 
         convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8), |c| < 2^(bits-1)   see primitives.encode_weight
         angles               θ̂ = q · period / 2^bits                               see primitives.encode_angle
+        codebook slices      ŵ[o,i] = c[o,i] · 2^(e[o]/8) · codebook[n]            see nn.codebook.CodebookConv2d
         everything else      bfloat16: profiles, biases, norms and their statistics; integers stay
 
-    `weight_bits` are for what has a spatial kernel: every RotateConv2d and MaskedConv2d, and a dense convolution
-    beyond 1x1 that is neither the model's first nor grouped. `dense_bits` are for the first convolution, 1x1 and
-    grouped ones and linear layers: few numbers in a model for small images, and they suffer most from quantization.
+    `weight_bits` are for what has a spatial kernel: every RotateConv2d, MaskedConv2d, OuterConv2d, the factors of a
+    CodebookConv2d, and a dense convolution beyond 1x1 that is neither the model's first nor grouped. With 2 bits
+    these are ternary weight networks (TWN), with 1 bit the binary weights with a scale of XNOR-Net (BWN), with the
+    scale per output channel. `dense_bits` are for the first convolution, 1x1 and grouped ones, linear layers and the
+    kernels of a codebook: few numbers in a model for small images, and they suffer most from quantization.
     The period of an angle is a full turn, and half of one with taps="shared". A slice whose taps all become 0
     (the center one aside, which does not move) has no direction: its angle becomes 0, which saves its bits in a
     packed file and changes no kernel.
@@ -69,7 +74,8 @@ def quantize(
         (True, True)
 
     Reference:
-        Han, Mao, Dally, "Deep Compression", ICLR 2016.
+        Han, Mao, Dally, "Deep Compression", ICLR 2016. Li, Zhang, Liu, "Ternary Weight Networks", 2016. Rastegari,
+        Ordonez, Redmon, Farhadi, "XNOR-Net", ECCV 2016, section 3.1.
     """
     quantized = copy_model(model)
     tensors = entries(quantized, weight_bits, angle_bits, dense_bits)
@@ -87,10 +93,12 @@ class Entry:
     Attributes:
         name: In the model's state dict; the first, if it is registered under several.
         tensor: The parameter or buffer itself.
-        kind: "weight", "dense" (codes with one scale per slice), "angle", "bf16" (bfloat16) or "integer" (as it is).
+        kind: "weight", "dense" (codes with one scale per slice), "codebook" (such a code a slice, times a kernel of the
+            codebook), "angle", "bf16" (bfloat16) or "integer" (as it is).
         bits: Of a code; 16 for "bf16", 64 for "integer".
         layers: The layers that an angle belongs to, else empty; nearly always one.
         positions: Of a kernel, where the tensor counts them; else None.
+        codebook: (K, k, k), whose multiples the slices of the tensor are; else None.
     """
 
     name: str
@@ -99,6 +107,7 @@ class Entry:
     bits: int
     layers: tuple[RotateConv2d, ...] = ()
     positions: int | None = None
+    codebook: Tensor | None = None
 
     @property
     def period(self) -> float:
@@ -129,6 +138,7 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
         "bf16": 16,
         "integer": 64,
         "angle": angle_bits,
+        "codebook": weight_bits,
     }
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     layers: dict[int, list[RotateConv2d]] = {}
@@ -145,7 +155,8 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
             owners = tuple(layers[id(tensor)]) if kind == "angle" else ()
             counts = isinstance(module, MaskedConv2d) and key == "position"
             positions = math.prod(module.kernel_size) if counts else None  # type: ignore[arg-type]
-            found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners, positions)
+            codebook = module.codebook if kind == "codebook" and isinstance(module, CodebookConv2d) else None
+            found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners, positions, codebook)
     return sorted(found.values(), key=lambda entry: entry.kind == "angle")
 
 
@@ -166,6 +177,9 @@ def _quantized(entry: Entry) -> Tensor:
         return angle.masked_fill_(entry.unused(), 0)  # the weights, earlier in the order, are quantized already
     if entry.kind == "bf16":
         return to_bf16(entry.tensor)
+    if entry.codebook is not None:
+        index, factor = nearest_multiple(entry.tensor, entry.codebook)  # which is quantized already
+        return decode_weight(*encode_weight(factor, entry.bits))[..., None, None] * entry.codebook[index]
     return decode_weight(*encode_weight(entry.tensor, entry.bits))
 
 
@@ -191,8 +205,10 @@ def _kind(module: nn.Module, key: str, tensor: Tensor, first: bool) -> Kind:
         return "integer"
     if isinstance(module, RotateConv2d) and key == "angle":
         return "angle"
+    if isinstance(module, CodebookConv2d) and key in ("codebook", "weight"):
+        return "dense" if key == "codebook" else "codebook"
     if key == "weight":
-        if isinstance(module, RotateConv2d | MaskedConv2d):
+        if isinstance(module, ConvBase):
             return "weight"
         if isinstance(module, nn.Conv2d) and not first and module.groups == 1 and max(module.kernel_size) > 1:
             return "weight"

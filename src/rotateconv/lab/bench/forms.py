@@ -16,9 +16,9 @@ from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 from rotateconv.lab.bench.cases import UNBATCHED, Case
 from rotateconv.models import build_model
-from rotateconv.nn.baselines import SeparableConv2d
 from rotateconv.nn.batched import batched_kernels
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.factored import SeparableConv2d
 from rotateconv.optim import param_groups
 
 Work = Callable[[], object]

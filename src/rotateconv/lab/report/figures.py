@@ -19,6 +19,23 @@ COLORS = {
     **{"rotate4": "#d55e00", "rotate4-fixed": "#f4a582", "rotate4-g4": "#8c2d04", "rotate4-k5": "#ff7f0e"},
     **{"rotate2p": "#0072b2", "rotate2p-fixed": "#56b4e9", "rotate2p-g4": "#08306b", "rotate2p-k5": "#6a51a3"},
     **{"rotate2": "#009e73", "rotate2b": "#cc79a7", "line": "#e6ab02", "mask4": "#9acd32", "separable": "#8c564b"},
+    **{
+        "codebook16": "#a65628",
+        "codebook32": "#d8a47f",
+        "outer": "#666666",
+        "pattern4": "#4d9221",
+        "conv3x3-d2": "#525252",
+    },
+    **{
+        "lowrank4": "#b15928",
+        "lowrank2": "#ffcc66",
+        "conv5x5": "#737373",
+        "conv7x7": "#969696",
+        "rotate2-k5": "#33c49a",
+    },
+    **{"rotate4-k7": "#ffa94d", "rotate4-k9": "#ffd8a8", "rotate2-k7": "#7bd8bb", "rotate2-k9": "#b8eadb"},
+    **{"rotate2p-k7": "#8c7ae6", "rotate2p-k9": "#b8a9f5", "rotate2p-g4-k5": "#1f4e79", "rotate2p-g4-k7": "#4178a8"},
+    **{"rotate2p-g4-k9": "#7ba7cc", "conv3x3-d2": "#525252", "rotate2-k5": "#33c49a"},
     **{"free taps": "#e7298a", "profile taps": "#17becf", "shared taps": "#66a61e", "as built": "#444444"},
 }
 """What the layers of a model are drawn with, in every picture; narrowed dense models are grey."""
