@@ -41,6 +41,7 @@ def fuse(model: nn.Module, fold_batchnorm: bool = False) -> nn.Module:
             a part of the model is in training mode, or torch.fx cannot trace it.
 
     Example:
+        >>> from rotateconv import RotateConv2d
         >>> model = nn.Sequential(RotateConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
         >>> fuse(model, fold_batchnorm=True)
         Sequential(

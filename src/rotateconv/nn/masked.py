@@ -150,7 +150,7 @@ def seed_of_positions(position: Tensor, cells: int) -> int | None:
         cells: Positions of a kernel.
 
     Example:
-        >>> seed_of_positions(positions_of_seed(7, 30, 9, 4), 9), seed_of_positions(torch.arange(4)[None], 9)
+        >>> seed_of_positions(positions_of_seed(7, 30, 9, 4), 9), seed_of_positions(torch.arange(4).expand(30, 4), 9)
         (7, None)
     """
     slices, kept = position.shape
