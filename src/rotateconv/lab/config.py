@@ -24,6 +24,7 @@ __all__ = [
     "overridden",
     "recipe_for",
     "to_json",
+    "to_toml",
 ]
 
 # He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2: SGD momentum 0.9,
@@ -157,6 +158,21 @@ def _from_file(file: Path, foreign: Collection[str]) -> dict[str, Any]:
 def to_json(config: RunConfig) -> str:
     """Return the configuration as JSON; `from_json` gives an equal one back."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return a configuration as the lines of a file for `make_config`: what its preset says otherwise, or nothing.
+
+    Example:
+        >>> print(to_toml(make_config("digits", changes={"lr": 0.3, "milestones": (0.5, 0.8)})), end="")
+        recipe = "digits"
+        lr = 0.3
+        milestones = [0.5, 0.8]
+    """
+    found = differences(PRESETS[config.recipe], config)
+    values = {"recipe": config.recipe, **{key: value for key, (_, value) in found.items() if value is not None}}
+    # What JSON writes of texts, numbers, truths and lists of them is TOML too.
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 RENAMED = {

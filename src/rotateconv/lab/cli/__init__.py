@@ -25,6 +25,7 @@ from rotateconv.lab.cli import (
     predict,
     record,
     report,
+    search,
     train,
     unpack,
 )
@@ -49,10 +50,10 @@ app = App(
     ),
 )
 for _place, _file in enumerate(
-    (train, compare, evaluate, predict, convert, pack, unpack, export, info, report, record, analyse, bench)
+    (train, compare, search, evaluate, predict, convert, pack, unpack, export, info, report, record, analyse, bench)
 ):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
-    if _file in (train, compare, evaluate, convert, pack, export, info, analyse):
+    if _file in (train, compare, search, evaluate, convert, pack, export, info, analyse):
         _command = opens_runs(_command)
     _text = unwrapped(inspect.getdoc(_command) or "")
     app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)

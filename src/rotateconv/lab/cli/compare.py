@@ -193,7 +193,7 @@ def _compare(
     images = load_shown(study.base, console, download=download)
     data = DataDescription.of(images)
     try:
-        with ComparisonProgress(console, study, data, out) as progress:
+        with ComparisonProgress(console, study.base, study.seeds, data, out) as progress:
 
             def on_event(event: StudyEvent) -> None:
                 progress(event)

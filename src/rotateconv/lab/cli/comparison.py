@@ -12,22 +12,39 @@ from rich.table import Table as RichTable
 
 from rotateconv.lab.cli.console import duration, facts, say
 from rotateconv.lab.cli.progress import recipe_line
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import counted
 from rotateconv.lab.report.page import CAPTION, SIZES_CAPTION
 from rotateconv.lab.report.statistics import Group
 from rotateconv.lab.report.tables import COMPARISON, MODEL, Table, group_table, sizes_table
-from rotateconv.lab.study.events import RunDied, RunDiverged, RunEvent, StudyEvent, StudyStart
-from rotateconv.lab.study.plan import Study
+from rotateconv.lab.study.events import (
+    RunDied,
+    RunDiverged,
+    RunEvent,
+    RunPruned,
+    RunTrained,
+    SearchEvent,
+    StudyEvent,
+    StudyStart,
+)
 from rotateconv.lab.study.sizes import SizesTable
 from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart, RunWarning, StepEnd
 
 
 class ComparisonProgress:
-    """A context and an event callback of `compare`: bars on a terminal, a line a run elsewhere."""
+    """A context and an event callback of `compare` and `search`: bars on a terminal, a line a run elsewhere.
 
-    def __init__(self, console: Console, study: Study, data: DataDescription, out: Path) -> None:
-        self.console, self.study, self.data, self.out = console, study, data, out
+    Args:
+        console: where it is shown.
+        base: the recipe that the runs share.
+        seeds: of each configuration; None where all runs have that of the recipe.
+        data: the images.
+        out: the folder.
+    """
+
+    def __init__(self, console: Console, base: RunConfig, seeds: int | None, data: DataDescription, out: Path) -> None:
+        self.console, self.base, self.seeds, self.data, self.out = console, base, seeds, data, out
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.accuracy: dict[str, str] = {}
@@ -44,13 +61,17 @@ class ComparisonProgress:
         if self.bar is not None:
             self.bar.stop()
 
-    def __call__(self, event: StudyEvent) -> None:
-        """Show an event of `compare`."""
+    def __call__(self, event: StudyEvent | SearchEvent) -> None:
+        """Show an event."""
         match event:
             case StudyStart():
                 self._plan(event)
             case RunEvent(run, inner):
                 self._show(run, inner)
+            case RunTrained(run, record):
+                self._end(run, f"validation accuracy {record.validation_accuracy:.2f} %")
+            case RunPruned(run, record):
+                self._end(run, f"stopped at {record.validation_accuracy:.2f} % after epoch {record.epoch}")
             case RunDiverged(run, message):
                 self._end(run, f"diverged: {message}")
             case RunDied(run, message):
@@ -82,7 +103,7 @@ class ComparisonProgress:
                 "folder": str(self.out),
                 "data": f"{self.data.name}: {self.data.train:,} training, {self.data.validation:,} validation, "
                 f"{self.data.test:,} test images, {channels} x {height} x {width}, {len(self.data.classes)} classes",
-                "recipe": recipe_line(self.study.base, seeds=self.study.seeds),
+                "recipe": recipe_line(self.base, seeds=self.seeds),
                 "runs": f"{self.runs}{done}{together if self.finished < self.runs else ''}",
             },
         )
@@ -107,7 +128,7 @@ class ComparisonProgress:
         if self.bar is None or run not in self.tasks:
             return
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
-        told = f"epoch {step.epoch + 1}/{self.study.base.epochs} {loss}{self.accuracy.get(run, '')}"
+        told = f"epoch {step.epoch + 1}/{self.base.epochs} {loss}{self.accuracy.get(run, '')}"
         self.bar.update(self.tasks[run], completed=step.step, told=told)
 
     def _end(self, run: str, text: str) -> None:

@@ -7,6 +7,7 @@ from rotateconv.convert.report import ConversionReport
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.train.events import Event
+from rotateconv.lab.train.run_results import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class RunEvent:
 
 
 @dataclass(frozen=True)
+class RunTrained:
+    """A run is trained, and its test split was left alone; `record` is of its last epoch."""
+
+    run: str
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
 class RunDiverged:
     """A run ended for good because its loss or a weight is no longer finite."""
 
@@ -55,6 +64,14 @@ class RunStopped:
     """A run saved itself because the study was asked to stop."""
 
     run: str
+
+
+@dataclass(frozen=True)
+class RunPruned:
+    """A run of a search was stopped after an epoch that left it behind the others; `record` is of that epoch."""
+
+    run: str
+    record: EpochRecord
 
 
 @dataclass(frozen=True)
@@ -90,9 +107,11 @@ class StageStart:
     config: RunConfig
 
 
-TaskEvent = RunEvent | RunDiverged | RunDied | RunStopped
+TaskEvent = RunEvent | RunTrained | RunDiverged | RunDied | RunStopped
 StudyEvent = StudyStart | TaskEvent | RecordsChanged
+SearchEvent = StudyStart | TaskEvent | RunPruned
 ConversionEvent = ModelFitted | StageStart | Event
 OnTaskEvent = Callable[[TaskEvent], None]
 OnStudyEvent = Callable[[StudyEvent], None]
+OnSearchEvent = Callable[[SearchEvent], None]
 OnConversionEvent = Callable[[ConversionEvent], None]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rotateconv.errors import INTERRUPTED, DivergedError, RunInterrupted
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.exit_codes import Failure, explain
-from rotateconv.lab.study.events import RunDiverged, RunEvent, RunStopped
+from rotateconv.lab.study.events import RunDiverged, RunEvent, RunStopped, RunTrained
 from rotateconv.lab.train.events import Event, StepEnd
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Task:
         name: Of the run, in events.
         config, out, resume, overwrite: As of `fit`.
         trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
+        tested: Whether the test split is evaluated in the end; without it, `RunTrained` is the last event.
     """
 
     name: str
@@ -40,9 +41,10 @@ class Task:
     resume: bool = False
     overwrite: bool = False
     trackers: tuple[str, ...] = ()
+    tested: bool = True
 
 
-Result = RunEvent | RunDiverged | RunStopped | Failure
+Result = RunEvent | RunTrained | RunDiverged | RunStopped | Failure
 """How a run ends."""
 
 
@@ -99,7 +101,7 @@ def do_task(
     """
     from rotateconv.lab.data.images import images_key, load_images
     from rotateconv.lab.train.events import RunEnd
-    from rotateconv.lab.train.loop import fit
+    from rotateconv.lab.train.loop import fit, fit_untested
     from rotateconv.lab.train.trackers import Trackers
 
     sent_at = 0.0
@@ -123,6 +125,9 @@ def do_task(
             images[key] = load_images(task.config)
         if stopped():
             return RunStopped(task.name)
+        if not task.tested:
+            record = fit_untested(task.config, task.out, data=images[key], resume=task.resume, on_event=on_event)
+            return RunTrained(task.name, record)
         summary = fit(
             task.config, task.out, data=images[key], resume=task.resume, overwrite=task.overwrite, on_event=on_event
         )

@@ -61,7 +61,16 @@ from rotateconv.lab.train.train_state import (
     start_accelerator,
 )
 
-__all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train_epoch", "train_step", "training_loss"]
+__all__ = [
+    "DivergedError",
+    "OnEvent",
+    "RunInterrupted",
+    "fit",
+    "fit_untested",
+    "train_epoch",
+    "train_step",
+    "training_loss",
+]
 
 
 def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None) -> Tensor:
@@ -206,11 +215,53 @@ def fit(
     """
     run = Path(out)
     check_run(run, config, resume=resume, overwrite=overwrite)
-    if config.factory is not None and not resume:
-        trust.allow(config.factory)  # the user's word; of a folder that goes on it was asked for when that was read
     if resume and (run / SUMMARY).is_file():
         final_weights(run)
         return read_summary(run)
+    with _trained(config, run, data, start, resume, overwrite, on_event) as (state, report):
+        weights = weights_bytes(state.result)
+        if state.accelerator.is_main_process:
+            write_bytes(run / WEIGHTS, weights)
+        summary = _summary(state, run, weights)
+        if state.accelerator.is_main_process:
+            write_summary(run, summary)  # last: a run with a summary is finished
+        report(RunEnd(summary))
+        return summary
+
+
+def fit_untested(
+    config: RunConfig, out: str | Path, *, data: ImageData, resume: bool = False, on_event: OnEvent | None = None
+) -> EpochRecord:
+    """Train as `fit` does, leave the test split alone, and return what the last epoch found.
+
+    For a choice among configurations, after which the test split still says something new. The run is one that is not
+    finished: `fit` can go on with it, and then evaluates.
+
+    Args:
+        config, out, data, resume, on_event: as of `fit`.
+
+    Raises:
+        RunInterrupted, DivergedError, ConfigError, DataError, RunError, ValueError: as `fit`.
+    """
+    run = Path(out)
+    check_run(run, config, resume=resume, overwrite=False)
+    with _trained(config, run, data, None, resume, False, on_event):
+        return read_records(run)[-1]
+
+
+@contextmanager
+def _trained(
+    config: RunConfig,
+    run: Path,
+    data: ImageData | None,
+    start: StartingPoint | None,
+    resume: bool,
+    overwrite: bool,
+    on_event: OnEvent | None,
+) -> Iterator[tuple[TrainingState, OnEvent]]:
+    """Train all epochs; what is done inside with the state still has the run folder to itself."""
+    if config.factory is not None and not resume:
+        trust.allow(config.factory)  # the user's word; of a folder that goes on it was asked for when that was read
     accelerator = start_accelerator(config)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
@@ -236,14 +287,7 @@ def fit(
                 append_record(run, record)
             report(EpochEnd(record))
             watch.after_epoch()
-        weights = weights_bytes(state.result)
-        if accelerator.is_main_process:
-            write_bytes(run / WEIGHTS, weights)
-        summary = _summary(state, run, weights)
-        if accelerator.is_main_process:
-            write_summary(run, summary)  # last: a run with a summary is finished
-        report(RunEnd(summary))
-        return summary
+        yield state, report
 
 
 @contextmanager

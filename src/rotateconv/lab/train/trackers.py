@@ -103,7 +103,7 @@ def _start(name: str, start: RunStart) -> Any:
                 tracker = make(PROJECT, name=run.name, dir=run, id=_identity(run), resume="allow")
             case "mlflow":
                 elsewhere = "MLFLOW_TRACKING_URI" in os.environ
-                tracker = make(PROJECT, None if elsewhere else run / "mlflow", **_mlflow_run(run, elsewhere))
+                tracker = make(PROJECT, None if elsewhere else (run / "mlflow").as_uri(), **_mlflow_run(run, elsewhere))
             case _:
                 tracker = make(PROJECT, name=f"{run.name}-{_identity(run)}", resume="allow")
         tracker.start()

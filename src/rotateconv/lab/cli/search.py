@@ -1,0 +1,168 @@
+"""`rotateconv search`: the recipe that the validation split likes best."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rotateconv.errors import ConfigError, RunInterrupted
+from rotateconv.lab.cli import executors, options
+from rotateconv.lab.cli.settings import check_factory, check_names, data_name
+from rotateconv.lab.config import RunConfig, make_config, overridden
+
+if TYPE_CHECKING:
+    from rotateconv.lab.study.executor import Executor
+
+EXAMPLES = options.examples(
+    ("Learning rates and weight decay on the embedded digits:", "rotateconv search --trials 20 --out runs/search"),
+    ("What it found, trained and tested:", "rotateconv train --config runs/search/best.toml"),
+    ("Of quantization-aware training:", "rotateconv search --qat --weight-bits-range 2,4 --out runs/bits"),
+    ("On a Ray cluster:", "rotateconv search --on ray --gpus-per-run 0.25 --trials 200 --out /shared/search"),
+)
+
+
+def _range(key: str, usual: str) -> Parameter:
+    name = key.replace("_", "-")
+    help = f"Lowest and highest {key}, or none; {usual}."
+    return Parameter(name=f"--{name}-range", metavar="A,B", group=options.STUDY, help=help)
+
+
+_RECIPES = "a tenth to ten times the recipe's"
+
+
+@options.takes("changes", RunConfig)
+def search(
+    *,
+    changes: options.Given | None = None,
+    config: options.ConfigFile = None,
+    set_: options.Set = None,
+    download: options.Download = False,
+    lr_range: Annotated[str | None, _range("lr", _RECIPES)] = None,
+    weight_decay_range: Annotated[str | None, _range("weight_decay", _RECIPES)] = None,
+    angle_lr_scale_range: Annotated[str | None, _range("angle_lr_scale", f"{_RECIPES}, of angles that learn")] = None,
+    weight_bits_range: Annotated[str | None, _range("weight_bits", "none, and only with --qat")] = None,
+    angle_bits_range: Annotated[str | None, _range("angle_bits", "none, and only with --qat")] = None,
+    trials: Annotated[
+        int,
+        Parameter(
+            name="--trials",
+            metavar="INTEGER",
+            group=options.STUDY,
+            help="Configurations, with those of earlier calls; 30.",
+            show_default=False,
+        ),
+    ] = 30,
+    no_pruning: Annotated[
+        bool,
+        options.switch("--no-pruning", "Train all to the end, also those behind the median.", options.STUDY),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        Parameter(name="--out", metavar="DIR", group=options.RUN, help="For trials and best.toml; runs/search-DATA."),
+    ] = None,
+    on: executors.On = "local",
+    jobs: executors.Jobs = None,
+    cpus_per_run: executors.Cpus = None,
+    gpus_per_run: executors.Gpus = None,
+    device: options.Device = None,
+    log_with: options.LogWith = None,
+) -> None:
+    """Search the learning rate, weight decay and angle learning rate with the best validation accuracy.
+
+    Optuna proposes, the first proposal being the recipe as it is; the test split is never evaluated. The same command
+    goes on after Ctrl-C, and with more --trials. More bits nearly always win: a range of them shows where they stop to.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("search starts its own processes: run it without torchrun and choose --jobs")
+    values, called = options.read(RunConfig, changes)
+    base = make_config(file=config, changes=values, overrides=set_ or (), called=called)
+    check_factory(base, config, {*values, *overridden(set_ or ())})
+    given = {
+        "lr": lr_range,
+        "weight_decay": weight_decay_range,
+        "angle_lr_scale": angle_lr_scale_range,
+        "weight_bits": weight_bits_range,
+        "angle_bits": angle_bits_range,
+    }
+    ranges = {key: _numbers(key, text) for key, text in given.items() if text is not None}
+    trackers = options.trackers(log_with)
+    out = out if out is not None else Path("runs", f"search-{data_name(base)}")
+    with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
+        _search(
+            base,
+            ranges,
+            out,
+            executor=executor,
+            jobs=jobs,
+            trials=trials,
+            prune=not no_pruning,
+            trackers=trackers,
+            download=download,
+        )
+
+
+def _numbers(key: str, text: str) -> tuple[float, float] | None:
+    """Return the range in a text; None for the word none."""
+    if text.strip() == "none":
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        name = f"--{key.replace('_', '-')}-range"
+        raise ConfigError(f"{name} must be two numbers with a comma between, or none, not {text!r}") from None
+    return low, high
+
+
+def _search(
+    base: RunConfig,
+    given: dict[str, tuple[float, float] | None],
+    out: Path,
+    *,
+    executor: "Executor | None",
+    jobs: int | None,
+    trials: int,
+    prune: bool,
+    trackers: tuple[str, ...],
+    download: bool,
+) -> None:
+    """Search, and show how it goes."""
+    from rotateconv.lab.cli.comparison import ComparisonProgress
+    from rotateconv.lab.cli.console import facts, make_console, say
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.study import search as library
+
+    check_names(base)
+    console = make_console()
+    data = DataDescription.of(load_shown(base, console, download=download))
+    together = {**library.default_ranges(base, data), **given}
+    ranges = {key: pair for key, pair in together.items() if pair is not None}
+    try:
+        with ComparisonProgress(console, base, None, data, out) as progress:
+            found = library.search(
+                base,
+                ranges,
+                out,
+                trials=trials,
+                prune=prune,
+                jobs=jobs,
+                executor=executor,
+                trackers=trackers,
+                on_event=progress,
+            )
+    except RunInterrupted as error:
+        raise RunInterrupted(f"{error}: go on with {options.again()}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {options.again()}") from None
+    started = "" if found.start_accuracy is None else f", {found.start_accuracy:.2f} % before the search"
+    facts(
+        console,
+        {
+            "trials": f"{found.trials}, {found.pruned} of them stopped early or diverged",
+            "searched": ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in ranges.items()),
+            "best": f"validation accuracy {found.accuracy:.2f} %{started}",
+            "file": str(out / library.BEST),
+        },
+    )
+    say(console, (out / library.BEST).read_text(encoding="utf-8").rstrip())
