@@ -1,13 +1,13 @@
 // Draw a digit or drop a photo: a compact model says what it is, and the dense one beside it.
 
 import { onTheme } from "./color";
-import { about, open, scores, softmax, timeOfRun, type About, type Opened } from "./model";
+import { about, open, scores, type About, type Opened } from "./model";
 import { element, everyFrame, onChoice } from "./page";
 import { digitPixels, fitted, MNIST, trace, type Point, type Stroke } from "./pixels";
 import { EXAMPLES } from "./strokes";
+import { showAnswer, showFile, showLooks, showNothing, type Pair } from "./verdict";
 
 type Task = "mnist" | "cifar10-jpeg";
-type Pair = { about: About; compact: Opened; dense: Opened };
 
 const PHOTO_LIMIT = 1024; // pixels of a photo's longer side: larger ones are shrunk by the browser first
 const SMALLEST = 0.25; // of the drawing area: what is drawn smaller is not enlarged any further
@@ -15,7 +15,8 @@ const pad = element<HTMLCanvasElement>("pad");
 const pairs: Partial<Record<Task, Promise<Pair>>> = {};
 
 let task: Task = "mnist";
-let strokes: Stroke[] = [];
+let strokes = scaled(EXAMPLES[7], pad.width / 100); // to begin with, and replaced by the first stroke
+let shown = true; // whether the strokes are an example
 let photo: ImageBitmap | undefined;
 
 export function recognizer(): void {
@@ -78,7 +79,7 @@ async function classify(): Promise<void> {
   if (now !== task) return;
   showFile(pair);
   const pixels = now === "mnist" ? drawnPixels(pair.about) : photoPixels(pair.about);
-  if (!pixels) return showNothing(pair.about);
+  if (!pixels) return showNothing(pair.about, now === "mnist");
   showLooks(pair.about, pixels);
   // In turns, a few times at first: the browser translates what runs often.
   const order = pair.compact.runs.length % 2 ? [pair.dense, pair.compact] : [pair.compact, pair.dense];
@@ -110,98 +111,6 @@ function photoPixels({ inputSize: [channels, height] }: About): Float32Array | u
   const area = height * height;
   return small.map((_, place) => small[(place % area) * channels + Math.floor(place / area)] / 255);
 }
-
-// What is shown
-
-const kilobytes = (bytes: number): string => `${(bytes / 1000).toFixed(bytes < 100_000 ? 1 : 0)} KB`;
-const milliseconds = (time: number): string => `${time < 10 ? time.toFixed(1) : time.toFixed(0)} ms`;
-
-function put(id: string, text: string): void {
-  if (element(id).textContent !== text) element(id).textContent = text;
-}
-
-function showFile({ compact, dense }: Pair): void {
-  put("model-size", kilobytes(compact.bytes));
-  for (const [name, model] of Object.entries({ compact, dense })) {
-    put(`${name}-bytes`, kilobytes(model.bytes));
-    put(`${name}-opening`, milliseconds(model.opening));
-    element(`${name}-bar`).style.setProperty("--share", `${(100 * model.bytes) / dense.bytes}%`);
-  }
-  const times = (dense.bytes / compact.bytes).toFixed(0);
-  put(
-    "model-note",
-    `The same scores from a file ${times} times smaller. It takes longer to open, since it decodes its kernels then, once; afterwards both run the same graph. The runtime itself is a download of 14 MB (3.7 MB compressed) for any model.`,
-  );
-}
-
-function showNothing({ classes, inputSize }: About): void {
-  put("answer", task === "mnist" ? "Draw a digit." : "Give it a photo.");
-  if (task !== "mnist") put("photo-classes", `It knows: ${classes.join(", ")}.`);
-  const looks = element<HTMLCanvasElement>("looks");
-  [looks.height, looks.width] = [inputSize[1], inputSize[2]];
-  put("looks-text", `${inputSize[1]} × ${inputSize[2]}, as the model gets it`);
-  const context = looks.getContext("2d")!;
-  context.fillRect(0, 0, looks.width, looks.height);
-  showBars(
-    classes,
-    classes.map(() => 0),
-  );
-  for (const name of ["compact", "dense"]) ["run", "class"].forEach((what) => put(`${name}-${what}`, "…"));
-}
-
-function showAnswer({ about: { classes }, compact, dense }: Pair, logits: Float32Array, others: Float32Array): void {
-  const shares = softmax(logits);
-  const best = shares.indexOf(Math.max(...shares));
-  const answer = element("answer");
-  if (answer.dataset.label !== classes[best] || !answer.querySelector("b")) {
-    answer.replaceChildren(
-      Object.assign(document.createElement("b"), { textContent: classes[best] }),
-      document.createElement("span"),
-    );
-    answer.dataset.label = classes[best];
-  }
-  answer.querySelector("span")!.textContent = `${(100 * shares[best]).toFixed(1)} % sure`;
-  showBars(classes, shares);
-  put("compact-class", classes[best]);
-  put("dense-class", classes[others.indexOf(Math.max(...others))]);
-  put("compact-run", milliseconds(timeOfRun(compact)));
-  put("dense-run", milliseconds(timeOfRun(dense)));
-}
-
-function showBars(classes: string[], shares: number[]): void {
-  const list = element("bars");
-  const first = Math.max(...shares);
-  list.dataset.shown = shares.join();
-  list.style.setProperty("--names", `${Math.max(...classes.map((name) => name.length)) * 0.52 + 0.8}rem`);
-  list.replaceChildren(
-    ...classes.map((name, at) => {
-      const row = document.createElement("li");
-      row.classList.toggle("first", first > 0 && shares[at] === first);
-      const bar = document.createElement("div");
-      bar.append(document.createElement("i"));
-      bar.style.setProperty("--share", `${100 * shares[at]}%`);
-      const texts = [name, first > 0 ? `${(100 * shares[at]).toFixed(1)} %` : ""];
-      const [label, share] = texts.map((textContent) => Object.assign(document.createElement("span"), { textContent }));
-      row.append(label, bar, share);
-      return row;
-    }),
-  );
-}
-
-function showLooks({ inputSize: [channels, height, width] }: About, pixels: Float32Array): void {
-  const canvas = element<HTMLCanvasElement>("looks");
-  [canvas.height, canvas.width] = [height, width];
-  const image = new ImageData(width, height);
-  for (let place = 0; place < width * height; place++) {
-    for (let part = 0; part < 3; part++)
-      image.data[4 * place + part] = 255 * pixels[(part % channels) * width * height + place];
-    image.data[4 * place + 3] = 255;
-  }
-  canvas.getContext("2d")!.putImageData(image, 0, 0);
-  put("looks-text", `${height} × ${width}, as the model gets it`);
-}
-
-// What comes in
 
 function drawStrokes(canvas: HTMLCanvasElement, drawn: Stroke[], pen: number): void {
   const context = canvas.getContext("2d")!;
@@ -244,8 +153,6 @@ function drawing(update: () => void): void {
   });
 }
 
-let shown = false; // whether the strokes are an example
-
 function examples(update: () => void): void {
   const canvases = EXAMPLES.map((example, digit) => {
     const button = document.createElement("button");
@@ -267,8 +174,9 @@ function examples(update: () => void): void {
   redraw();
 }
 
-const scaled = (drawn: Stroke[], factor: number): Stroke[] =>
-  drawn.map((stroke) => stroke.map(({ x, y }) => ({ x: x * factor, y: y * factor })));
+function scaled(drawn: Stroke[], factor: number): Stroke[] {
+  return drawn.map((stroke) => stroke.map(({ x, y }) => ({ x: x * factor, y: y * factor })));
+}
 
 function photos(update: () => void): void {
   const [drop, view] = [element("drop"), element<HTMLCanvasElement>("photo-view")];

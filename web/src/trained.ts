@@ -1,9 +1,9 @@
 // The kernels of a trained model, layer by layer, with their angles before and after training.
 
 import { onTheme, paint } from "./color";
-import type { Shown } from "./explorer";
 import { lineKernel } from "./line";
 import { calm, element, everyFrame, onChoice, svg } from "./page";
+import { TURN, type Shown } from "./stage";
 
 type Layer = {
   name: string;
@@ -16,7 +16,6 @@ type Layer = {
 };
 type Kernels = { data: string; accuracy: number; layers: Layer[] };
 
-const TURN = 2 * Math.PI;
 const BINS = 16; // as many as there are angles of four bits
 const REPLAY = 2500; // milliseconds
 const NONE = 128; // the byte of the weight 0: a kernel without an angle

@@ -1,6 +1,7 @@
 // The page as people use it: with a mouse, with the keyboard, on a phone and on a desktop, in light and in dark.
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import AxeBuilder from "@axe-core/playwright";
 import { expect, test as base, type Page } from "@playwright/test";
 import { EXAMPLES } from "../src/strokes";
 
@@ -209,6 +210,8 @@ for (const width of [360, 1440]) {
         expect(await opened.evaluate(() => document.documentElement.scrollWidth)).toBe(width);
         const paper = await opened.evaluate(() => getComputedStyle(document.body).backgroundColor);
         expect(paper).toBe(colorScheme === "light" ? "rgb(255, 255, 255)" : "rgb(13, 17, 23)");
+        const { violations } = await new AxeBuilder({ page: opened }).analyze(); // names, roles, contrasts
+        expect(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
         const corner = await opened
           .locator("#mosaic")
           .evaluate((canvas: HTMLCanvasElement) => canvas.width * canvas.height);
