@@ -1,7 +1,8 @@
 """The laboratory: trains, compares and reports; nothing of the library imports it.
 
-From Python: `load` a run folder, `fit` and `convert_run` make one, `evaluate` measures it, `trust` names a function
-that a run folder may have called. Names load when they are first asked for.
+From Python: `load` a run folder, `fit` and `convert_run` make one, `evaluate` measures it, `save_for_hub` makes a
+folder for the Hugging Face Hub of it, `trust` names a function that a run folder may have called. Names load when they
+are first asked for.
 """
 
 import importlib
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rotateconv.lab.config import RunConfig as RunConfig
     from rotateconv.lab.config import make_config as make_config
     from rotateconv.lab.data.sets import load_data as load_data
+    from rotateconv.lab.hub_folder import save_for_hub as save_for_hub
     from rotateconv.lab.predictions import Prediction as Prediction
     from rotateconv.lab.predictions import predict as predict
     from rotateconv.lab.study.convert_run import convert_run as convert_run
@@ -31,6 +33,7 @@ _HOMES = {
     "load_data": ("data.sets", "load_data"),
     "make_config": ("config", "make_config"),
     "predict": ("predictions", "predict"),
+    "save_for_hub": ("hub_folder", "save_for_hub"),
     "trust": ("train.trust", "allow"),
 }
 

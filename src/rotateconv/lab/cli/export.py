@@ -13,6 +13,10 @@ EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),
     ("A small file that decodes itself:", "rotateconv export runs/digits --to onnx --compact --out digits.onnx"),
     ("A program of torch.export:", "rotateconv export runs/digits --to torch-export --out digits.pt2"),
+    (
+        "A folder for the Hugging Face Hub:",
+        "rotateconv export runs/digits --to hub --out digits",
+    ),
     ("A packed file:", "rotateconv export digits.rotateconv --to onnx --out digits.onnx"),
 )
 
@@ -24,9 +28,16 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["onnx", "torch-export"], Parameter(name="--to", metavar="onnx|torch-export", help="The format.")
+        Literal["onnx", "torch-export", "hub"],
+        Parameter(
+            name="--to",
+            metavar="onnx|torch-export|hub",
+            help="The format; hub is a folder for the Hugging Face Hub, with compact ONNX, picture and model card.",
+        ),
     ],
-    out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
+    out: Annotated[
+        Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly; for hub, the folder.")
+    ],
     compact: Annotated[
         bool | None,
         Parameter(
@@ -41,7 +52,13 @@ def export(
     angle_bits: bits.AngleBits = None,
     dense_bits: bits.DenseBits = None,
     license: Annotated[
-        str | None, Parameter(name="--license", metavar="TEXT", help="Written into an ONNX file.", show_default=False)
+        str | None,
+        Parameter(
+            name="--license",
+            metavar="TEXT",
+            help="Written into an ONNX file and a model card; mit.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Write a trained model, fused, for a runtime without this library, and check that it computes the same.
@@ -56,8 +73,12 @@ def export(
 
     if compact and to != "onnx":
         raise ConfigError(f"--compact has no meaning with --to {to}: it is a form of ONNX files")
-    if license is not None and to != "onnx":
-        raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file holds it")
+    if license is not None and to == "torch-export":
+        raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file and a model card hold it")
+    if to == "hub":
+        options.refuse({"--model": model}, "--to hub, which takes a run folder")
+        _save_for_hub(source, out, (weight_bits, angle_bits, dense_bits), license)
+        return
     own: Bits | None
     if source.is_file():
         trained_model, packed = load_packed_file(source, model)
@@ -102,6 +123,23 @@ def export(
     if small:
         rows["bits"] = bits.described(chosen)
     facts(make_console(), rows)
+
+
+def _save_for_hub(
+    run: Path, folder: Path, asked: tuple[int | None, int | None, int | None], license: str | None
+) -> None:
+    """Write a run as a folder of the Hub's form, and print what is in it."""
+    from rotateconv.lab.cli.console import facts, make_console
+    from rotateconv.lab.hub_folder import CARD, save_for_hub
+    from rotateconv.lab.train.run_folder import read_config
+
+    chosen = bits.choose(run, read_config(run, trusting=True).bits, asked, Bits(angle=4))
+    try:
+        files = save_for_hub(run, folder, license=license or "mit", bits=chosen)
+    except ImportError as error:
+        raise ConfigError(str(error)) from None
+    rows = {file.name: f"{file.bytes:,} bytes, test accuracy {file.accuracy:.2f} %: {file.content}" for file in files}
+    facts(make_console(), {"folder": str(folder), "card": str(folder / CARD), **rows})
 
 
 def _notes(license: str | None) -> dict[str, str]:
