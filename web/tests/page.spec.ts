@@ -1,9 +1,14 @@
 // The page as people use it: with a mouse, with the keyboard, on a phone and on a desktop, in light and in dark.
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import AxeBuilder from "@axe-core/playwright";
 import { expect, test as base, type Page } from "@playwright/test";
+import * as ort from "onnxruntime-web/wasm";
+import { about, softmax } from "../src/model";
+import { centerOfMass } from "../src/pixels";
 import { EXAMPLES } from "../src/strokes";
+
+ort.env.wasm.numThreads = 1;
 
 /** The page, opened; the test fails on any message of an error and on any request to another host. */
 const test = base.extend<{ opened: Page }>({
@@ -22,6 +27,18 @@ const test = base.extend<{ opened: Page }>({
 
 const numbers = (page: Page) => page.locator("#stage text").allTextContents();
 const answer = (page: Page) => page.locator("#answer b");
+
+/** The picture that the model gets, one number a pixel and channel, channels first. */
+function looks(page: Page, channels = 1): Promise<number[]> {
+  return page.locator("#looks").evaluate((canvas: HTMLCanvasElement, channels) => {
+    const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+    const context = copy.getContext("2d", { willReadFrequently: true })!;
+    context.drawImage(canvas, 0, 0);
+    const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+    const area = data.length / 4;
+    return Array.from({ length: channels * area }, (_, at) => data[(at % area) * 4 + Math.floor(at / area)] / 255);
+  }, channels);
+}
 
 async function bothSay(page: Page, name: string): Promise<void> {
   await expect(answer(page)).toHaveText(name);
@@ -50,6 +67,8 @@ test("what is drawn is classified, wherever and however it is drawn", async ({ o
   for (let digit = 0; digit < 10; digit++) {
     await draw(opened, digit, 88, 6, 5, 0);
     await bothSay(opened, String(digit));
+    const center = centerOfMass(Float32Array.from(await looks(opened)), 28);
+    expect(Math.hypot(center.x - 13.5, center.y - 13.5)).toBeLessThan(0.1); // as MNIST's digits lie
     await draw(opened, digit, 48, 44, 8, 0.15);
     await bothSay(opened, String(digit));
   }
@@ -170,6 +189,17 @@ test("a photo is classified alike by both files, and what is no picture is refus
     .setInputFiles({ name: "sky.png", mimeType: "image/png", buffer: Buffer.from(png, "base64") });
   await expect(answer(opened)).toHaveText(/^[a-z]+$/);
   await bothSay(opened, (await answer(opened).textContent())!);
+  // The same picture, prepared by hand: what the page shows are the file's probabilities.
+  const file = new Uint8Array(readFileSync(new URL("../public/models/cifar10-jpeg.onnx", import.meta.url)));
+  const { mean, std } = about(file);
+  const pixels = (await looks(opened, 3)).map((value, at) => (value - mean[at >> 10]) / std[at >> 10]);
+  const images = new ort.Tensor("float32", Float32Array.from(pixels), [1, 3, 32, 32]);
+  const { logits } = await (await ort.InferenceSession.create(file)).run({ images });
+  const shares = softmax(logits.data as Float32Array);
+  const shown = await opened.locator("#bars li").allTextContents();
+  shares.forEach((share, at) =>
+    expect(Math.abs(parseFloat(shown[at].match(/[\d.]+/)![0]) - 100 * share)).toBeLessThan(0.2),
+  );
   await opened
     .locator("#photo")
     .setInputFiles({ name: "no.png", mimeType: "image/png", buffer: Buffer.from("no picture") });
