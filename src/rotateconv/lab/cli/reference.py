@@ -12,7 +12,7 @@ _INTRODUCTION = """# Configuration
 
 What decides a run's result are the keys below, each with one name everywhere:
 
-- an option of `train`, `compare` and `convert`: `--clip-grad-norm 1`, `--channels-last`, `--no-validation`;
+- an option of `train`, `compare`, `search` and `convert`: `--clip-grad-norm 1`, `--channels-last`, `--no-validation`;
 - `--set clip_grad_norm=1`, where `none` empties an optional key;
 - a line of the TOML file of `--config`: `clip_grad_norm = 1`;
 - the run folder's `config.json`, and `RunConfig(clip_grad_norm=1.0)` in Python.
