@@ -81,6 +81,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert all(torch.equal(last.weights[model][name], tensor) for name, tensor in weights.items())
     for key in ("step", "epoch", "loader", "n_averaged", "scaler"):
         assert last.state[key] == reference.state[key]
+    for key in ("scales", "average_scales"):
+        assert last.state[key].keys() == reference.state[key].keys()
+        assert all(torch.equal(last.state[key][name], size) for name, size in reference.state[key].items()), key
     assert torch.equal(last.state["processes"][0]["rng"], reference.state["processes"][0]["rng"])
     moments, expected_moments = (run.state["optimizer"]["state"] for run in (last, reference))
     for index, values in expected_moments.items():

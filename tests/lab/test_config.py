@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import PRESETS, Bits, RunConfig, differences, from_json, make_config, to_json
 from rotateconv.lab.keys import expected, field_of, kinds_of
-from rotateconv.lab.run_config import PANELS
+from rotateconv.lab.run_config import PANELS, QAT_KEYS
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import CONVS, MODELS, build_model
 
@@ -72,6 +72,7 @@ OTHER = {
     "weight_bits": 3,
     "angle_bits": 6,
     "dense_bits": 7,
+    "qat_scales": "learned",
     "precision": "bf16",
     "channels_last": True,
     "compile": True,
@@ -94,6 +95,7 @@ COMPANIONS = {
     "weight_bits": {"qat": True},
     "angle_bits": {"qat": True},
     "dense_bits": {"qat": True},
+    "qat_scales": {"qat": True},
 }
 
 
@@ -172,10 +174,8 @@ def as_toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else as_text(value)
 
 
-# But for the bits: they have a meaning with qat alone, which has bits of its own.
-@pytest.mark.parametrize(
-    "key", [key for key in FIELDS if NoneType in kinds_of(RunConfig, key) and not key.endswith("_bits")]
-)
+# But for bits and scales: they have a meaning with qat alone, which has its own.
+@pytest.mark.parametrize("key", [key for key in FIELDS if NoneType in kinds_of(RunConfig, key) and key not in QAT_KEYS])
 def test_none_empties_every_optional_field(key: str) -> None:
     given = {key: OTHER[key], **COMPANIONS.get(key, {})}
     overrides = [f"{other}=none" for other in ("mean", "std") if key in ("mean", "std")] or [f"{key}=none"]
@@ -212,6 +212,7 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
         (["convert_path=square"], "convert_path says what"),
         (["convert_taps=free", "convert_form=separable"], 'form="separable" needs angle_groups'),
         (["skip_bad_images=true"], "skip_bad_images belongs to data=folder, not data=digits"),
+        (["qat_scales=learned"], r"qat_scales is of training with qat: set qat=true \(--qat\) too, or leave it out"),
         (["weight_bits=3"], r"weight_bits is of training with qat: set qat=true \(--qat\) too, or leave it out"),
         (["qat=false", "dense_bits=8"], "dense_bits is of training with qat"),
     ],
@@ -292,6 +293,7 @@ def test_configurations_of_version_0_1_0_load(qat: bool) -> None:
     assert (config.convert_taps, config.convert_path, config.convert_only) == ("free", "square", "a,b")
     assert config.convert_angle_groups == 4
     assert config.bits == (Bits(4, 3, 8) if qat else None)
+    assert config.qat_scales == ("searched" if qat else None)
 
 
 def test_unknown_recipe_names_the_nearest() -> None:

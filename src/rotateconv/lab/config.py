@@ -9,7 +9,7 @@ from typing import Any
 from rotateconv._files import parse_json
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.keys import KeyValueError, field_of, from_text, read_toml
-from rotateconv.lab.run_config import Bits, RunConfig
+from rotateconv.lab.run_config import QAT_KEYS, Bits, RunConfig
 
 __all__ = [
     "PRESETS",
@@ -203,8 +203,9 @@ def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
         {'convert_taps': 'free', 'qat': False}
     """
     # Version 0.1.0 wrote the bits of every run, also of one that did not train for them.
-    unused = () if values.get("qat") else ("weight_bits", "angle_bits", "dense_bits")
-    return {RENAMED.get(key, key): value for key, value in values.items() if key not in unused}
+    unused = () if values.get("qat") else QAT_KEYS
+    older = {"qat_scales": "searched"} if values.get("qat") else {}
+    return older | {RENAMED.get(key, key): value for key, value in values.items() if key not in unused}
 
 
 def differences(expected: RunConfig, found: RunConfig) -> dict[str, tuple[object, object]]:

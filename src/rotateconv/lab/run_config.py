@@ -36,6 +36,13 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Place = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
+SOURCE_KEYS = ("recipe", "data", "model", "conv", "width", "growth", "dropout", "factory")
+"""Keys that a run has from the one that it goes on from."""
+
+QAT_KEYS = ("weight_bits", "angle_bits", "dense_bits", "qat_scales")
+"""Keys of training with qat, none without it."""
+
+
 class Bits(NamedTuple):
     """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers."""
 
@@ -175,6 +182,8 @@ class RunConfig:
     """With qat: of an angle; 5."""
     dense_bits: Annotated[int | None, Ge(1), Le(8)] = None
     """With qat: of a weight of the stem, of 1x1 and linear layers; 8."""
+    qat_scales: Literal["searched", "learned"] | None = None
+    """With qat: scales of the weights, searched at every step, or learned (LSQ); searched."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     """no (float32), or bf16 or fp16 autocast; angles stay float32."""
@@ -211,9 +220,9 @@ class RunConfig:
                     f"{field.name} says what dense convolutions become: set convert_taps too, or leave it out"
                 )
         _ = self.rotate  # refuses options that exclude each other
-        for key, bits in zip(("weight_bits", "angle_bits", "dense_bits"), Bits(), strict=True):
+        for key, default in zip(QAT_KEYS, (*Bits(), "searched"), strict=True):
             if self.qat and getattr(self, key) is None:
-                object.__setattr__(self, key, bits)
+                object.__setattr__(self, key, default)
             elif not self.qat and getattr(self, key) is not None:
                 raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
 
@@ -239,3 +248,10 @@ class RunConfig:
         if self.weight_bits is None or self.angle_bits is None or self.dense_bits is None:
             return None
         return Bits(self.weight_bits, self.angle_bits, self.dense_bits)
+
+
+FINISHED_KEYS = (
+    *(*SOURCE_KEYS, "source", "qat"),
+    *(field.name for field in dataclasses.fields(RunConfig) if field.name.startswith("convert_")),
+)
+"""Keys that stay what they are when `rotateconv finish` goes on from a run."""

@@ -41,8 +41,7 @@ def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         Banner, Nahshan, Soudry, "Post training 4-bit quantization of convolutional networks", NeurIPS 2019,
         section 2, on clipping.
     """
-    _check_finite("weight", weight)
-    rows = weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
+    rows = _rows(weight)
     codes = torch.zeros(rows.shape, dtype=torch.int8, device=weight.device)
     exponents = torch.zeros(len(rows), dtype=torch.int16, device=weight.device)
     if rows.numel() == 0:
@@ -54,6 +53,33 @@ def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         part = slice(start, start + chunk)
         codes[part], exponents[part] = _encode_rows(rows[part].float(), bits)
     return codes.view(weight.shape), exponents
+
+
+def encode_weight_at(weight: Tensor, sizes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The codes at given scales, and the exponents nearest to these, as `encode_weight` returns them.
+
+    A scale that `encode_weight` would not try for these weights becomes the nearest one that it tries. So what is
+    decoded from the codes is found again, exactly, by `encode_weight`.
+
+    Args:
+        weight: (out, ...), floating point.
+        sizes: Scales, (out,).
+        bits: 1 to 8.
+
+    Raises:
+        ValueError: If a weight is not finite.
+
+    Example:
+        >>> encode_weight_at(torch.tensor([[0.75, -0.25, 0.5]]), torch.tensor([0.2]), bits=3)
+        (tensor([[ 3, -1,  3]], dtype=torch.int8), tensor([-19], dtype=torch.int16))
+    """
+    rows = _rows(weight).float()
+    top = _largest_exponents(rows, bits)
+    # Of a scale of 0 the logarithm is minus infinity, of one below it is no number: both become the smallest.
+    exponents = (8 * torch.log2(sizes.detach().double())).round().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    exponents = exponents.clamp(top - _candidates(bits)[-1], top).clamp(*EXPONENT_RANGE)
+    codes = _nearest_codes(rows / scale(exponents)[:, None], bits)
+    return codes.to(torch.int8).view(weight.shape), exponents.to(torch.int16)
 
 
 def decode_weight(codes: Tensor, exponents: Tensor) -> Tensor:
@@ -80,6 +106,11 @@ def levels(bits: int) -> int:
         [2, 3, 15]
     """
     return 2 if bits == 1 else 2**bits - 1
+
+
+def largest_code(bits: int) -> int:
+    """The largest code m of a weight: 2^(bits-1) - 1, and 1 with 1 bit."""
+    return max(1, levels(bits) // 2)
 
 
 def to_digits(codes: Tensor, bits: int) -> Tensor:
@@ -167,16 +198,30 @@ def _candidates(bits: int) -> range:
     return range(4 * (10 - bits))
 
 
-def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    limit = max(1, levels(bits) // 2)
-    largest = rows.abs().amax(1)
+def _rows(weight: Tensor) -> Tensor:
+    _check_finite("weight", weight)
+    return weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
+
+
+def _largest_exponents(rows: Tensor, bits: int) -> Tensor:
+    """Of the scales that are tried: the largest not above 1.5 · max|w| / m; 0 for a row of zeros."""
+    largest = rows.abs().amax(1).double() if rows.shape[1] else rows.new_zeros(len(rows), dtype=torch.float64)
     # The sliver makes 1.5 · max|w| / m itself a candidate where it is a scale, whatever the logarithm's rounding.
-    top = (8 * torch.log2(1.5 * largest.double() / limit) + 1e-3).floor()
+    return (8 * torch.log2(1.5 * largest / largest_code(bits)) + 1e-3).floor().nan_to_num(neginf=0)
+
+
+def _nearest_codes(ratios: Tensor, bits: int) -> Tensor:
+    """The codes nearest to weights over their scale, as floats; the tensor given is overwritten."""
+    limit = largest_code(bits)
+    return torch.where(ratios < 0, -1.0, 1.0) if bits == 1 else ratios.round_().clamp_(-limit, limit)
+
+
+def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    largest = rows.abs().amax(1)
     steps = torch.tensor(list(_candidates(bits)), device=rows.device)
-    exponents = (top.nan_to_num(neginf=0)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
+    exponents = (_largest_exponents(rows, bits)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
     sizes = scale(exponents)[..., None]
-    codes = rows[:, None] / sizes  # [row, candidate, column]
-    codes = torch.where(codes < 0, -1.0, 1.0) if bits == 1 else codes.round_().clamp_(-limit, limit)
+    codes = _nearest_codes(rows[:, None] / sizes, bits)  # [row, candidate, column]
     error = (codes * sizes - rows[:, None]).double().square_().sum(-1)
     best = error.argmin(1)  # the first, so the largest scale, of equal ones
     index = torch.arange(len(rows), device=rows.device)

@@ -1,7 +1,7 @@
 """Quantize the numbers of a model to few bits; the result is an ordinary model of the same class."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from rotateconv.quantization.primitives import (
     decode_weight,
     encode_angle,
     encode_weight,
+    encode_weight_at,
     to_bf16,
 )
 
@@ -34,6 +35,7 @@ def quantize(
     *,
     dense_bits: int = 8,
     calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
+    scales: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """A copy of a model whose numbers are the nearest ones that few bits can hold.
 
@@ -61,6 +63,8 @@ def quantize(
         calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
             statistics again behind the quantized weights. None keeps those of the training, which with 3 bits and
             fewer no longer fit.
+        scales: Scales, (out,), of weights by the name of their tensor, such as `QuantizedTraining.scales`: each
+            becomes 2^(e/8) with the nearest e. A tensor without them gets those of the least squared error.
 
     Returns:
         The copy, with dtypes, devices and training flags as they were. Quantizing it again changes nothing.
@@ -79,7 +83,7 @@ def quantize(
     """
     quantized = copy_model(model)
     tensors = entries(quantized, weight_bits, angle_bits, dense_bits)
-    quantize_in_place(tensors)
+    quantize_in_place(tensors, scales)
     if calibration is not None:
         recalibrate(quantized, calibration)
         quantize_in_place([entry for entry in tensors if entry.kind == "bf16"])
@@ -161,26 +165,37 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
 
 
 @torch.no_grad()
-def quantize_in_place(tensors: list[Entry]) -> None:
-    """Write the quantized numbers into the tensors of a model; the angles come after the weights."""
+def quantize_in_place(
+    tensors: list[Entry], scales: Mapping[str, Tensor] | None = None, *, keep_unused: bool = False
+) -> None:
+    """Write the quantized numbers into the tensors of a model; the angles come after the weights.
+
+    Args:
+        tensors: Entries of the model.
+        scales: As in quantize.
+        keep_unused: Whether an angle without effect stays the quantized angle that it is, in place of 0.
+    """
     for entry in tensors:
         if entry.kind != "integer":
             try:
-                entry.tensor.copy_(_quantized(entry))
+                entry.tensor.copy_(_quantized(entry, (scales or {}).get(entry.name), keep_unused))
             except ValueError as error:
                 raise InputError(f"cannot quantize {entry.name}: {error}") from None
 
 
-def _quantized(entry: Entry) -> Tensor:
+def _quantized(entry: Entry, sizes: Tensor | None, keep_unused: bool) -> Tensor:
     if entry.kind == "angle":
         angle = decode_angle(encode_angle(entry.tensor, entry.bits, entry.period), entry.bits, entry.period)
-        return angle.masked_fill_(entry.unused(), 0)  # the weights, earlier in the order, are quantized already
+        # The weights, earlier in the order, are quantized already.
+        return angle if keep_unused else angle.masked_fill_(entry.unused(), 0)
     if entry.kind == "bf16":
         return to_bf16(entry.tensor)
     if entry.codebook is not None:
         index, factor = nearest_multiple(entry.tensor, entry.codebook)  # which is quantized already
         return decode_weight(*encode_weight(factor, entry.bits))[..., None, None] * entry.codebook[index]
-    return decode_weight(*encode_weight(entry.tensor, entry.bits))
+    if sizes is None:
+        return decode_weight(*encode_weight(entry.tensor, entry.bits))
+    return decode_weight(*encode_weight_at(entry.tensor, sizes, entry.bits))
 
 
 def _unused(layer: RotateConv2d) -> Tensor:

@@ -23,10 +23,10 @@ from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
 from rotateconv.lab.study.events import ModelFitted
 from rotateconv.lab.train import build, pretrained
-from rotateconv.lab.train.build import build_from
-from rotateconv.lab.train.checkpoint import list_checkpoints, weights_bytes
+from rotateconv.lab.train.build import build_configured, build_from
+from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
-from rotateconv.lab.train.events import RunWarning
+from rotateconv.lab.train.events import CheckpointSaved, RunWarning
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
@@ -236,13 +236,40 @@ def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, d
     assert accuracy == read_json(tmp_path / "run" / "summary.json")["test_accuracy"]
 
 
-def test_rounded_training_resumes_bit_for_bit(tmp_path: Path, data: ImageData) -> None:
-    config = tiny_config(conv="rotate2p", qat=True, weight_bits=2, epochs=2)
-    fit(config, tmp_path / "whole", data=data)
+@pytest.mark.parametrize("scales", ["searched", "learned"])
+@pytest.mark.parametrize("ema_decay", [None, 0.8])
+def test_quantized_training_resumes_bit_for_bit(
+    tmp_path: Path, data: ImageData, scales: str, ema_decay: float | None
+) -> None:
+    config = tiny_config(
+        conv="rotate2p", qat=True, weight_bits=2, epochs=2, qat_scales=scales, ema_decay=ema_decay, checkpoint_steps=1
+    )
+    averages: dict[str, torch.Tensor] = {}
+    steps: list[int] = []
+
+    def follow(event: object) -> None:
+        if isinstance(event, CheckpointSaved) and event.step not in steps:
+            steps.append(event.step)
+            state = load_checkpoint(event.path.parent).state
+            for name, size in state["scales"].items():
+                averages[name] = 0.8 * averages[name] + 0.2 * size if name in averages else size
+                if ema_decay is not None:
+                    torch.testing.assert_close(state["average_scales"][name], averages[name])
+
+    fit(config, tmp_path / "whole", data=data, on_event=follow)
+    assert len(averages) == (3 if scales == "learned" else 0)
     with pytest.raises(RunInterrupted):
         fit(config, tmp_path / "again", data=data, on_event=StopAt(3))
     fit(config, tmp_path / "again", data=data, resume=True)
     assert_same_run(tmp_path / "again", tmp_path / "whole")
+    # What is kept has the scales that the last pass would see, on the grid of a file.
+    last = load_checkpoint(tmp_path / "whole" / "checkpoints")
+    expected = build_configured(config, DataDescription.of(data))
+    expected.load_state_dict(last.weights["model" if ema_decay is None else "average"])
+    sizes = last.state["scales" if ema_decay is None else "average_scales"]
+    kept = load_run(tmp_path / "whole").model.state_dict()
+    for name, tensor in quantize(expected, 2, scales=sizes).state_dict().items():
+        assert torch.equal(kept[name], tensor), name
 
 
 def test_a_source_of_the_same_net_is_taken_as_it_is(tmp_path: Path, data: ImageData) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from rotateconv.errors import ConfigError
 from rotateconv.lab import naming
 from rotateconv.lab.config import RunConfig, changed, make_config
+from rotateconv.lab.run_config import QAT_KEYS
 
-_EXACT: Any = {"qat": False, "weight_bits": None, "angle_bits": None, "dense_bits": None}
+_EXACT: Any = {"qat": False, **dict.fromkeys(QAT_KEYS)}
 
 
 def fine_tuned(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rotateconv.cost import cost
 from rotateconv.errors import DivergedError, RunError, RunInterrupted
@@ -117,6 +117,8 @@ def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
     state.optimizer.step()
     if state.average is not None:
         state.average.update_parameters(state.model)
+    if state.average_scales is not None and state.qat is not None:
+        state.average_scales.update_parameters(nn.ParameterList(state.qat.scales.values()))
     correct = (scores.detach().argmax(dim=1) == labels).sum()
     state.metrics.add(loss.detach() * len(labels), correct, len(labels))
     state.step += 1

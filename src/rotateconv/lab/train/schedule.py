@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -47,8 +48,10 @@ def factor(step: int, total_steps: int, config: RunConfig) -> float:
             return (1 - t) / (1 - w)
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """Return the configuration's optimizer over `param_groups`; every group keeps its `initial_lr`."""
+def build_optimizer(
+    model: nn.Module, config: RunConfig, scales: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return the configuration's optimizer over `param_groups` and scales; every group keeps its `initial_lr`."""
     groups = param_groups(
         model,
         config.lr,
@@ -56,6 +59,8 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         config.angle_lr_scale,
         angle_weight_decay=config.angle_weight_decay,
     )
+    if scales:
+        groups.append({"name": "scales", "params": list(scales), "lr": config.lr, "weight_decay": 0.0})
     for group in groups:
         group["initial_lr"] = group["lr"]
     # fused: one kernel for all parameters of a group; small models have many small ones.

@@ -45,7 +45,8 @@ class TrainingState:
         optimizer: over `param_groups`.
         average: running average of the model, or None.
         teacher: model to distil from, or None.
-        qat: lends the model its rounded numbers, where the run trains for them.
+        average_scales: the same of the learned scales of the weights, or None.
+        qat: lends the model its quantized numbers, where the run trains for them.
         train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
         infinite: names of tensors that are not finite from the start, such as a mask of minus infinity.
@@ -61,6 +62,7 @@ class TrainingState:
     prepared: nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
+    average_scales: AveragedModel | None
     teacher: nn.Module | None
     qat: QuantizedTraining | None
     train: Split
@@ -114,7 +116,15 @@ class TrainingState:
         bits = self.config.bits
         if bits is None:
             return self.exact_result
-        return quantize(self.exact_result, bits.weight, bits.angle, dense_bits=bits.dense)
+        return quantize(self.exact_result, bits.weight, bits.angle, dense_bits=bits.dense, scales=self.scales)
+
+    @property
+    def scales(self) -> Mapping[str, Tensor]:
+        """The learned scales of the model's weights by name, or their average; empty where none are learned."""
+        learned = {} if self.qat is None else self.qat.scales
+        if self.average_scales is None:
+            return learned
+        return dict(zip(learned, self.average_scales.module.parameters(), strict=True))
 
     @property
     def exact_result(self) -> nn.Module:
@@ -179,7 +189,7 @@ def build_state(
     model = model.to(accelerator.device).to(memory_format=layout)
     average = None
     if config.ema_decay is not None:
-        average = AveragedModel(model, multi_avg_fn=_exponential_average(config.ema_decay), use_buffers=True)
+        average = _averaged(model, config.ema_decay)
     teacher = None
     if config.teacher is not None:
         given = None if start is None else start.teacher
@@ -188,9 +198,15 @@ def build_state(
         teacher = teacher.to(accelerator.device).to(memory_format=layout)
     qat = None
     if config.bits is not None:
-        qat = QuantizedTraining(model, config.bits.weight, config.bits.angle, dense_bits=config.bits.dense)
+        assert config.qat_scales is not None
+        bits = config.bits
+        qat = QuantizedTraining(model, bits.weight, bits.angle, dense_bits=bits.dense, scales=config.qat_scales)
+    learned = [] if qat is None else list(qat.scales.values())
+    average_scales = None
+    if config.ema_decay is not None and learned:
+        average_scales = _averaged(nn.ParameterList(learned), config.ema_decay)
     start_angles = [angle.detach().clone() for angle in _angles(model)]
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config, learned))
     if config.compile:
         model.compile()
     torch.manual_seed(config.seed + accelerator.process_index)  # each process drops other units
@@ -225,6 +241,7 @@ def build_state(
         prepared=prepared,
         optimizer=optimizer,
         average=average,
+        average_scales=average_scales,
         teacher=teacher,
         qat=qat,
         train=train,
@@ -234,6 +251,10 @@ def build_state(
         start_angles=start_angles,
         infinite=frozenset(name for name, tensor in model.state_dict().items() if not _finite(tensor)),
     )
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=_exponential_average(decay), use_buffers=True)
 
 
 def _exponential_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
@@ -282,6 +303,8 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
         "loader": state.batches.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "scales": _tensors(state.qat.scales) if state.qat is not None else {},
+        "average_scales": _tensors(state.scales) if state.average_scales is not None else {},
         "n_averaged": int(state.average.n_averaged) if state.average is not None else 0,
         "processes": processes,
     }
@@ -323,12 +346,27 @@ def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     if state.average is not None:
         state.average.module.load_state_dict(checkpoint.weights["average"])
         state.average.n_averaged.fill_(rest["n_averaged"])
+    if state.qat is not None and state.qat.scales:
+        _put(rest["scales"], state.qat.scales)
+    if state.average_scales is not None:
+        _put(rest["average_scales"], state.scales)
+        state.average_scales.n_averaged.fill_(rest["n_averaged"])
     state.optimizer.load_state_dict(rest["optimizer"])
     if state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(rest["scaler"])
     state.batches.load_state_dict(rest["loader"])
     state.step, state.epoch = rest["step"], rest["epoch"]
     _restore_process(state, rest["processes"])
+
+
+def _tensors(scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: size.detach().cpu().clone() for name, size in scales.items()}
+
+
+@torch.no_grad()
+def _put(saved: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
+    for name, size in scales.items():
+        size.copy_(saved[name])
 
 
 def _restore_process(state: TrainingState, processes: list[Mapping[str, Any]]) -> None:
