@@ -1,8 +1,8 @@
 """The laboratory: trains, compares and reports; nothing of the library imports it.
 
-From Python: `load` a run folder, `fit` and `convert_run` make one, `evaluate` measures it, `save_for_hub` makes a
-folder for the Hugging Face Hub of it, `trust` names a function that a run folder may have called. Names load when they
-are first asked for.
+From Python: `load` a run folder, `fit`, `convert_run` and `finish` make one, `evaluate` measures it, `save_for_hub`
+makes a folder for the Hugging Face Hub of it, `trust` names a function that a run folder may have called. Names load
+when they are first asked for.
 """
 
 import importlib
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rotateconv.lab.predictions import Prediction as Prediction
     from rotateconv.lab.predictions import predict as predict
     from rotateconv.lab.study.convert_run import convert_run as convert_run
+    from rotateconv.lab.study.finish import finish as finish
     from rotateconv.lab.train.loop import fit as fit
     from rotateconv.lab.train.trust import allow as trust  # noqa: F401
 
@@ -28,6 +29,7 @@ _HOMES = {
     "RunConfig": ("config", "RunConfig"),
     "convert_run": ("study.convert_run", "convert_run"),
     "evaluate": ("api", "evaluate"),
+    "finish": ("study.finish", "finish"),
     "fit": ("train.loop", "fit"),
     "load": ("api", "load"),
     "load_data": ("data.sets", "load_data"),

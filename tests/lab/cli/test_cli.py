@@ -127,6 +127,20 @@ def test_train_goes_on_from_a_run_with_rounded_numbers() -> None:
     assert (config.qat, config.weight_bits, config.angle_bits) == (True, 3, 4)
 
 
+def test_finish_trains_to_few_bits_and_goes_on() -> None:
+    for conv, out in (("rotate2p", "float"), ("conv3x3", "wide")):
+        run("train", *SMALL, "--conv", conv, "--out", out)
+    words = ["finish", "float", "--weight-bits", "2", "--angle-bits", "3", "--teacher", "wide"]
+    assert "trained with 2-bit weights" in run(*words)
+    config = read_config(Path("runs/float-w2-a3"))
+    assert (config.conv, config.source, config.teacher) == ("rotate2p", "float", "wide")
+    assert (config.qat, config.bits) == (True, (2, 3, 8))
+    assert "is finished already" in run(*words)
+    assert "2 bits per weight, 3 per angle" in run("pack", "runs/float-w2-a3", "--out", "small.rcp")
+    assert "resume it unchanged" in invoke([*words, "--lr", "0.01"]).stderr
+    assert "epoch 1/1" in run(*words, "--lr", "0.01", "--overwrite")
+
+
 @pytest.mark.slow
 def test_compare_measures_sizes_too() -> None:
     words = ["compare", "--convs", "conv3x3,rotate2p", "--seeds", "1", *NARROW, "--out", "both"]

@@ -117,6 +117,13 @@ MISTAKES = [
     (["convert", "broken.toml", "--model", "torch.nn:ReLU"], "cannot read broken.toml: expected a safetensors file"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"], "--taps must be one of free, shared"),
     (["convert", "nowhere", "--data", "mnist"], "--data has no meaning with a run folder, which has its own"),
+    (["finish"], "SOURCE is missing; see rotateconv finish --help"),
+    (["finish", "nowhere"], "nowhere is no run folder"),
+    (
+        ["finish", "broken.toml"],
+        "broken.toml is a file: finish takes the folder of a run, as",
+    ),
+    (["finish", "nowhere", "--conv", "rotate2"], "unknown option '--conv'"),
     (["evaluate"], "RUN is missing"),
     (["evaluate", "nowhere"], "nowhere is no run folder"),
     (["evaluate", "nowhere", "--split", "train"], "--split must be one of test, validation, not 'train'"),
@@ -153,7 +160,7 @@ def test_mistakes_are_told_in_one_sentence_before_anything_is_written(args: list
 
 REQUIRED = {
     "predict": ("run", "image.png"),
-    **{name: ["run"] for name in ("convert", "evaluate", "analyse", "report", "unpack")},
+    **{name: ["run"] for name in ("convert", "finish", "evaluate", "analyse", "report", "unpack")},
     **{name: ["run", "--out", "file"] for name in ("pack", "record")},
     "export": ["run", "--to", "onnx", "--out", "file"],
     "info": ["resnet20"],

@@ -32,6 +32,7 @@ COMMANDS = {
     "train --source": ["train", "--source", "evil"],
     "train --teacher": ["train", "--set", "model=tiny", "--teacher", "evil", "--epochs", "1"],
     "convert": ["convert", "evil", "--taps", "free"],
+    "finish": ["finish", "evil"],
     "compare --sizes --with": [
         *("compare", "--models", "tiny", "--convs", "conv3x3", "--seeds", "1", "--epochs", "1"),
         *("--sizes", "--with", "evil", "--jobs", "1"),

@@ -20,6 +20,7 @@ from rotateconv.lab.cli import (
     convert,
     evaluate,
     export,
+    finish,
     info,
     pack,
     predict,
@@ -50,10 +51,26 @@ app = App(
     ),
 )
 for _place, _file in enumerate(
-    (train, compare, search, evaluate, predict, convert, pack, unpack, export, info, report, record, analyse, bench)
+    (
+        train,
+        compare,
+        search,
+        evaluate,
+        predict,
+        convert,
+        finish,
+        pack,
+        unpack,
+        export,
+        info,
+        report,
+        record,
+        analyse,
+        bench,
+    )
 ):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
-    if _file in (train, compare, search, evaluate, convert, pack, export, info, analyse):
+    if _file in (train, compare, search, evaluate, convert, finish, pack, export, info, analyse):
         _command = opens_runs(_command)
     _text = unwrapped(inspect.getdoc(_command) or "")
     app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)

@@ -12,6 +12,7 @@ from rotateconv.lab.cli import options
 from rotateconv.lab.cli.settings import check_factory, check_names, fine_tuned, run_name
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.naming import counted
+from rotateconv.lab.run_config import SOURCE_KEYS
 
 if TYPE_CHECKING:
     from rotateconv.lab.train.run_results import RunSummary
@@ -24,9 +25,6 @@ EXAMPLES = options.examples(
     ("Rounded to 4 bits, from a finished run:", "rotateconv train --source runs/digits-resnet20-rotate4-seed0 --qat"),
     ("Two processes:", "torchrun --nproc-per-node 2 -m rotateconv train --out runs/two"),
 )
-
-
-_KEPT = ("recipe", "data", "model", "conv", "width", "growth", "dropout", "factory")  # by what goes on from a run
 
 
 @options.takes("changes", RunConfig, without=("source",))
@@ -67,7 +65,7 @@ def train(
         options.refuse({**given, "--recipe": values.get("recipe")}, "--resume")
         settings, run = _resumed(resume, {**values, **overridden(set_ or ())}, called), resume
     elif source is not None:
-        given = {called[key]: values[key] for key in _KEPT if key in values}
+        given = {called[key]: values[key] for key in SOURCE_KEYS if key in values}
         options.refuse({**given, "--config": config}, "--source, whose own it keeps")
         settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)
         run = out if out is not None else Path("runs", f"{source.name}-{'qat' if settings.qat else 'tuned'}")
@@ -76,8 +74,14 @@ def train(
         check_factory(settings, config, {*values, *overridden(set_ or ())})
         run = out if out is not None else Path("runs", run_name(settings))
     options.use_device(device)
-    trackers = options.trackers(log_with)
-    _run(settings, run, resume=resume is not None, overwrite=overwrite, download=download, trackers=trackers)
+    run_training(
+        settings,
+        run,
+        resume=resume is not None,
+        overwrite=overwrite,
+        download=download,
+        trackers=options.trackers(log_with),
+    )
 
 
 def _resumed(run: Path, values: Mapping[str, Any], called: Mapping[str, str]) -> RunConfig:
@@ -88,7 +92,7 @@ def _resumed(run: Path, values: Mapping[str, Any], called: Mapping[str, str]) ->
     return changed(read_config(run, factory=named if isinstance(named, str) else None), values, called)
 
 
-def _run(
+def run_training(
     settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, trackers: tuple[str, ...]
 ) -> None:
     """Train, and show how it goes."""

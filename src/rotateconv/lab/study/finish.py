@@ -1,0 +1,95 @@
+"""The same last step for every model: from its trained float weights to few bits, with any model as the teacher."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rotateconv.errors import ConfigError, RunError
+from rotateconv.lab.config import RunConfig, changed
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.run_config import FINISHED_KEYS
+from rotateconv.lab.study.convert_run import fine_tuning
+from rotateconv.lab.train.events import OnEvent
+from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.run_folder import SUMMARY, read_config
+from rotateconv.lab.train.run_results import RunSummary
+
+
+def finishing(
+    source: str | Path, changes: Mapping[str, object] | None = None, called: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Return the recipe of `finish`: that of the run, as `fine_tuning` has it, with quantized numbers from its start.
+
+    Args:
+        source: run folder of a trained float model.
+        changes: other values by key, such as `weight_bits`, `teacher` and `epochs`.
+        called: what the user calls the keys of `changes`.
+
+    Raises:
+        RunError: no run folder, or a run that is not finished.
+        ConfigError: a run that is quantized already, a key that stays, or a value that a key cannot have.
+    """
+    run = Path(source)
+    if run.is_file():
+        raise ConfigError(f"{source} is a file: finish takes the folder of a run, as rotateconv train makes it")
+    config = read_config(run)
+    if kept := sorted(set(FINISHED_KEYS) & set(changes or {})):
+        raise ConfigError(f"{kept[0]} stays what it is in {source}: leave it out")
+    if config.qat:
+        raise ConfigError(
+            f"{source} was trained with quantized numbers already: give a run without qat"
+            + (f", such as the one that it went on from, {config.source}" if config.source is not None else "")
+        )
+    if not (run / SUMMARY).is_file():
+        raise RunError(f"{source} is not finished: go on with rotateconv train --resume {source}")
+    return changed(fine_tuning(config, str(source)), {"qat": True, **(changes or {})}, called)
+
+
+def finish(
+    source: str | Path,
+    out: str | Path,
+    *,
+    weight_bits: int = 4,
+    angle_bits: int = 5,
+    dense_bits: int = 8,
+    teacher: str | Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    data: ImageData | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: OnEvent | None = None,
+) -> RunSummary:
+    """Train a finished float run on to few bits, into the run folder `out`, and return what it found, quantized.
+
+    The model has quantized numbers from the first step. It learns from the images and from a teacher, with half the
+    epochs and the learning rate of its own recipe and one fall of the learning rate: the same help for whatever
+    layers the model has, so that sizes can be compared.
+
+    Args:
+        source: folder of a finished run without `qat`; not changed.
+        out: the new run folder, which names its source and keeps the weights that it began with.
+        weight_bits, angle_bits, dense_bits: as in `rotateconv.quantize`.
+        teacher: folder of the run to learn from; None for `source` itself.
+        changes: other keys of the configuration, such as `epochs` and `lr`.
+        data, resume, overwrite, on_event: as in `rotateconv.lab.fit`.
+
+    Raises:
+        RunInterrupted: asked to stop; saved.
+        RunError: `source` or the teacher is no finished run, or `out` holds another.
+        ConfigError: `source` is quantized already, or a value cannot be.
+
+    Example:
+        >>> import tempfile
+        >>> from rotateconv.lab.config import make_config
+        >>> config = make_config("digits", overrides=["epochs=2", "width=0.25"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = fit(config, f"{folder}/float")
+        ...     summary = finish(f"{folder}/float", f"{folder}/small", weight_bits=3, angle_bits=4)
+        ...     kept = read_config(Path(folder, "small"))
+        >>> summary.steps, kept.bits, kept.lr
+        (21, Bits(weight=3, angle=4, dense=8), 0.1)
+    """
+    bits = {"weight_bits": weight_bits, "angle_bits": angle_bits, "dense_bits": dense_bits}
+    named = {} if teacher is None else {"teacher": str(teacher)}
+    config = finishing(source, {**bits, **named, **(changes or {})})
+    return fit(config, out, data=data, resume=resume, overwrite=overwrite, on_event=on_event)

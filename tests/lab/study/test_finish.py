@@ -1,0 +1,102 @@
+"""Laws of the recipe that takes a trained float run to few bits, the same for every kind of layer."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotateconv import quantize
+from rotateconv.errors import ConfigError, RunError, RunInterrupted
+from rotateconv.lab import finish, fit
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.study.finish import finishing
+from rotateconv.lab.train.load import evaluate_split, load_run
+from rotateconv.lab.train.pretrained import read_weights_file
+from rotateconv.lab.train.run_folder import INITIAL, WEIGHTS, read_config
+from rotateconv.models import CONVS, MODELS
+from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
+
+BITS = {"weight_bits": 2, "angle_bits": 3, "dense_bits": 6}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_digits()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Path:
+    """A dense teacher of full width."""
+    out = tmp_path_factory.mktemp("runs") / "wide"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", Tiny)
+        fit(tiny_config(conv="conv3x3", width=2.0), out, data=data)
+    return out
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_every_kind_starts_from_its_own_float_model_and_is_kept_quantized(
+    conv: str, wide: Path, tmp_path: Path, data: ImageData
+) -> None:
+    fit(tiny_config(conv=conv, epochs=4), tmp_path / "float", data=data)
+    summary = finish(tmp_path / "float", tmp_path / "small", **BITS, teacher=wide, data=data)
+    config = read_config(tmp_path / "small")
+    first = read_config(tmp_path / "float")
+    assert (config.source, config.teacher) == (str(tmp_path / "float"), str(wide))
+    assert (config.epochs, config.lr, config.qat, config.bits) == (2, first.lr / 2, True, (2, 3, 6))
+    assert (config.conv, config.width, config.seed) == (first.conv, first.width, first.seed)
+    trained, began = (read_weights_file(tmp_path / name) for name in (f"float/{WEIGHTS}", f"small/{INITIAL}"))
+    assert trained.keys() == began.keys()
+    assert all(torch.equal(began[name], tensor) for name, tensor in trained.items())
+    model = load_run(tmp_path / "small").model
+    again = quantize(model, 2, 3, dense_bits=6).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    found = evaluate_split(model, config, DataDescription.of(data), data.test)
+    assert found.accuracy == summary.test_accuracy
+
+
+def test_it_goes_on_without_its_source(wide: Path, tmp_path: Path, data: ImageData) -> None:
+    fit(tiny_config(conv="rotate2p", epochs=4), tmp_path / "float", data=data)
+    finish(tmp_path / "float", tmp_path / "whole", **BITS, teacher=wide, data=data)
+    for name, step in (("early", 1), ("late", 6)):
+        with pytest.raises(RunInterrupted):
+            finish(tmp_path / "float", tmp_path / name, **BITS, teacher=wide, data=data, on_event=StopAt(step))
+    finish(tmp_path / "float", tmp_path / "late", **BITS, teacher=wide, data=data, resume=True)
+    assert_same_run(tmp_path / "late", tmp_path / "whole")
+    shutil.rmtree(tmp_path / "float")
+    fit(read_config(tmp_path / "early"), tmp_path / "early", data=data, resume=True)
+    assert_same_run(tmp_path / "early", tmp_path / "whole")
+
+
+def test_its_teacher_is_the_run_itself_unless_another_is_named(tmp_path: Path, data: ImageData) -> None:
+    fit(tiny_config(epochs=1), tmp_path / "float", data=data)
+    config = finishing(tmp_path / "float", {"epochs": 5, "lr": 0.01})
+    assert config.teacher == config.source == str(tmp_path / "float")
+    assert (config.epochs, config.lr, config.qat_scales) == (5, 0.01, "searched")
+
+
+def test_what_cannot_be_finished_is_refused(tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config(epochs=2)
+    with pytest.raises(RunInterrupted):
+        fit(config, tmp_path / "half", data=data, on_event=StopAt(2))
+    with pytest.raises(RunError, match=r"half is not finished: go on with rotateconv train --resume .*half"):
+        finishing(tmp_path / "half")
+    fit(dataclasses.replace(config, epochs=1), tmp_path / "float", data=data)
+    finish(tmp_path / "float", tmp_path / "small", data=data)
+    with pytest.raises(ConfigError, match=r"small was trained with quantized numbers .* went on from, .*float"):
+        finishing(tmp_path / "small")
+    with pytest.raises(ConfigError, match=r"conv stays what it is in .*float: leave it out"):
+        finishing(tmp_path / "float", {"conv": "rotate2"})
+    with pytest.raises(ConfigError, match=r"model.safetensors is a file: finish takes the folder of a run"):
+        finishing(tmp_path / "float" / WEIGHTS)
+    with pytest.raises(ConfigError, match="weight_bits must be a whole number from 1 to 8"):
+        finish(tmp_path / "float", tmp_path / "other", weight_bits=9, data=data)
+    assert not (tmp_path / "other").exists()
