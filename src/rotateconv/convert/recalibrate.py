@@ -1,7 +1,7 @@
 """The statistics of batch norms recalibrated, for a model whose weights were changed after its training."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -45,11 +45,25 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
         2019, re-tunes the statistics in this way after quantization; `torch.optim.swa_utils.update_bn`
         does it for averaged weights, with dropout as in training.
     """
-    norms = {
+    average_statistics(model, norms_of(model), batches, model)
+
+
+def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms of a model that keep statistics, by name."""
+    return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     }
+
+
+def average_statistics(
+    model: nn.Module,
+    norms: Mapping[str, _BatchNorm],
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    run: Callable[[Tensor], object],
+) -> None:
+    """`recalibrate`, for some of the norms, and with what runs the images: the model, or a part of it."""
     momenta = {norm: norm.momentum for norm in norms.values()}
     statistics = {buffer: buffer.clone() for norm in norms.values() for buffer in norm.buffers()}
     seen: Counter[nn.Module] = Counter()  # by norm: one may be passed twice in a batch, or never
@@ -71,7 +85,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
                 images = batch if isinstance(batch, Tensor) else batch[0]
                 images_seen += len(images)
                 if len(images):
-                    model(images)
+                    run(images)
         if images_seen == 0:
             raise InputError("expected at least one image to measure the statistics on, not 0")
         for name, norm in norms.items():

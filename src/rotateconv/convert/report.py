@@ -15,6 +15,8 @@ class ConversionEntry:
         parameters_before, parameters_after: Of the layer; equal if it was skipped.
         residual: ‖K - K̂‖ / ‖K‖ over the whole kernel K and its conversion K̂; None if it was skipped.
         reason: Why it was skipped; None if it was converted.
+        output_residual: ‖y - ŷ‖ / ‖y - mean(y)‖ of the outputs on the images that the layer was fitted to; None
+            without images.
     """
 
     name: str
@@ -23,6 +25,7 @@ class ConversionEntry:
     parameters_after: int
     residual: float | None
     reason: str | None
+    output_residual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,5 +66,12 @@ def _cells(entry: ConversionEntry) -> tuple[str, ...]:
         "x".join(map(str, entry.shape)),
         f"{entry.parameters_before:,}",
         f"{entry.parameters_after:,}",
-        f"{entry.residual:.4f}" if entry.reason is None else f"skipped: {entry.reason}",
+        _result(entry),
     )
+
+
+def _result(entry: ConversionEntry) -> str:
+    if entry.reason is not None:
+        return f"skipped: {entry.reason}"
+    of_outputs = "" if entry.output_residual is None else f", of its outputs {entry.output_residual:.4f}"
+    return f"{entry.residual:.4f}{of_outputs}"

@@ -102,6 +102,8 @@ class RunConfig:
     """How layers with angle groups compute their output."""
     convert_learn_profile: bool = True
     """Learn the profiles of profile taps; without it, they stay as they were fitted."""
+    convert_fit: Literal["kernels", "outputs"] = "kernels"
+    """What their fit brings near: the dense kernels, or what these compute on training images, without labels."""
     convert_only: str | None = None
     """Of the convolutions to convert, names or patterns such as layer3.*, commas between; none for all."""
 

@@ -19,15 +19,16 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.study.angles import starting_model
 from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
-from rotateconv.lab.study.events import ModelFitted
+from rotateconv.lab.study.events import LayerFitted, ModelFitted
 from rotateconv.lab.train import build, pretrained
 from rotateconv.lab.train.build import build_configured, build_from
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, RunWarning
-from rotateconv.lab.train.load import evaluate_split, load_run
+from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
@@ -146,6 +147,33 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     summary = read_json(tmp_path / "run" / "summary.json")
     assert summary["parameters"] == report.parameters_after
     assert getattr(result.test_accuracy, result.kept) == summary["test_accuracy"]
+
+
+def test_layers_fitted_to_outputs_are_those_of_convert_with_training_images(
+    dense: Path, tmp_path: Path, data: ImageData
+) -> None:
+    events = StopAt(1)
+    config = settings(dense, convert_fit="outputs")
+    with pytest.raises(RunInterrupted):
+        convert_run(config, tmp_path / "run", data=data, on_event=events)
+    expected = load_run(dense).model
+    batches = [images for images, _ in calibration_batches(expected, config, DataDescription.of(data), data.train)]
+    report = convert(expected, config.convert_taps, data=batches)
+    (fitted,) = events.all(ModelFitted)
+    assert fitted.report == report
+    assert fitted.fitted == fitted.calibrated
+    assert [(fit.done, fit.total) for fit in events.all(LayerFitted)] == [(1, 2), (2, 2)]
+    start = read_weights_file(tmp_path / "run" / "initial.safetensors")
+    assert all(torch.equal(start[name], tensor) for name, tensor in expected.state_dict().items())
+    analysed = starting_model(config, DataDescription.of(data), tmp_path / "run").state_dict()
+    assert all(torch.equal(start[name], tensor) for name, tensor in analysed.items())
+
+
+def test_stages_fit_to_outputs_too(weights: Path, tmp_path: Path, data: ImageData) -> None:
+    config = dataclasses.replace(own_settings(weights), epochs=3, convert_fit="outputs")
+    result = convert_run(config, tmp_path / "run", data=data, stages=2)
+    assert result.stages == 2
+    assert all(layer.output_residual is not None for layer in result.layers if layer.reason is None)
 
 
 def test_training_begins_at_the_fitted_net(dense: Path, tmp_path: Path, data: ImageData) -> None:

@@ -30,6 +30,7 @@ _NAMES = {
     "convert_learn_angle": "--learn-angle",
     "convert_form": "--form",
     "convert_learn_profile": "--learn-profile",
+    "convert_fit": "--fit",
     "convert_only": "--only",
     "mean": "--mean",  # shown here: a model of one's own was trained with its own
     "std": "--std",
@@ -85,7 +86,7 @@ def convert(
     if model is None and not source.is_file():
         given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
         options.refuse({**given, "--config": config}, "a run folder, which has its own")
-    values = {"convert_taps": "free", **values, **overridden(set_ or ())}
+    values = {"convert_taps": "free", "convert_fit": "outputs", **values, **overridden(set_ or ())}
     settings = fine_tuned(source, model, config, values, called)
     run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
     options.use_device(device)
@@ -96,9 +97,9 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
     """Convert, and show how it goes."""
     from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.progress import TrainingProgress
+    from rotateconv.lab.cli.progress import FittingProgress, TrainingProgress
     from rotateconv.lab.study.convert_run import convert_run
-    from rotateconv.lab.study.events import ConversionEvent, ModelFitted, StageStart
+    from rotateconv.lab.study.events import ConversionEvent, LayerFitted, ModelFitted, StageStart
     from rotateconv.lab.train.events import RunWarning
     from rotateconv.lab.train.trackers import Trackers
 
@@ -106,9 +107,12 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
     check_names(settings)
     images = load_shown(settings, console)
     progress: list[TrainingProgress] = []
+    fitting = FittingProgress(console)
 
     def on_event(event: ConversionEvent) -> None:
         match event:
+            case LayerFitted():
+                fitting.show(event)
             case ModelFitted():
                 say(console, str(event.report))
                 if settings.factory is not None:
@@ -140,6 +144,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
         raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoint with {options.again()}") from None
     finally:
         tracked.close()
+        fitting.bar.stop()
         for shown in progress:
             shown.__exit__(None, None, None)
     _tell(console, run, result)

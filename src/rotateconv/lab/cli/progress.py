@@ -4,12 +4,13 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from rotateconv.lab.cli.console import duration, facts, say
+from rotateconv.lab.cli.console import duration, facts, printable, say
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import counted, model_name
+from rotateconv.lab.study.events import LayerFitted
 from rotateconv.lab.train.events import EpochEnd, Event, RunStart, RunWarning, StepEnd
 
 _EVERY = 0.1  # seconds between two updates of the bar
@@ -125,3 +126,19 @@ def recipe_line(config: RunConfig, *, seeds: int | None = None) -> str:
         f"{config.recipe}: {counted(config.epochs, 'epoch')} of batch {config.batch_size}, {config.optimizer}, "
         f"lr {config.lr:g}, {config.schedule}, {seed}"
     )
+
+
+class FittingProgress:
+    """A bar while the layers of a model are fitted, gone with the last of them."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("fitting {task.fields[layer]}", markup=False), BarColumn(None), MofNCompleteColumn())
+        self.bar = Progress(*columns, console=console, expand=True, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", layer="")
+
+    def show(self, fit: LayerFitted) -> None:
+        """Show how far the fit is."""
+        self.bar.start()
+        self.bar.update(self.task, completed=fit.done, total=fit.total, layer=printable(fit.name))
+        if fit.done == fit.total:
+            self.bar.stop()

@@ -164,7 +164,7 @@ def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
 
     angles = None
     if rotate_layers(trained.model):
-        start = starting_model(trained.config, trained.data)
+        start = starting_model(trained.config, trained.data, run)
         _check_start(run, trained.config, start, trained.model)
         angles = analyse_angles(start, trained.model, lambda: accuracy(trained.model), draws, trained.config.seed)
     with TemporaryDirectory() as folder:
@@ -223,11 +223,11 @@ def rotate_layers(model: nn.Module) -> dict[str, RotateConv2d]:
     return {name: module for name, module in model.named_modules() if isinstance(module, RotateConv2d)}
 
 
-def starting_model(config: RunConfig, data: DataDescription) -> nn.Module:
+def starting_model(config: RunConfig, data: DataDescription, run: Path | None = None) -> nn.Module:
     """Return the model of a run as it was before the first step; the caller's random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return initial_model(config, data)
+        return initial_model(config, data, run)
 
 
 @contextmanager

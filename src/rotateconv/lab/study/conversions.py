@@ -35,6 +35,7 @@ class ConvertedLayer(Plain):
     parameters_after: int
     residual: float | None
     reason: str | None
+    output_residual: float | None = None
 
 
 @dataclass(frozen=True)

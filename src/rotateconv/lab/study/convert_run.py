@@ -20,7 +20,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
-from rotateconv.lab.study.events import ConversionEvent, ModelFitted, OnConversionEvent, StageStart
+from rotateconv.lab.study.events import ConversionEvent, LayerFitted, ModelFitted, OnConversionEvent, StageStart
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning
@@ -125,7 +125,7 @@ def convert_run(
     assert config.source is not None
     source = load_source(config.source, config, description)
     fitted = copy_model(source)
-    layers = convert_source(fitted, config)
+    layers = convert_source(fitted, config, description, data.train, lambda *fit: report(LayerFitted(*fit)))
     calibrated = copy_model(fitted)
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:

@@ -82,6 +82,20 @@ class RecordsChanged:
 
 
 @dataclass(frozen=True)
+class LayerFitted:
+    """A layer of a model that is converted is fitted.
+
+    Attributes:
+        done, total: Fits, of which there are two for each layer where images are looked at.
+        name: Of the layer.
+    """
+
+    done: int
+    total: int
+    name: str
+
+
+@dataclass(frozen=True)
 class ModelFitted:
     """A trained model is converted and not trained yet: validation accuracies in percent, and its layers.
 
@@ -110,7 +124,7 @@ class StageStart:
 TaskEvent = RunEvent | RunTrained | RunDiverged | RunDied | RunStopped
 StudyEvent = StudyStart | TaskEvent | RecordsChanged
 SearchEvent = StudyStart | TaskEvent | RunPruned
-ConversionEvent = ModelFitted | StageStart | Event
+ConversionEvent = LayerFitted | ModelFitted | StageStart | Event
 OnTaskEvent = Callable[[TaskEvent], None]
 OnStudyEvent = Callable[[StudyEvent], None]
 OnSearchEvent = Callable[[SearchEvent], None]

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from rotateconv._files import read_regular
 from rotateconv.convert.convert import convert_to
 from rotateconv.convert.recalibrate import evaluating
+from rotateconv.convert.reconstruct import Progress
 from rotateconv.convert.report import ConversionReport
-from rotateconv.errors import ConfigError
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, set_angle_grad_scale
 from rotateconv.lab.train.checkpoint import LARGEST, read_weights
-from rotateconv.lab.train.load import load_run
+from rotateconv.lab.train.load import calibration_batches, load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
 from rotateconv.lab.train.weights import load_weights
 from rotateconv.quantization.pack import describe_packed, load_packed
@@ -104,7 +106,9 @@ class StartingPoint:
     teacher: nn.Module | None = None
 
 
-def initial_model(config: RunConfig, data: DataDescription, run: Path | None = None) -> nn.Module:
+def initial_model(
+    config: RunConfig, data: DataDescription, run: Path | None = None, images: Split | None = None
+) -> nn.Module:
     """Return a run's model as it is before the first step; its fresh weights take torch's random numbers.
 
     With `config.source` it has that model's values: those that the run folder kept when it began, else the source
@@ -114,6 +118,7 @@ def initial_model(config: RunConfig, data: DataDescription, run: Path | None = N
         config: of the run.
         data: its images.
         run: its folder, where there is one.
+        images: that it is trained on, where layers may have to be fitted to what they compute.
 
     Raises:
         ConfigError, RunError: as `load_source`; or the source has other tensors than the run's model.
@@ -127,7 +132,7 @@ def initial_model(config: RunConfig, data: DataDescription, run: Path | None = N
         return model
     source = load_source(config.source, config, data)
     if config.rotate is not None and not _is_converted(config):
-        convert_source(source, config)
+        convert_source(source, config, data, images)
     load_weights(model, source.state_dict(), config.source)
     return model
 
@@ -141,10 +146,33 @@ def _is_converted(config: RunConfig) -> bool:
     return (source.rotate, source.convert_only) == (config.rotate, config.convert_only)
 
 
-def convert_source(source: nn.Module, config: RunConfig) -> ConversionReport:
-    """Convert a trained model, in place, as `config` says; ValueError where there is nothing to convert."""
+def convert_source(
+    source: nn.Module,
+    config: RunConfig,
+    data: DataDescription,
+    images: Split | None,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert a trained model, in place, as `config` says.
+
+    Args:
+        source: in evaluation mode.
+        config: of the run that it is for.
+        data, images: that are trained on; images are needed where layers are fitted to what they compute.
+        progress: as of `convert`.
+
+    Raises:
+        ValueError: there is nothing to convert.
+        RunError: images are needed, and there are none.
+    """
     assert config.rotate is not None
-    report = convert_to(source, config.rotate, where=conversion_filter(source, config))
+    batches = None
+    if config.convert_fit == "outputs":
+        if images is None:
+            raise RunError("the layers were fitted to images: their start cannot be made again without them")
+        batches = [images for images, _ in calibration_batches(source, config, data, images)]
+    where = conversion_filter(source, config)
+    report = convert_to(source, config.rotate, where=where, data=batches, progress=progress)
     set_angle_grad_scale(source, config)
     return report
 

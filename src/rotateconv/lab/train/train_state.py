@@ -183,7 +183,7 @@ def build_state(
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
     torch.manual_seed(config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = initial_model(config, data, run) if start is None else start.model.train()
+    model = initial_model(config, data, run, images.train) if start is None else start.model.train()
     if config.factory is not None:
         check_takes(model, data, config.factory)
     model = model.to(accelerator.device).to(memory_format=layout)
