@@ -40,7 +40,8 @@ class QuantizedTraining:
         scales: "searched", or "learned": then `scales` holds parameters that the optimizer takes too.
 
     Attributes:
-        scales: Learned scales, (out,), by the name of their weights; empty where they are searched.
+        scales: Learned scales, (out,), by the name of their weights; empty where they are searched, as those of the
+            factors of a CodebookConv2d always are.
 
     Raises:
         ValueError: If bits are out of their range, or `scales` is another word.
