@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from rotateconv import ConversionReport, RotateConv2d, convert, fit_line
+from rotateconv.convert.convert import convert_layers
 from rotateconv.convert.module_swap import replace_modules
-from rotateconv.models import build_model
+from rotateconv.models import CONVS, build_model
 from tolerances import assert_close
 
 
@@ -357,3 +358,31 @@ def test_an_optimizer_made_afterwards_trains_the_converted_net() -> None:
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
     assert net[1].angle.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("conv", [conv for conv in CONVS if not conv.startswith("conv")])
+def test_layers_of_any_kind_take_the_place_of_dense_ones(conv: str) -> None:
+    shared = nn.Conv2d(8, 8, 3, padding=1, dtype=torch.float64)
+    tied = nn.Conv2d(8, 8, 3, padding=1, dtype=torch.float64)
+    tied.weight = shared.weight
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, dtype=torch.float64), shared, tied.eval())
+    kernel, biases = shared.weight.detach().clone(), [shared.bias.detach().clone(), tied.bias.detach().clone()]
+    report = convert_layers(model, CONVS[conv])
+    assert [entry.name for entry in report.converted] == ["1", "2"]
+    residual = report.converted[0].residual
+    found = model[1].kernel().detach()
+    around = (found.shape[-1] - 3) // 2
+    wanted = nn.functional.pad(kernel, (around,) * 4)
+    assert residual == pytest.approx(((found - wanted).norm() / wanted.norm()).item())
+    assert residual < 1
+    assert torch.equal(model[2].kernel(), model[1].kernel())
+    assert [layer.training for layer in model] == [True, True, False]
+    for layer, bias in zip((model[1], model[2]), biases, strict=True):
+        assert torch.equal(layer.bias, bias)
+
+
+def test_a_layer_that_cannot_be_fitted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    with pytest.raises(ValueError, match="cannot convert 1: a Conv2d cannot be fitted to a dense kernel"):
+        convert_layers(model, CONVS["conv5x5"])
+    assert [type(layer) for layer in model] == [nn.Conv2d, nn.Conv2d]

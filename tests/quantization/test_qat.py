@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rotateconv import CONVS, RotateConv2d, load_packed, pack, quantize
+from rotateconv import CONVS, RotateConv2d, export_onnx, load_packed, pack, quantize
 from rotateconv.errors import InputError
 from rotateconv.quantization.primitives import scale
 from rotateconv.quantization.qat import QuantizedTraining
@@ -219,3 +219,18 @@ def test_an_error_inside_puts_the_exact_numbers_back() -> None:
 def test_other_words_for_the_scales_are_refused() -> None:
     with pytest.raises(InputError, match="scales must be 'searched' or 'learned', got 'lsq'"):
         QuantizedTraining(nn.Linear(2, 2), scales="lsq")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_binary_and_ternary_weights_are_trained_and_exported(bits: int, tmp_path: Path) -> None:
+    """BWN and TWN: kernels of so many values a channel that learn, and are the same in every file."""
+    model, images, labels = small_model("conv3x3"), torch.randn(8, 1, 8, 8), torch.arange(8) % 4
+    found = losses(model, images, labels, 60, QuantizedTraining(model, bits))
+    assert found[-1] < 0.3 * found[0]
+    expected = quantize(model.eval(), bits)
+    rows = expected[1].weight.detach().flatten(1)
+    assert all(len(row.abs().unique()) == 1 if bits == 1 else len(row.unique()) <= 3 for row in rows)
+    pack(model, tmp_path / "net", weight_bits=bits)
+    assert torch.equal(load_packed(tmp_path / "net", model=model)(images), expected(images))
+    pytest.importorskip("onnxruntime")
+    export_onnx(model, tmp_path / "net.onnx", input_size=(1, 8, 8), compact=True, weight_bits=bits)  # compares itself

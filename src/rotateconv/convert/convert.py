@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,6 +15,7 @@ from rotateconv.convert.report import ConversionEntry, ConversionReport
 from rotateconv.errors import InputError
 from rotateconv.kernels.line import Path, Taps
 from rotateconv.kernels.separable import Form
+from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
@@ -93,9 +95,9 @@ def convert_to(
         1
     """
     if data is None:
-        return _convert(model, config, where, fitted=True, progress=progress)
+        return _convert(model, config, where, RotateConv2d.nearest, fitted=True, progress=progress)
     changed = copy_model(model)  # an error leaves the model as it was
-    report = _convert(changed, config, where, fitted=True, progress=progress, passes=2)
+    report = _convert(changed, config, where, RotateConv2d.nearest, fitted=True, progress=progress, passes=2)
     names = {entry.name for entry in report.converted}
     layers = {name: module for name, module in changed.named_modules() if name in names}
     uses = Counter(layer.weight for layer in layers.values())
@@ -126,6 +128,54 @@ def convert_to(
     return dataclasses.replace(report, entries=tuple(entries))
 
 
+def convert_layers(
+    model: nn.Module, make: Callable[..., nn.Module], *, where: Filter | None = None
+) -> ConversionReport:
+    """Replace convolutions of a model, in place, by the nearest layers of any kind that can be fitted to a kernel.
+
+    Args:
+        model: Changed in place, unless an error is raised.
+        make: Builds a layer from nn.Conv2d's arguments, such as an entry of `CONVS`; the layer has `fit`.
+        where: As in `convert`, as are the convolutions that are replaced.
+
+    Returns:
+        An entry for every convolution, as `convert` gives it.
+
+    Raises:
+        ValueError: As `convert`; or if a layer cannot be fitted to a dense kernel.
+
+    Example:
+        >>> from rotateconv import CONVS
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3))
+        >>> len(convert_layers(model, CONVS["pattern4"]).converted), model[2].weight.shape
+        (1, torch.Size([32, 16, 4]))
+    """
+
+    def nearest(conv: nn.Conv2d, _: RotateConfig) -> nn.Module:
+        layer = make(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        if not hasattr(layer, "fit"):
+            raise InputError(f"a {type(layer).__name__} cannot be fitted to a dense kernel")
+        layer.fit(conv.weight)  # type: ignore[operator]
+        if conv.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(conv.bias)  # type: ignore[operator]
+        return layer.requires_grad_(conv.weight.requires_grad).train(conv.training)
+
+    return _convert(model, RotateConfig(), where, nearest, fitted=True)
+
+
 def convert_architecture(model: nn.Module, config: RotateConfig, *, where: Filter | None = None) -> None:
     """Replace, in place, what `convert` would replace, by layers with fresh values: the model that its weights fit.
 
@@ -145,13 +195,14 @@ def convert_architecture(model: nn.Module, config: RotateConfig, *, where: Filte
         >>> model[1].weight.shape
         torch.Size([32, 16, 1])
     """
-    _convert(model, config, where, fitted=False)
+    _convert(model, config, where, RotateConv2d.like, fitted=False)
 
 
 def _convert(
     model: nn.Module,
     config: RotateConfig,
     where: Filter | None,
+    make: Callable[[nn.Conv2d, RotateConfig], nn.Module],
     *,
     fitted: bool,
     progress: Progress | None = None,
@@ -164,13 +215,12 @@ def _convert(
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("convert needs a model whose lazy modules have shapes: run a batch through it first")
 
-    make = RotateConv2d.nearest if fitted else RotateConv2d.like
     reasons = _reasons(model, where, config, needs_values=fitted)
     if None not in reasons.values():
         raise InputError(_nothing_matched(reasons))
     parameters_before = _count(model)
-    new: dict[nn.Module, RotateConv2d] = {}
-    first: dict[Tensor, RotateConv2d] = {}
+    new: dict[nn.Module, nn.Module] = {}
+    first: dict[Tensor, nn.Module] = {}
     entries = []
     # All are fitted before the first is replaced: an error leaves the model as it was.
     for (name, conv), reason in reasons.items():
@@ -181,7 +231,8 @@ def _convert(
                 layer = make(conv, config)
             except ValueError as error:
                 raise InputError(f"cannot convert {name}: {error}") from error
-            layer.bias = conv.bias  # type: ignore[assignment]
+            if isinstance(layer, ConvBase):
+                layer.bias = conv.bias  # type: ignore[assignment]
             _tie_parameters(first.setdefault(conv.weight, layer), layer)
             new[conv], after = layer, _count(layer)
             residual = _relative_residual(conv, layer) if fitted else None
@@ -269,17 +320,20 @@ def _nothing_matched(reasons: _Reasons) -> str:
     )
 
 
-def _tie_parameters(first: RotateConv2d, layer: RotateConv2d) -> None:
+def _tie_parameters(first: nn.Module, layer: nn.Module) -> None:
     """Make the layer use the kernel's parameters of the first one that has this weight."""
-    for name in ("weight", "angle", "profile"):
-        setattr(layer, name, getattr(first, name))
+    for own, other in zip(layer.modules(), first.modules(), strict=True):
+        for name, tensor in (*other._parameters.items(), *other._buffers.items()):
+            if name != "bias":
+                setattr(own, name, tensor)
 
 
 @torch.no_grad()
-def _relative_residual(conv: nn.Conv2d, layer: RotateConv2d) -> float:
+def _relative_residual(conv: nn.Conv2d, layer: nn.Module) -> float:
     kernel = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
-    norm = kernel.norm()
-    return ((kernel - layer.kernel()).norm() / norm).item() if norm > 0 else 0.0
+    norm, found = kernel.norm(), layer.kernel()  # type: ignore[operator]
+    around = (found.shape[-1] - kernel.shape[-1]) // 2  # of a layer that reaches further
+    return ((F.pad(kernel, (around,) * 4) - found).norm() / norm).item() if norm > 0 else 0.0
 
 
 def _count(module: nn.Module) -> int:

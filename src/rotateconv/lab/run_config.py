@@ -90,6 +90,9 @@ class RunConfig:
     source: Place | None = None
     """Trained model to start from: a run folder, or with a factory a file of weights; none for fresh weights."""
 
+    prune: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the kernels' weights, the smallest of a trained source, that become 0 and stay so."""
+
     convert_taps: Literal["free", "shared", "profile"] | None = None
     """Taps of the RotateConv layers that dense convolutions become; none leaves the model as it is."""
     convert_path: Literal["circle", "square"] = "circle"
@@ -221,6 +224,11 @@ class RunConfig:
                 raise ConfigError(
                     f"{field.name} says what dense convolutions become: set convert_taps too, or leave it out"
                 )
+        if self.prune and (self.source is None or self.weight_bits == 1):
+            raise ConfigError(
+                f"prune takes weights from a trained source, and 1 bit has no zero: got source={self.source} and "
+                f"weight_bits={self.weight_bits}; set source (--source) and more bits, or leave it out"
+            )
         _ = self.rotate  # refuses options that exclude each other
         for key, default in zip(QAT_KEYS, (*Bits(), "searched"), strict=True):
             if self.qat and getattr(self, key) is None:

@@ -71,6 +71,13 @@ class SeparableConv2d(nn.Module):
         nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="linear")
         nn.init.kaiming_normal_(self.pointwise.weight, nonlinearity="relu")
 
+    def kernel(self) -> Tensor:
+        """The kernel of the two convolutions together, (out, in/groups, k, k)."""
+        groups = self.pointwise.groups
+        depthwise = self.depthwise.weight[:, 0].unflatten(0, (groups, 1, -1))  # [group, 1, i, r, c]
+        kernel: Tensor = self.pointwise.weight.unflatten(0, (groups, -1)) * depthwise
+        return kernel.flatten(0, 1)
+
     @torch.no_grad()
     def fit(self, kernel: Tensor) -> None:
         """Take the two convolutions nearest to a dense kernel, (out, in/groups, k, k): a singular value per channel."""

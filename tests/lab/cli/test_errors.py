@@ -88,7 +88,7 @@ MISTAKES = [
     (["train", "--data", "folder", "--data-dir", "away"], "no folder 'train' in .*/away"),
     (["train", "--out", "broken.toml"], "broken.toml exists and is no run folder"),
     (["train", "--source", "nowhere"], "nowhere is no run folder"),
-    (["train", "--source", "nowhere", "--conv", "rotate2"], "--conv has no meaning with --source, whose own it keeps"),
+    (["train", "--source", "nowhere", "--width", "2"], "--width has no meaning with --source, whose own it keeps"),
     (["train", "--weight-bits", "3"], r"weight_bits is of training with qat: set qat=true \(--qat\) too"),
     (["train", "--set", "angle_bits=4"], "angle_bits is of training with qat"),
     (["train", "--config", "bits.toml"], "weight_bits is of training with qat"),

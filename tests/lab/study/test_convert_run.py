@@ -32,6 +32,7 @@ from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
+from rotateconv.models import CONVS
 from rotateconv.nn import conv
 from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
@@ -315,6 +316,39 @@ def test_a_converted_net_is_trained_on_with_rounded_numbers(dense: Path, tmp_pat
     exact, rounded = (load_run(tmp_path / name).model for name in ("lines", "rounded"))
     for name, parameter in quantize(exact).named_parameters():
         torch.testing.assert_close(rounded.get_parameter(name), parameter, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("conv", ["codebook16", "pattern4", "lowrank4", "rotate2p-k5"])
+def test_a_dense_source_goes_on_as_layers_fitted_to_its_kernels(
+    conv: str, dense: Path, tmp_path: Path, data: ImageData
+) -> None:
+    config = dataclasses.replace(fine_tuning(read_config(dense), str(dense)), conv=conv, lr=1e-9, epochs=1)
+    fit(config, tmp_path / "run", data=data)
+    expected = load_run(dense).model.conv
+    layer = CONVS[conv](8, 8, 3, stride=2, padding=1)
+    layer.fit(expected.weight)
+    found = load_run(tmp_path / "run").model.conv
+    assert type(found) is type(layer)
+    torch.testing.assert_close(found.kernel(), layer.kernel(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.bias, expected.bias, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match=rf"only a run of conv3x3 can go on as rotate4, and .* is of {conv}"):
+        fit(dataclasses.replace(config, conv="rotate4", source=str(tmp_path / "run")), tmp_path / "other", data=data)
+
+
+def test_a_pruned_run_keeps_its_zeros_also_when_it_goes_on(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    changes = {"prune": 0.75, "epochs": 2, "qat": True, "weight_bits": 4}
+    config = dataclasses.replace(fine_tuning(read_config(dense), str(dense)), **changes)
+    fit(config, tmp_path / "run", data=data)
+    source, found = (load_run(run).model.conv.weight.detach() for run in (dense, tmp_path / "run"))
+    small = source.abs() < source.abs().flatten().kthvalue(int(0.75 * source.numel())).values
+    assert (found[small] == 0).all()
+    assert (found[~small] != 0).float().mean() > 0.8  # four bits round a few more to 0
+    with pytest.raises(RunInterrupted):
+        fit(config, tmp_path / "again", data=data, on_event=StopAt(5))
+    fit(config, tmp_path / "again", data=data, resume=True)
+    assert torch.equal(load_run(tmp_path / "again").model.conv.weight, found)
+    with pytest.raises(ConfigError, match="prune takes weights from a trained source, and 1 bit has no zero: got"):
+        tiny_config(prune=0.5)
 
 
 def test_a_source_of_another_net_is_refused(dense: Path, tmp_path: Path, data: ImageData) -> None:

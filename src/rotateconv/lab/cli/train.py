@@ -40,7 +40,8 @@ def train(
             name="--source",
             metavar="RUN",
             group=options.MODEL,
-            help="Go on from a trained model: its recipe with half the epochs and learning rate, it being the teacher.",
+            help="Go on from a trained model: its recipe with half the epochs and learning rate, it being the teacher. "
+            "With --conv, a dense one goes on as layers of that kind, fitted to its kernels.",
         ),
     ] = None,
     out: Annotated[
@@ -65,10 +66,11 @@ def train(
         options.refuse({**given, "--recipe": values.get("recipe")}, "--resume")
         settings, run = _resumed(resume, {**values, **overridden(set_ or ())}, called), resume
     elif source is not None:
-        given = {called[key]: values[key] for key in SOURCE_KEYS if key in values}
+        given = {called[key]: values[key] for key in SOURCE_KEYS if key in values and key != "conv"}
         options.refuse({**given, "--config": config}, "--source, whose own it keeps")
         settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)
-        run = out if out is not None else Path("runs", f"{source.name}-{'qat' if settings.qat else 'tuned'}")
+        named = f"-{settings.conv}" if "conv" in values else ""
+        run = out if out is not None else Path("runs", f"{source.name}{named}-{'qat' if settings.qat else 'tuned'}")
     else:
         settings = make_config(file=config, changes=values, overrides=set_ or (), called=called)
         check_factory(settings, config, {*values, *overridden(set_ or ())})

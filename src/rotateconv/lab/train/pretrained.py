@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv._files import read_regular
-from rotateconv.convert.convert import convert_to
+from rotateconv.convert.convert import convert_layers, convert_to
 from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.reconstruct import Progress
 from rotateconv.convert.report import ConversionReport
@@ -25,6 +25,7 @@ from rotateconv.lab.train.checkpoint import LARGEST, read_weights
 from rotateconv.lab.train.load import calibration_batches, load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
 from rotateconv.lab.train.weights import load_weights
+from rotateconv.models.convs import find_conv
 from rotateconv.quantization.pack import describe_packed, load_packed
 from rotateconv.quantization.pack_description import PackedDescription
 
@@ -112,7 +113,8 @@ def initial_model(
     """Return a run's model as it is before the first step; its fresh weights take torch's random numbers.
 
     With `config.source` it has that model's values: those that the run folder kept when it began, else the source
-    is loaded, and converted unless its own configuration says that it was converted so already.
+    is loaded, and converted unless its own configuration says that it was converted so already. Where it is dense and
+    the run's layers are of another kind, they are fitted to its kernels.
 
     Args:
         config: of the run.
@@ -133,8 +135,22 @@ def initial_model(
     source = load_source(config.source, config, data)
     if config.rotate is not None and not _is_converted(config):
         convert_source(source, config, data, images)
+    elif (other := _other_conv(config)) is not None:
+        convert_layers(source, find_conv(other))
     load_weights(model, source.state_dict(), config.source)
     return model
+
+
+def _other_conv(config: RunConfig) -> str | None:
+    """The kind of layers that the convolutions of a dense source become, where the run has others than it."""
+    assert config.source is not None
+    if config.factory is not None or Path(config.source).is_file():
+        return None
+    if (source := read_config(Path(config.source))).conv == config.conv:
+        return None
+    if source.conv != "conv3x3" or source.rotate is not None:
+        raise ConfigError(f"only a run of conv3x3 can go on as {config.conv}, and {config.source} is of {source.conv}")
+    return config.conv
 
 
 def _is_converted(config: RunConfig) -> bool:

@@ -27,6 +27,7 @@ from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.nn.batched import batched_kernels
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.pruning import prune_smallest
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
 
@@ -187,6 +188,8 @@ def build_state(
     if config.factory is not None:
         check_takes(model, data, config.factory)
     model = model.to(accelerator.device).to(memory_format=layout)
+    if config.prune:
+        prune_smallest(model, config.prune)
     average = None
     if config.ema_decay is not None:
         average = _averaged(model, config.ema_decay)
