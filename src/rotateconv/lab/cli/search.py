@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = options.examples(
     ("Learning rates and weight decay on the embedded digits:", "rotateconv search --trials 20 --out runs/search"),
-    ("What it found, trained and tested:", "rotateconv train --config runs/search/best.toml"),
     ("Of quantization-aware training:", "rotateconv search --qat --weight-bits-range 2,4 --out runs/bits"),
     ("On a Ray cluster:", "rotateconv search --on ray --gpus-per-run 0.25 --trials 200 --out /shared/search"),
 )
@@ -70,8 +69,9 @@ def search(
 ) -> None:
     """Search the learning rate, weight decay and angle learning rate with the best validation accuracy.
 
-    Optuna proposes, the first proposal being the recipe as it is; the test split is never evaluated. The same command
-    goes on after Ctrl-C, and with more --trials. More bits nearly always win: a range of them shows where they stop to.
+    Optuna proposes, the first proposal being the recipe as it is; the test split is never evaluated: that is left to
+    rotateconv train --config DIR/best.toml. The same command goes on after Ctrl-C, and with more --trials. More bits
+    nearly always win: a range of them shows where they stop to.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("search starts its own processes: run it without torchrun and choose --jobs")
