@@ -276,11 +276,21 @@ def crafted(run: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"optimizer": ...}, {"optimizer": {}}, {"loader": 5}, {"processes": []}, {"processes": [{}]}, {"config": "{"}],
+    [
+        *(
+            {"optimizer": ...},
+            {"optimizer": {}},
+            {"loader": 5},
+            {"processes": []},
+            {"processes": [{}]},
+            {"config": "{"},
+        ),
+        {"n_averaged": 2**70},
+    ],
     ids=str,
 )
 def test_a_state_of_something_else_is_one_sentence(tmp_path: Path, data: ImageData, changes: dict[str, Any]) -> None:
-    config, run = tiny_config(), tmp_path / "run"
+    config, run = tiny_config(ema_decay=0.9), tmp_path / "run"
     with pytest.raises(RunInterrupted):
         fit(config, run, data=data, on_event=StopAt(2))
     crafted(run, **changes)

@@ -325,7 +325,7 @@ def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
         _check_config(state.config, rest)
         _restore(state, checkpoint)
     # A file of the right hash can hold anything.
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         if isinstance(error, RunError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
