@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rotateconv.errors import ConfigError
+from rotateconv.lab.train.weights import load_weights
 from rotateconv.models import CONVS
 from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.codebook import ACROSS, CodebookConv2d, nearest_multiple
@@ -166,3 +168,14 @@ def test_representations_build_the_layer_again(conv: str) -> None:
     assert repr(again) == repr(layer)
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again.kernel(), layer.kernel())
+
+
+@pytest.mark.parametrize("wrong", [[0, 1, 2, 9], [-1, 1, 2, 3], [1, 0, 2, 3], [1, 1, 2, 3]])
+def test_positions_of_a_strangers_file_are_checked(wrong: list[int]) -> None:
+    model = nn.Sequential(MaskedConv2d(2, 2, 3))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["0.position"][1, 1] = torch.tensor(wrong)
+    with pytest.raises(RuntimeError, match=r"0\.position must be ascending positions of 9"):
+        model.load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"weights in a file do not fit the model: 0\.position must be ascending"):
+        load_weights(model, state, "a file")

@@ -1,6 +1,7 @@
 """Pruning by position: layers whose kernel slices keep a few of their k x k positions, drawn once or chosen."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,10 +115,26 @@ class MaskedConv2d(ConvBase):
         self.position.copy_(position)
         self.weight.copy_(cells.gather(-1, position))
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        position, cells = state_dict.get(f"{prefix}position"), self.kernel_size[0] ** 2
+        # A file may come from anybody, and an index outside the kernel ends a process on a GPU.
+        if position is not None and not position.is_meta and not _ascending(position, cells):
+            lists[-1].append(f"{prefix}position must be ascending positions of {cells}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+
     def extra_repr(self) -> str:
         """The arguments of the call that builds this layer again, defaults left out."""
         patterns = "" if self.patterns is None else f", patterns={self.patterns}"
         return f"{super().extra_repr()}, kept={self.weight.shape[-1]}{patterns}"
+
+
+def _ascending(position: Tensor, cells: int) -> bool:
+    """Whether each slice's positions ascend and lie in the kernel."""
+    inside = (position >= 0) & (position < cells)
+    return bool(inside.all() and (position.long().diff(dim=-1) > 0).all())
 
 
 def positions_of_seed(seed: int, slices: int, cells: int, kept: int) -> Tensor:

@@ -19,7 +19,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | P
         where: the weights come from, for the error.
 
     Raises:
-        ConfigError: the first five names that are missing, unknown or of another shape.
+        ConfigError: the first five names that are missing, unknown or of another shape, or values that are refused.
 
     Example:
         >>> load_weights(nn.Linear(2, 3, bias=False), nn.Linear(2, 2, bias=False).state_dict(), "old.pt")
@@ -27,7 +27,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | P
         rotateconv.errors.ConfigError: the weights in old.pt do not fit the model: weight is 2x2, expected 3x2
     """
     check_weights(model, weights, where)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # values that a layer does not take
+        raise ConfigError(
+            f"the weights in {where} do not fit the model: {str(error).splitlines()[-1].strip()}"
+        ) from None
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
