@@ -13,19 +13,30 @@ from triton_tests import run_triton_tests
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 
+FILES = ["triton_numbers.py", "triton_batch_numbers.py"]
+
+
 @pytest.mark.slow
-def test_numbers_in_the_interpreter() -> None:
-    run_triton_tests("triton_numbers.py", interpret=True)
+@pytest.mark.parametrize("file", FILES)
+def test_numbers_in_the_interpreter(file: str) -> None:
+    run_triton_tests(file, interpret=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_numbers_on_a_gpu() -> None:
-    run_triton_tests("triton_numbers.py", interpret=False)
+@pytest.mark.parametrize("file", FILES)
+def test_numbers_on_a_gpu(file: str) -> None:
+    run_triton_tests(file, interpret=False)
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(
-    ("name", "size", "shared", "square"), [("_forward", 3, False, False), ("_backward", 5, True, True)]
+    ("name", "size", "shared", "square"),
+    [
+        ("_forward", 3, False, False),
+        ("_backward", 5, True, True),
+        ("_forward_batch", 3, False, False),
+        ("_backward_batch", 5, False, True),
+    ],
 )
 def test_compiles_for_a_gpu(
     name: str, size: int, shared: bool, square: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -34,14 +45,21 @@ def test_compiles_for_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from rotateconv.kernels import fused_triton
+    from rotateconv.kernels import fused_triton, fused_triton_batch
 
     if "nvidia" not in backends:
         pytest.skip("this Triton is built without NVIDIA's compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(fused_triton, name)
+    function = getattr(fused_triton_batch if "batch" in name else fused_triton, name)
     options = fused_triton.compile_options(size, shared, square, torch.float32)
+    if "batch" in name:
+        types_ = triton.language.float32
+        options |= {"PROFILE": "back" in name, "LAST": True, "WEIGHT": types_, "ANGLE": types_}
     pointers = {
+        "table": "*i64",
+        "blocks": "*i32",
+        "scales": "*fp32",
+        "grad_profile": "*fp32",
         "kernels": "*bf16",
         "grad": "*bf16",
         **dict.fromkeys(("weight", "angle", "grad_weight", "grad_angle"), "*fp32"),

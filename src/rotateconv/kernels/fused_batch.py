@@ -1,14 +1,23 @@
 """The kernels of many layers as one node of the autograd graph, each with gradients of its own, or none."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rotateconv.kernels import fused_native
-from rotateconv.kernels.fused import _gradients, _has_memory, _reference_gradients, fused_line_kernel
+from rotateconv.kernels.fused import (
+    _fused_triton,
+    _gradients,
+    _has_memory,
+    _reference_gradients,
+    fused_line_kernel,
+)
 from rotateconv.kernels.line import Path
+
+if TYPE_CHECKING:
+    from rotateconv.kernels.fused_triton_batch import Sources
 
 
 class BatchOptions(NamedTuple):
@@ -18,7 +27,8 @@ class BatchOptions(NamedTuple):
         size: k.
         path: "circle" or "square".
         dtype: Of the kernels.
-        channels_last: Whether they are wanted in that order; where they are made in one piece, they are contiguous.
+        channels_last: Whether they are wanted in that order; where they are made in one piece by torch, they are
+            contiguous.
         scales: One for each layer.
     """
 
@@ -30,9 +40,11 @@ class BatchOptions(NamedTuple):
 
 
 def fused_line_kernels(
-    weights: Sequence[Tensor], angles: Sequence[Tensor], options: BatchOptions
+    weights: Sequence[Tensor], angles: Sequence[Tensor], options: BatchOptions, profiles: Sequence[Tensor] = ()
 ) -> tuple[Tensor, ...]:
     """`fused_line_kernel` of every pair of weights (out, in, T) and angles (out, in).
+
+    On a GPU where Triton is installed, in one launch; and its backward pass in another and a copy.
 
     A kernel that takes no part in a loss gives its layer no gradient, and losses of different layers may each run
     backward: the node holds the parameters themselves, and refuses those that were changed in between.
@@ -40,6 +52,7 @@ def fused_line_kernels(
     Args:
         weights, angles: One pair for each layer, all of the same types, device and T.
         options: Common to them.
+        profiles: (out, k) of each layer, whose taps are then the products with its weights (out, in, 1).
 
     Returns:
         The kernels, (out, in, k, k).
@@ -50,20 +63,27 @@ def fused_line_kernels(
         >>> [tuple(kernel.shape) for kernel in fused_line_kernels(weights, angles, options)]
         [(4, 2, 3, 3), (8, 4, 3, 3)]
     """
-    kernels: tuple[Tensor, ...] = _LineKernels.apply(options, *weights, *angles)
+    if profiles and not _fused_triton(angles[0]):
+        weights = [weight * profile[:, None] for weight, profile in zip(weights, profiles, strict=True)]
+        profiles = ()
+    kernels: tuple[Tensor, ...] = _LineKernels.apply(options, len(angles), *weights, *angles, *profiles)
     return kernels
 
 
 class _LineKernels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, options: BatchOptions, *sources: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, options: BatchOptions, count: int, *sources: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         # Not by save_for_backward, which a first backward pass through any of the kernels would empty.
         ctx.sources = sources
         ctx.versions = [source._version for source in sources]
         ctx.options = options
-        weights, angles = sources[: len(sources) // 2], sources[len(sources) // 2 :]
+        weights, angles = sources[:count], sources[count : 2 * count]
         size, path, dtype, last, _ = options
+        if _fused_triton(angles[0]):
+            from rotateconv.kernels import fused_triton_batch
+
+            return tuple(fused_triton_batch.line_kernels_forward(_for_triton(sources, options, count), dtype, last))
         layout = torch.channels_last if last else torch.contiguous_format
         kernels = []
         for weight, angle in zip(weights, angles, strict=True):
@@ -83,23 +103,61 @@ class _LineKernels(torch.autograd.Function):
             )
         count = len(grads)
         size, path, _, _, scales = ctx.options
-        weights, angles, needed = ctx.sources[:count], ctx.sources[count:], ctx.needs_input_grad[1:]
-        found: list[Tensor | None] = [None] * (2 * count)
+        sources, needed = ctx.sources, ctx.needs_input_grad[2:]
+        found: list[Tensor | None] = [None] * len(sources)
         left: list[int] = []
         for i, grad in enumerate(grads):
-            if grad is None or not (needed[i] or needed[count + i]):
+            if grad is None or not any(needed[i::count]):
                 continue
-            arguments = weights[i], angles[i], grad, size, path, scales[i]
+            arguments = grad, size, path, scales[i]
             if torch.is_grad_enabled() or not _has_memory(grad):
-                found[i], found[count + i] = _reference_gradients(*arguments)
-            elif fused_native.can_compute(weights[i], angles[i], size, grad):
+                found[i::count] = _reference_gradients_of(sources[i::count], *arguments)
+            elif fused_native.can_compute(sources[i], sources[count + i], size, grad):
                 both = needed[i], needed[count + i]
-                found[i], found[count + i] = fused_native.line_kernel_backward(*arguments, both)
+                found[i::count] = fused_native.line_kernel_backward(
+                    sources[i], sources[count + i], *arguments, needed=both
+                )
             else:
                 left.append(i)
         if left:
-            _gradients_in_one_piece(left, weights, angles, grads, ctx.options, found)
-        return None, *found
+            on_gpu = _fused_triton(sources[count])
+            (_gradients_by_triton if on_gpu else _gradients_in_one_piece)(left, sources, grads, ctx.options, found)
+        return None, None, *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
+
+
+def _for_triton(sources: Sequence[Tensor], options: BatchOptions, count: int) -> "Sources":
+    from rotateconv.kernels.fused_triton_batch import Sources
+
+    weights, angles, profiles = ([t.contiguous() for t in sources[at : at + count]] for at in (0, count, 2 * count))
+    return Sources(weights, angles, profiles, tuple(map(float, options.scales)), options.size, options.path)
+
+
+def _reference_gradients_of(
+    sources: Sequence[Tensor], grad: Tensor, size: int, path: Path, scale: float
+) -> Sequence[Tensor]:
+    """The gradients of weight and angle, and profile where there is one, to be differentiated themselves."""
+    weight, angle, *profile = sources
+    if not profile:
+        return _reference_gradients(weight, angle, grad, size, path, scale)
+    to_taps, to_angle = _reference_gradients(weight * profile[0][:, None], angle, grad, size, path, scale)
+    return (to_taps * profile[0][:, None]).sum(-1, keepdim=True), to_angle, (to_taps * weight).sum(1)
+
+
+def _gradients_by_triton(
+    left: Sequence[int],
+    sources: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    options: BatchOptions,
+    found: list[Tensor | None],
+) -> None:
+    """Write the gradients of the layers `left` into `found`."""
+    from rotateconv.kernels.fused_triton_batch import line_kernels_backward
+
+    gone, count = set(range(len(grads))) - set(left), len(grads)
+    wanted = [None if i in gone else grad for i, grad in enumerate(grads)]
+    gradients = line_kernels_backward(_for_triton(sources, options, count), wanted, options.channels_last)
+    for i in left:
+        found[i::count] = [of_layers[i] for of_layers in gradients if of_layers]
 
 
 def _in_one_piece(weights: Sequence[Tensor], angles: Sequence[Tensor], options: BatchOptions) -> tuple[Tensor, ...]:
@@ -112,14 +170,13 @@ def _in_one_piece(weights: Sequence[Tensor], angles: Sequence[Tensor], options: 
 
 def _gradients_in_one_piece(
     left: Sequence[int],
-    weights: Sequence[Tensor],
-    angles: Sequence[Tensor],
+    sources: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     options: BatchOptions,
     found: list[Tensor | None],
 ) -> None:
     """Write the gradients of the layers `left`, put end to end, into `found`: weights first, then angles."""
-    weights, angles = [weights[i] for i in left], [angles[i] for i in left]
+    weights, angles = [sources[i] for i in left], [sources[len(grads) + i] for i in left]
     grad = torch.cat([kernel.flatten(0, 1) for i in left if (kernel := grads[i]) is not None])
     together = _gradients(*_end_to_end(weights, angles), grad, options.size, options.path, 1.0)
     counts = [angle.numel() for angle in angles]

@@ -148,6 +148,155 @@ def _velocity(sin, cos, row, col, SQUARE: tl.constexpr):
     return row_speed, col_speed
 
 
+# What a program does with its slices, wherever they lie. With PROFILE, the taps of a slice are its one weight times the
+# taps of its row's profile.
+
+
+@triton.jit
+def _tap_weight(
+    weight,
+    profile,
+    index,
+    inside,
+    length,
+    tap,
+    step_weight,
+    step_tap,
+    SHARED: tl.constexpr,
+    PROFILE: tl.constexpr,
+    SIZE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    at = weight + index * step_weight + (0 if SHARED or PROFILE else tap) * step_tap
+    value = tl.load(at, mask=inside, other=0.0).to(COMPUTE)
+    if PROFILE:
+        value *= tl.load(profile + (index // length) * SIZE + tap, mask=inside, other=0.0).to(COMPUTE)
+    return value
+
+
+@triton.jit
+def write_slices(
+    weight,
+    profile,
+    angle,
+    kernels,
+    index,
+    count,
+    length,
+    step_out,
+    step_in,
+    step_row,
+    step_col,
+    step_weight,
+    step_tap,
+    SHARED: tl.constexpr,
+    PROFILE: tl.constexpr,
+    SQUARE: tl.constexpr,
+    SIZE: tl.constexpr,
+    CELLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The kernels of the slices `index`."""
+    half: tl.constexpr = SIZE // 2
+    inside = index < count
+    cell = tl.arange(0, CELLS)
+    cell_row = (cell // SIZE - half).to(COMPUTE)[None, :]
+    cell_col = (cell % SIZE - half).to(COMPUTE)[None, :]
+
+    theta = tl.load(angle + index, mask=inside, other=0.0).to(COMPUTE)
+    row, col = _direction(tl.sin(theta), tl.cos(theta), SQUARE)
+    total = tl.zeros((BLOCK, CELLS), dtype=COMPUTE)
+    for tap in tl.static_range(SIZE):
+        place = tap - half
+        value = _tap_weight(
+            weight, profile, index, inside, length, tap, step_weight, step_tap, SHARED, PROFILE, SIZE, COMPUTE
+        )
+        splat = _hat((place * row)[:, None] - cell_row) * _hat((place * col)[:, None] - cell_col)
+        total += value[:, None] * splat
+
+    slice_at = (index // length) * step_out + (index % length) * step_in
+    cell_at = (cell // SIZE) * step_row + (cell % SIZE) * step_col
+    written = inside[:, None] & (cell < SIZE * SIZE)[None, :]
+    tl.store(kernels + slice_at[:, None] + cell_at[None, :], total.to(kernels.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def write_gradients(
+    weight,
+    profile,
+    angle,
+    grad,
+    grad_weight,
+    grad_profile,
+    grad_angle,
+    index,
+    count,
+    length,
+    scale,
+    step_out,
+    step_in,
+    step_row,
+    step_col,
+    step_weight,
+    step_tap,
+    SHARED: tl.constexpr,
+    PROFILE: tl.constexpr,
+    SQUARE: tl.constexpr,
+    SIZE: tl.constexpr,
+    CELLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    TINY: tl.constexpr,
+):
+    """The gradients of the slices `index`, and with PROFILE what each adds to that of its row's profile."""
+    half: tl.constexpr = SIZE // 2
+    inside = index < count
+    cell = tl.arange(0, CELLS)
+    cell_row = (cell // SIZE - half).to(COMPUTE)[None, :]
+    cell_col = (cell % SIZE - half).to(COMPUTE)[None, :]
+    slice_at = (index // length) * step_out + (index % length) * step_in
+    cell_at = (cell // SIZE) * step_row + (cell % SIZE) * step_col
+    used = inside[:, None] & (cell < SIZE * SIZE)[None, :]
+    # Zero outside of the kernel, so that the sums over CELLS are those over its cells.
+    kernel_grad = tl.load(grad + slice_at[:, None] + cell_at[None, :], mask=used, other=0.0).to(COMPUTE)
+
+    theta = tl.load(angle + index, mask=inside, other=0.0).to(COMPUTE)
+    sin = tl.sin(theta)
+    cos = tl.cos(theta)
+    row, col = _direction(sin, cos, SQUARE)
+    row_speed, col_speed = _velocity(sin, cos, row, col, SQUARE)
+    row = _on_axis(row, TINY)
+    col = _on_axis(col, TINY)
+    angle_sum = tl.zeros((BLOCK,), dtype=COMPUTE)
+    weight_sum = tl.zeros((BLOCK,), dtype=COMPUTE)
+    for tap in tl.static_range(SIZE):
+        place = tap - half
+        value = _tap_weight(
+            weight, profile, index, inside, length, tap, step_weight, step_tap, SHARED, PROFILE, SIZE, COMPUTE
+        )
+        to_row = (place * row)[:, None] - cell_row
+        to_col = (place * col)[:, None] - cell_col
+        rows = _hat(to_row)
+        cols = _hat(to_col)
+        splat_sum = tl.sum(kernel_grad * rows * cols, axis=1)
+        if PROFILE:
+            share = tl.load(profile + (index // length) * SIZE + tap, mask=inside, other=0.0).to(COMPUTE)
+            weight_sum += splat_sum * share
+            part = splat_sum * tl.load(weight + index * step_weight, mask=inside, other=0.0).to(COMPUTE)
+            tl.store(grad_profile + index * SIZE + tap, part.to(grad_profile.dtype.element_ty), mask=inside)
+        elif SHARED:
+            weight_sum += splat_sum
+        else:
+            at_tap = grad_weight + index * SIZE + tap
+            tl.store(at_tap, splat_sum.to(grad_weight.dtype.element_ty), mask=inside)
+        slope = row_speed[:, None] * _hat_slope(to_row) * cols + col_speed[:, None] * rows * _hat_slope(to_col)
+        angle_sum += place * value * tl.sum(kernel_grad * slope, axis=1)
+    if SHARED or PROFILE:
+        tl.store(grad_weight + index, weight_sum.to(grad_weight.dtype.element_ty), mask=inside)
+    tl.store(grad_angle + index, (scale * angle_sum).to(grad_angle.dtype.element_ty), mask=inside)
+
+
 @triton.jit
 def _forward(
     weight,
@@ -169,27 +318,11 @@ def _forward(
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    half: tl.constexpr = SIZE // 2
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < count
-    cell = tl.arange(0, CELLS)
-    cell_row = (cell // SIZE - half).to(COMPUTE)[None, :]
-    cell_col = (cell % SIZE - half).to(COMPUTE)[None, :]
-
-    theta = tl.load(angle + index, mask=inside, other=0.0).to(COMPUTE)
-    row, col = _direction(tl.sin(theta), tl.cos(theta), SQUARE)
-    total = tl.zeros((BLOCK, CELLS), dtype=COMPUTE)
-    for tap in tl.static_range(SIZE):
-        place = tap - half
-        at = weight + index * step_weight + (0 if SHARED else tap) * step_tap
-        value = tl.load(at, mask=inside, other=0.0).to(COMPUTE)
-        splat = _hat((place * row)[:, None] - cell_row) * _hat((place * col)[:, None] - cell_col)
-        total += value[:, None] * splat
-
-    slice_at = (index // length) * step_out + (index % length) * step_in
-    cell_at = (cell // SIZE) * step_row + (cell % SIZE) * step_col
-    written = inside[:, None] & (cell < SIZE * SIZE)[None, :]
-    tl.store(kernels + slice_at[:, None] + cell_at[None, :], total.to(kernels.dtype.element_ty), mask=written)
+    write_slices(
+        weight, weight, angle, kernels, index, count, length, step_out, step_in, step_row, step_col,
+        step_weight, step_tap, SHARED, False, SQUARE, SIZE, CELLS, BLOCK, COMPUTE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -216,43 +349,8 @@ def _backward(
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    half: tl.constexpr = SIZE // 2
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < count
-    cell = tl.arange(0, CELLS)
-    cell_row = (cell // SIZE - half).to(COMPUTE)[None, :]
-    cell_col = (cell % SIZE - half).to(COMPUTE)[None, :]
-    slice_at = (index // length) * step_out + (index % length) * step_in
-    cell_at = (cell // SIZE) * step_row + (cell % SIZE) * step_col
-    used = inside[:, None] & (cell < SIZE * SIZE)[None, :]
-    # Zero outside of the kernel, so that the sums over CELLS are those over its cells.
-    kernel_grad = tl.load(grad + slice_at[:, None] + cell_at[None, :], mask=used, other=0.0).to(COMPUTE)
-
-    theta = tl.load(angle + index, mask=inside, other=0.0).to(COMPUTE)
-    sin = tl.sin(theta)
-    cos = tl.cos(theta)
-    row, col = _direction(sin, cos, SQUARE)
-    row_speed, col_speed = _velocity(sin, cos, row, col, SQUARE)
-    row = _on_axis(row, TINY)
-    col = _on_axis(col, TINY)
-    angle_sum = tl.zeros((BLOCK,), dtype=COMPUTE)
-    weight_sum = tl.zeros((BLOCK,), dtype=COMPUTE)
-    for tap in tl.static_range(SIZE):
-        place = tap - half
-        at = weight + index * step_weight + (0 if SHARED else tap) * step_tap
-        value = tl.load(at, mask=inside, other=0.0).to(COMPUTE)
-        to_row = (place * row)[:, None] - cell_row
-        to_col = (place * col)[:, None] - cell_col
-        rows = _hat(to_row)
-        cols = _hat(to_col)
-        splat_sum = tl.sum(kernel_grad * rows * cols, axis=1)
-        if SHARED:
-            weight_sum += splat_sum
-        else:
-            at_tap = grad_weight + index * SIZE + tap
-            tl.store(at_tap, splat_sum.to(grad_weight.dtype.element_ty), mask=inside)
-        slope = row_speed[:, None] * _hat_slope(to_row) * cols + col_speed[:, None] * rows * _hat_slope(to_col)
-        angle_sum += place * value * tl.sum(kernel_grad * slope, axis=1)
-    if SHARED:
-        tl.store(grad_weight + index, weight_sum.to(grad_weight.dtype.element_ty), mask=inside)
-    tl.store(grad_angle + index, (scale * angle_sum).to(grad_angle.dtype.element_ty), mask=inside)
+    write_gradients(
+        weight, weight, angle, grad, grad_weight, grad_weight, grad_angle, index, count, length, scale, step_out,
+        step_in, step_row, step_col, step_weight, step_tap, SHARED, False, SQUARE, SIZE, CELLS, BLOCK, COMPUTE, TINY,
+    )  # fmt: skip

@@ -21,8 +21,8 @@ def batched_kernels(model: nn.Module) -> Iterator[None]:
 
     Layer by layer, each makes its kernels between the convolutions of a model, with cold caches, and on a GPU with a
     launch. Here the first layer that needs its kernel makes those of all layers, as one node of the graph: by the
-    compiled kernel one after the other, else put end to end, with the same numbers and gradients to rounding. Worth
-    it for training steps in eager mode; `fuse` is for inference.
+    compiled kernel one after the other, by Triton in one launch each way, else put end to end, with the same numbers
+    and gradients to rounding. Worth it for training steps in eager mode; `fuse` is for inference.
 
     A kernel is used once, and only as long as its parameters are the ones that it was made of, unchanged: any other
     forward pass of a layer, in the context or after it, makes its own. (What is written through `.data` in the middle
@@ -61,8 +61,7 @@ def _make(model: nn.Module, channels_last: bool) -> dict[nn.Module, MadeKernel]:
         sources = layer.kernel_sources()
         if needs_reference(*sources) or any(source.is_inference() for source in sources):
             continue
-        weight = layer.weight.shape[1:] if layer.profile is None else layer.profile.shape
-        alike = weight[-1], layer.weight.dtype, layer.angle.dtype, layer.weight.device, layer.kernel_size, layer.path
+        alike = layer.taps, layer.weight.dtype, layer.angle.dtype, layer.weight.device, layer.kernel_size, layer.path
         # Apart, for a node of the graph goes backward as a whole where any of its kernels needs it.
         trained = any(source.requires_grad for source in sources)
         groups.setdefault((alike, trained), {})[layer] = [(source, source._version) for source in sources]
@@ -79,4 +78,5 @@ def _kernels(layers: Sequence[RotateConv2d], channels_last: bool) -> tuple[Tenso
     dtype = compute_dtype(layers[0].weight, layers[0].weight)
     scales = tuple(layer.step_scale for layer in layers)
     options = BatchOptions(layers[0].kernel_size[0], layers[0].path, dtype, channels_last, scales)
-    return fused_line_kernels([layer.tap_weights() for layer in layers], [layer.angle for layer in layers], options)
+    profiles = [layer.profile for layer in layers if layer.profile is not None]
+    return fused_line_kernels([layer.weight for layer in layers], [layer.angle for layer in layers], options, profiles)
