@@ -121,13 +121,13 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
             style = ("-", "--", ":", "-.")[models.index(group.model) % 4]
             dot = "." if len(curve) < 10 else ""
             epochs = range(1, len(curve) + 1)
-            axes.plot(epochs, means, style, color=_color(group), linewidth=1.2, marker=dot)
+            axes.plot(epochs, means, style, color=group_color(group), linewidth=1.2, marker=dot)
             # Of a loss on its logarithmic scale the lower end would lie below 0.
             if quantity != "train_loss" and all(sample.std is not None for sample in curve):
                 bars = [_bar(sample, 100.0 if "accuracy" in quantity else math.inf) for sample in curve]
                 low = [mean - below for mean, (below, _) in zip(means, bars, strict=True)]
                 high = [mean + above for mean, (_, above) in zip(means, bars, strict=True)]
-                axes.fill_between(epochs, low, high, color=_color(group), alpha=0.12, linewidth=0)
+                axes.fill_between(epochs, low, high, color=group_color(group), alpha=0.12, linewidth=0)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if quantity == "train_loss":
@@ -136,7 +136,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
             # The first epochs lie far below, and what differs is at the end.
             room = max(2.0, max(ends) - min(ends))
             axes.set_ylim(max(0.0, min(ends) - 2 * room), min(100.5, max(ends) + 0.3 * room))
-    _legend(figure, [(_name(group, models), _color(group), _color(group), "o") for group in groups])
+    _legend(figure, [(_name(group, models), group_color(group), group_color(group), "o") for group in groups])
     _save(figure, path)
 
 
@@ -159,19 +159,19 @@ def draw_parameters(groups: Sequence[Group], path: Path, published: Sequence[Pub
     for group in groups:
         if group.accuracy is None or group.parameters is None:
             continue
-        marker, face = _MODEL_MARKERS[models.index(group.model) % 8], "white" if group.equal_to else _color(group)
+        marker, face = _MODEL_MARKERS[models.index(group.model) % 8], "white" if group.equal_to else group_color(group)
         bars = [[length] for length in _bar(group.accuracy)] if group.accuracy.std is not None else None
         axes.errorbar(
             [group.parameters],
             [group.accuracy.mean],
             yerr=bars,
-            color=_color(group),
+            color=group_color(group),
             marker=marker,
             markerfacecolor=face,
             capsize=3,
             linestyle="none",
         )
-        entries.append((_name(group, models), _color(group), face, marker))
+        entries.append((_name(group, models), group_color(group), face, marker))
         places.append(group.parameters)
     for point in points:
         axes.plot([point.parameters], [point.accuracy], "x", color="#777777")
@@ -365,7 +365,8 @@ def _bar(sample: Sample, most: float = 100.0) -> tuple[float, float]:
     return sample.std or 0.0, min(sample.std or 0.0, most - sample.mean)
 
 
-def _color(group: Group) -> str:
+def group_color(group: Group) -> str:
+    """Return what a group is drawn with, as Matplotlib takes it."""
     if group.config.conv == "conv3x3" and group.equal_to is not None:
         return str(round(0.2 + 0.6 * (1 - min(1.0, group.config.width)), 3))  # the narrower the paler
     return _color_of(group.label)

@@ -165,7 +165,7 @@ def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
     angles = None
     if rotate_layers(trained.model):
         start = starting_model(trained.config, trained.data, run)
-        _check_start(run, trained.config, start, trained.model)
+        check_start(run, trained.config, start, trained.model)
         angles = analyse_angles(start, trained.model, lambda: accuracy(trained.model), draws, trained.config.seed)
     with TemporaryDirectory() as folder:
         file = Path(folder, "model.rcp")
@@ -265,7 +265,7 @@ def histogram(angles: Tensor, period: float) -> tuple[int, ...]:
     return tuple(torch.bincount(parts, minlength=_BINS).tolist())
 
 
-def _check_start(run: Path, config: RunConfig, start: nn.Module, end: nn.Module) -> None:
+def check_start(run: Path, config: RunConfig, start: nn.Module, end: nn.Module) -> None:
     """Raise RunError where the start found here is not the one that the run moved away from."""
     if config.ema_decay is not None or config.qat or read_summary(run).keeps_fitted:
         return  # the run keeps other angles than those whose movement it recorded

@@ -253,7 +253,7 @@ def attempt_run(attempt: Attempt, channel: Any) -> Result:
     os.environ.pop(VARIABLE, None)
     if not attempt.gpu:
         os.environ[VARIABLE] = "cpu"
-    sys.argv = [attempt.command]
+    sys.argv = shlex.split(attempt.command)
     with contextlib.suppress(OSError):  # where data or a teacher are named by a path from there
         os.chdir(attempt.folder)
     if attempt.before:

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -80,7 +79,7 @@ class LocalExecutor:
     def __init__(self, jobs: int, threads: int) -> None:
         self.jobs, self.threads = jobs, threads
         # What the run folders name as the command that made them.
-        self.command = [shlex.join(sys.argv), "--jobs", str(jobs)]
+        self.command = [*sys.argv, "--jobs", str(jobs)]
         self.workers: dict[Connection, Worker] = {}
         self.started = 0
 
