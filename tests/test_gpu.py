@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from rotateconv import CONVS, build_model, fuse
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.captured import WARM_UP
+from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
@@ -75,8 +78,8 @@ def test_a_run_learns_what_it_learns_on_the_cpu(
     AcceleratorState._reset_state(reset_partial_state=True)
     records = zip(*(read_records(tmp_path / device) for device in ("gpu", "cpu")), strict=True)
     for gpu, cpu in records:
-        assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=2e-2)
-        assert gpu["peak_gpu_memory_bytes"] > 0
+        assert gpu.train_loss == pytest.approx(cpu.train_loss, rel=2e-2)
+        assert gpu.peak_gpu_memory_bytes > 0
     assert read_json(tmp_path / "gpu" / "environment.json")["gpu"] == torch.cuda.get_device_name()
 
 
@@ -86,7 +89,7 @@ def test_low_precision_stays_near(precision: str, data: ImageData, tmp_path: Pat
     losses = []
     for name in ("no", precision):
         fit(make_config("digits", changes={**changes, "precision": name}), tmp_path / name, data=data)
-        losses.append(read_records(tmp_path / name)[-1]["train_loss"])
+        losses.append(read_records(tmp_path / name)[-1].train_loss)
     assert losses[1] == pytest.approx(losses[0], rel=5e-2)
 
 
@@ -98,6 +101,68 @@ def test_an_interrupted_run_goes_on(data: ImageData, tmp_path: Path, monkeypatch
         fit(config, tmp_path / "run", data=data, on_event=StopAt(6))
     fit(config, tmp_path / "run", data=data, resume=True)
     found, expected = (read_records(tmp_path / name) for name in ("run", "whole"))
-    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    assert [record.step for record in found] == [record.step for record in expected]
     for mine, other in zip(found, expected, strict=True):
-        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
+        assert mine.train_loss == pytest.approx(other.train_loss, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conv": "conv3x3"},
+        {"conv": "rotate4", "ema_decay": 0.9, "clip_grad_norm": 1.0},
+        {"conv": "rotate2p", "precision": "bf16", "channels_last": True, "dropout": 0.2},
+        {"conv": "rotate4", "optimizer": "adamw", "lr": 0.001, "nesterov": False, "angle_lr_scale": 10.0},
+    ],
+)
+def test_a_captured_run_is_the_eager_one(
+    changes: dict[str, Any], data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    listener = StopAt()
+    for name in ("eager", "captured"):
+        config = tiny_config(**{"lr": 0.02, **changes}, cuda_graph=name == "captured")
+        fit(config, tmp_path / name, data=data, on_event=listener)
+    assert not listener.all(RunWarning)
+    for mine, other in zip(*(read_records(tmp_path / name) for name in ("captured", "eager")), strict=True):
+        assert mine.train_loss == pytest.approx(other.train_loss, rel=1e-2)
+        assert mine.validation_loss == pytest.approx(other.validation_loss, rel=2e-2)
+        assert mine.learning_rates == other.learning_rates
+
+
+def test_a_captured_step_launches_one_graph(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    replays: list[int] = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    fit(tiny_config(conv="rotate4"), tmp_path / "run", data=data)
+    assert len(replays) == 9 - WARM_UP
+
+
+def test_a_captured_run_that_is_interrupted_goes_on(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    config = tiny_config(conv="rotate4", dropout=0.2, ema_decay=0.9)
+    fit(config, tmp_path / "whole", data=data)
+    with pytest.raises(RunInterrupted):
+        fit(config, tmp_path / "run", data=data, on_event=StopAt(6))
+    fit(config, tmp_path / "run", data=data, resume=True)
+    found, expected = (read_records(tmp_path / name)[-1] for name in ("run", "whole"))
+    assert found.step == expected.step
+    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-2)
+
+
+def test_a_model_that_looks_at_its_numbers_is_trained_eagerly(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Looks(Tiny):
+        def forward(self, images: Tensor) -> Tensor:
+            scores = super().forward(images)
+            return scores if scores.sum().item() > -1e9 else -scores
+
+    monkeypatch.setitem(MODELS, "tiny", Looks)
+    listener = StopAt()
+    fit(tiny_config(conv="rotate4"), tmp_path / "run", data=data, on_event=listener)
+    (warning,) = listener.all(RunWarning)
+    assert warning.message.startswith("the step cannot be captured in a CUDA graph")

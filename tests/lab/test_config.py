@@ -78,6 +78,7 @@ OTHER = {
     "precision": "bf16",
     "channels_last": True,
     "compile": True,
+    "cuda_graph": False,
     "seed": 2**62,
     "checkpoint_seconds": 5.0,
     "checkpoint_steps": 9,

@@ -206,6 +206,8 @@ OPTIONS: list[tuple[list[str], dict[str, object]]] = [
     (["--teacher", "big"], {"teacher": "big"}),
     (["--precision", "bf16"], {"precision": "bf16"}),
     (["--compile"], {"compile": True}),
+    (["--cuda-graph"], {"cuda_graph": True}),
+    (["--no-cuda-graph"], {"cuda_graph": False}),
     (["--set", "clip_grad_norm=1", "--set", "ema_decay=0.9"], {"clip_grad_norm": 1.0, "ema_decay": 0.9}),
     (["--lr", "0.3", "--set", "lr=0.4"], {"lr": 0.4}),
     (["--config", "file.toml"], {"recipe": "modern", "lr": 0.25, "epochs": 4}),

@@ -30,6 +30,7 @@ RUN, STUDY, MODEL, CONVERSION = (_GROUPS[title] for title in ("Run", "Study", "M
 _COMMON = (
     *("recipe", "model", "conv", "width", "data", "data_dir", "image_size", "svhn_extra", "skip_bad_images"),
     *("lr", "epochs", "batch_size", "seed", "teacher", "qat", "weight_bits", "angle_bits", "precision", "compile"),
+    "cuda_graph",
 )
 _BOTH = {  # spellings of one key, accepted wherever one of them is
     "model": ("--model", "--models"),
@@ -158,7 +159,7 @@ def _option(owner: type, key: str, only: Collection[str], names: Mapping[str, st
         metavar="PATH" if Place in get_args(field_of(owner, key).annotation) else _metavar(kinds),
         show=group is not None or key in only or key in names or key in _COMMON,
     )
-    return Annotated[bool if kinds == (bool,) else str, option]
+    return Annotated[bool if kinds[0] is bool else str, option]
 
 
 def _spellings(key: str, names: Mapping[str, str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 
 SHARED_KEYS = ("config", "environment", "data")
 """Of a run's JSON: what the runs of a study have mostly in common."""
-PLACES = ("data_dir", "checkpoint_seconds", "checkpoint_steps")
+PLACES = ("data_dir", "checkpoint_seconds", "checkpoint_steps", "cuda_graph")
 """Keys of a configuration that are a machine's: they say nothing on another."""
 
 _KEYS = {"run", *SHARED_KEYS, "summary", "metrics", "equal_to", "failed", "analysis"}

@@ -12,8 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rotateconv.cost import cost
 from rotateconv.errors import DivergedError, RunError, RunInterrupted
@@ -24,6 +23,7 @@ from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
+from rotateconv.lab.train.captured import choose_step
 from rotateconv.lab.train.checkpoint import load_checkpoint, remove_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
@@ -53,6 +53,7 @@ from rotateconv.lab.train.run_folder import (
 from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import factor, set_learning_rate
+from rotateconv.lab.train.step import Compute, compute_step, training_loss
 from rotateconv.lab.train.train_state import (
     TrainingState,
     angle_movement,
@@ -73,63 +74,23 @@ __all__ = [
 ]
 
 
-def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None) -> Tensor:
-    """Return the mean loss of a batch: cross-entropy, or with a teacher what follows.
-
-        (1 - a) · cross-entropy + a · T² · KL(softmax(teacher / T) || softmax(scores / T))
-
-    with a = config.teacher_weight and T = config.teacher_temperature; T² keeps the gradient's size.
-
-    Args:
-        scores: (batch, classes).
-        labels: (batch,) int64.
-        config: of the run.
-        teacher_scores: (batch, classes), or None.
-
-    Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
-    """
-    hard = F.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
-    if teacher_scores is None:
-        return hard
-    a, temperature = config.teacher_weight, config.teacher_temperature
-    teacher = F.log_softmax(teacher_scores / temperature, dim=1)
-    student = F.log_softmax(scores / temperature, dim=1)
-    soft = temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return (1 - a) * hard + a * soft
-
-
-def train_step(state: TrainingState, images: Tensor, labels: Tensor) -> None:
-    """Do one optimizer step and note it in the tally."""
-    config, accelerator = state.config, state.accelerator
-    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, config))
-    teacher_scores = None
-    if state.teacher is not None:
-        with torch.no_grad(), accelerator.autocast():
-            teacher_scores = state.teacher(images).float()
-    state.optimizer.zero_grad()
-    with state.fake_quantized():
-        with accelerator.autocast(), state.shared_kernels():
-            scores = state.prepared(images)
-        loss = training_loss(scores, labels, config, teacher_scores)
-        accelerator.backward(loss * state.loss_scale(len(labels)))
-    if config.clip_grad_norm is not None:
-        accelerator.clip_grad_norm_(state.prepared.parameters(), config.clip_grad_norm)
-    state.optimizer.step()
-    if state.average is not None:
-        state.average.update_parameters(state.model)
-    if state.average_scales is not None and state.qat is not None:
-        state.average_scales.update_parameters(nn.ParameterList(state.qat.scales.values()))
-    correct = (scores.detach().argmax(dim=1) == labels).sum()
-    state.metrics.add(loss.detach() * len(labels), correct, len(labels))
+def train_step(state: TrainingState, images: Tensor, labels: Tensor, compute: Compute = compute_step) -> None:
+    """Do one optimizer step and note it in the metrics."""
+    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, state.config))
+    loss, correct = compute(state, images, labels)
+    for average in (state.average, state.average_scales):
+        if average is not None:
+            average.n_averaged += 1
+    state.metrics.add(loss, correct, len(labels))
     state.step += 1
 
 
-def train_epoch(state: TrainingState, between_steps: Callable[[], None]) -> None:
+def train_epoch(state: TrainingState, between_steps: Callable[[], None], compute: Compute = compute_step) -> None:
     """Do the steps that are left of the epoch, calling `between_steps` after each."""
     started = time.perf_counter() - state.metrics.seconds
     state.prepared.train()
     for images, labels in state.batches:
-        train_step(state, images, labels)
+        train_step(state, images, labels, compute)
         state.metrics.seconds = time.perf_counter() - started
         between_steps()
 
@@ -282,8 +243,9 @@ def _trained(
             held.enter_context(_held(run, config, resume=resume, overwrite=overwrite))
         _begin(state, run, resume, report)
         watch = TrainingMonitor(state, run / CHECKPOINTS, report, interrupts)
+        compute = choose_step(state, report)
         while state.epoch < config.epochs:
-            train_epoch(state, watch.between_steps)
+            train_epoch(state, watch.between_steps, compute)
             record = finish_epoch(state, run)
             if accelerator.is_main_process:
                 append_record(run, record)

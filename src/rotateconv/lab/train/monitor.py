@@ -5,6 +5,8 @@ import shlex
 import time
 from pathlib import Path
 
+import torch
+
 from rotateconv.errors import DivergedError, RunInterrupted
 from rotateconv.lab.train.checkpoint import list_checkpoints
 from rotateconv.lab.train.events import CheckpointSaved, OnEvent, StepEnd
@@ -92,8 +94,8 @@ def check_finite(state: TrainingState, folder: Path, name: str, value: float) ->
 
 def check_weights(state: TrainingState, folder: Path) -> None:
     """Raise DivergedError where a weight is not finite."""
-    tensors = (tensor for name, tensor in state.model.state_dict().items() if name not in state.infinite)
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+    finite = [t.isfinite().all() for name, t in state.model.state_dict().items() if name not in state.infinite]
+    if finite and not torch.stack(finite).all():  # one look at the device, not one for each
         raise DivergedError(_advice(state, folder, "model's weights", state.step))
 
 

@@ -49,8 +49,8 @@ _FILES = (
     *("config.json", DATA, "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),
     *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
 )
-# They say where the data lie and how often to save, not what is computed: a run may go on with others.
-_FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps")
+# They say where the data lie, how often to save and how to launch, not what is computed: a run may go on with others.
+_FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps", "cuda_graph")
 
 
 def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:

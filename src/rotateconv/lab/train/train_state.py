@@ -1,6 +1,6 @@
 """All that changes while a model is trained, and how it is built, saved and restored."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
+from rotateconv.lab.train.average import RunningAverage
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
 from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
@@ -30,8 +30,6 @@ from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.pruning import prune_smallest
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass
@@ -62,8 +60,8 @@ class TrainingState:
     model: nn.Module
     prepared: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
-    average_scales: AveragedModel | None
+    average: RunningAverage | None
+    average_scales: RunningAverage | None
     teacher: nn.Module | None
     qat: QuantizedTraining | None
     train: Split
@@ -192,7 +190,7 @@ def build_state(
         prune_smallest(model, config.prune)
     average = None
     if config.ema_decay is not None:
-        average = _averaged(model, config.ema_decay)
+        average = RunningAverage(model, config.ema_decay)
     teacher = None
     if config.teacher is not None:
         given = None if start is None else start.teacher
@@ -207,7 +205,7 @@ def build_state(
     learned = [] if qat is None else list(qat.scales.values())
     average_scales = None
     if config.ema_decay is not None and learned:
-        average_scales = _averaged(nn.ParameterList(learned), config.ema_decay)
+        average_scales = RunningAverage(nn.ParameterList(learned), config.ema_decay)
     start_angles = [angle.detach().clone() for angle in _angles(model)]
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config, learned))
     if config.compile:
@@ -256,24 +254,6 @@ def build_state(
     )
 
 
-def _averaged(model: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(model, multi_avg_fn=_exponential_average(decay), use_buffers=True)
-
-
-def _exponential_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return what an AveragedModel updates its tensors by: an index or a count among the buffers has no average."""
-    average = get_ema_multi_avg_fn(decay)
-
-    def update(averaged: Tensors, current: Tensors, number: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            average(averaged, current, number)
-        else:
-            for mine, other in zip(averaged, current, strict=True):
-                mine.copy_(other)
-
-    return update
-
-
 def angle_movement(state: TrainingState) -> tuple[float, float, tuple[float, ...]] | None:
     """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
     pairs = zip(_angles(state.model), state.start_angles, strict=True)
@@ -308,7 +288,7 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "scales": _tensors(state.qat.scales) if state.qat is not None else {},
         "average_scales": _tensors(state.scales) if state.average_scales is not None else {},
-        "n_averaged": int(state.average.n_averaged) if state.average is not None else 0,
+        "n_averaged": state.average.n_averaged if state.average is not None else 0,
         "processes": processes,
     }
     return save_checkpoint(folder, models, rest)
@@ -348,18 +328,25 @@ def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     state.model.load_state_dict(checkpoint.weights["model"])
     if state.average is not None:
         state.average.module.load_state_dict(checkpoint.weights["average"])
-        state.average.n_averaged.fill_(rest["n_averaged"])
+        state.average.n_averaged = _updates(rest)
     if state.qat is not None and state.qat.scales:
         _put(rest["scales"], state.qat.scales)
     if state.average_scales is not None:
         _put(rest["average_scales"], state.scales)
-        state.average_scales.n_averaged.fill_(rest["n_averaged"])
+        state.average_scales.n_averaged = _updates(rest)
     state.optimizer.load_state_dict(rest["optimizer"])
     if state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(rest["scaler"])
     state.batches.load_state_dict(rest["loader"])
     state.step, state.epoch = rest["step"], rest["epoch"]
     _restore_process(state, rest["processes"])
+
+
+def _updates(rest: Mapping[str, Any]) -> int:
+    count = rest["n_averaged"]
+    if not isinstance(count, int) or not 0 <= count <= rest["step"]:
+        raise ValueError(f"expected one average a step, found {count} of {rest['step']} steps")
+    return count
 
 
 def _tensors(scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
