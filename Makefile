@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo docs page page-test page-models node reference pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu sanitize clean
+.PHONY: demo docs page page-test page-models node reference pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -120,6 +120,12 @@ experiments-cpu experiments-gpu: $(STAMP)
 	    $(BIN)/rotateconv record runs/experiments/$$study --out experiments/$$study/records.jsonl; \
 	done
 	$(BIN)/rotateconv report experiments $(addprefix --page ,README.md $(wildcard docs/results*.md))
+
+# The most of a few minutes on a GPU, into runs/gpu; the same command goes on where it stopped.
+GPU_SECONDS ?= 780
+
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --seconds $(GPU_SECONDS) --data-dir $(DATA_DIR)
 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml

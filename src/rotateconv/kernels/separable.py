@@ -1,8 +1,5 @@
 """A layer with angle groups as depthwise line filters and a pointwise convolution, and the choice of that form."""
 
-from collections.abc import Iterable
-from functools import lru_cache
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -10,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rotateconv.errors import InputError
-from rotateconv.kernels.fused import in_layout, needs_reference
+from rotateconv.kernels.fused import in_layout
 
 Form = Literal["auto", "dense", "separable"]
 
@@ -78,8 +75,7 @@ def separable_conv2d(
 
         output[o] = bias[o] + Σ_i weight[o,i] · (lines[g,i] ∗ input[i])
 
-    k² + out/G multiply-adds for each group, input channel and position, where the dense form takes k² · out/G. On a
-    GPU where Triton is installed, the line filters of all groups are one launch that reads the input once.
+    k² + out/G multiply-adds for each group, input channel and position, where the dense form takes k² · out/G.
 
     Args:
         input, weight, lines, bias, stride, padding, dilation: as in `grouped_conv2d`.
@@ -97,39 +93,11 @@ def separable_conv2d(
     input = in_layout(input, reorder)
     weights = weight.unflatten(0, (groups, -1))[..., None, None]
     biases = [None] * groups if bias is None else list(bias.unflatten(0, (groups, -1)))
-    maps: Iterable[Tensor]
-    if separable_triton := _separable_triton(input, lines):
-        dtype = compute_dtype(input, weight)
-        maps = separable_triton.line_filters(input.to(dtype), lines.to(dtype), stride, padding, dilation)
-    else:
-        # One call per group: oneDNN is slow at a depthwise convolution with several outputs per channel.
-        maps = (F.conv2d(input, line[:, None], None, stride, padding, dilation, channels) for line in lines)
+    # One call per group: oneDNN is slow at a depthwise convolution with several outputs per channel.
+    maps = (F.conv2d(input, line[:, None], None, stride, padding, dilation, channels) for line in lines)
     outputs = [F.conv2d(*arguments) for arguments in zip(maps, weights, biases, strict=True)]
     output = outputs[0] if groups == 1 else torch.cat(outputs, -3)
     return output.contiguous() if reorder else output
-
-
-def _separable_triton(input: Tensor, lines: Tensor) -> ModuleType | None:
-    """The Triton kernel for the line filters, where it can be used: on a GPU, outside of compilers and transforms."""
-    if not _on_gpu(input) or input.dim() != 4 or needs_reference(input, lines):
-        return None
-    separable_triton = _import_separable_triton()
-    if separable_triton is None or compute_dtype(input, lines) not in separable_triton.DTYPES:
-        return None
-    return separable_triton if lines.shape[-1] <= separable_triton.LARGEST else None
-
-
-def _on_gpu(input: Tensor) -> bool:
-    return input.is_cuda
-
-
-@lru_cache
-def _import_separable_triton() -> ModuleType | None:
-    try:
-        from rotateconv.kernels import separable_triton
-    except (ImportError, RuntimeError):
-        return None
-    return separable_triton
 
 
 def dense_kernel(weight: Tensor, lines: Tensor) -> Tensor:
