@@ -1,8 +1,8 @@
 """The laboratory: trains, compares and reports; nothing of the library imports it.
 
-From Python: `load` a run folder, `fit`, `convert_run` and `finish` make one, `evaluate` measures it, `save_for_hub`
-makes a folder for the Hugging Face Hub of it, `trust` names a function that a run folder may have called. Names load
-when they are first asked for.
+From Python: `load` a run folder, `fit`, `convert_run` and `finish` make one, `shrink` searches the best file of so many
+bytes, `evaluate` measures a run, `save_for_hub` makes a folder for the Hugging Face Hub of it, `trust` names a function
+that a run folder may have called. Names load when they are first asked for.
 """
 
 import importlib
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rotateconv.lab.predictions import predict as predict
     from rotateconv.lab.study.convert_run import convert_run as convert_run
     from rotateconv.lab.study.finish import finish as finish
+    from rotateconv.lab.study.shrink import shrink as shrink
     from rotateconv.lab.train.loop import fit as fit
     from rotateconv.lab.train.trust import allow as trust  # noqa: F401
 
@@ -36,6 +37,7 @@ _HOMES = {
     "make_config": ("config", "make_config"),
     "predict": ("predictions", "predict"),
     "save_for_hub": ("hub_folder", "save_for_hub"),
+    "shrink": ("study.shrink", "shrink"),
     "trust": ("train.trust", "allow"),
 }
 

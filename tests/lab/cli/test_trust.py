@@ -33,6 +33,7 @@ COMMANDS = {
     "train --teacher": ["train", "--set", "model=tiny", "--teacher", "evil", "--epochs", "1"],
     "convert": ["convert", "evil", "--taps", "free"],
     "finish": ["finish", "evil"],
+    "shrink": ["shrink", "evil", "--budget", "40KB"],
     "compare --sizes --with": [
         *("compare", "--models", "tiny", "--convs", "conv3x3", "--seeds", "1", "--epochs", "1"),
         *("--sizes", "--with", "evil", "--jobs", "1"),

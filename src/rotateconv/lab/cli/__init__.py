@@ -27,6 +27,7 @@ from rotateconv.lab.cli import (
     record,
     report,
     search,
+    shrink,
     train,
     unpack,
 )
@@ -59,6 +60,7 @@ for _place, _file in enumerate(
         predict,
         convert,
         finish,
+        shrink,
         pack,
         unpack,
         export,
@@ -70,7 +72,7 @@ for _place, _file in enumerate(
     )
 ):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
-    if _file in (train, compare, search, evaluate, convert, finish, pack, export, info, analyse):
+    if _file in (train, compare, search, evaluate, convert, finish, shrink, pack, export, info, analyse):
         _command = opens_runs(_command)
     _text = unwrapped(inspect.getdoc(_command) or "")
     app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)

@@ -23,7 +23,7 @@ EXAMPLES = options.examples(
     ("To few bits at once:", "rotateconv convert runs/dense --taps free --qat --out runs/small"),
     ("Layer by layer, in three stages:", "rotateconv convert runs/dense --stages 3 --epochs 6"),
 )
-_NAMES = {
+NAMES = {
     "convert_taps": "--taps",
     "convert_path": "--path",
     "convert_angle_groups": "--angle-groups",
@@ -35,10 +35,10 @@ _NAMES = {
     "mean": "--mean",  # shown here: a model of one's own was trained with its own
     "std": "--std",
 }
-_OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "source")
+OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "source")
 
 
-@options.takes("changes", RunConfig, without=_OF_THE_SOURCE, names=_NAMES)
+@options.takes("changes", RunConfig, without=OF_THE_SOURCE, names=NAMES)
 def convert(
     source: Annotated[
         Path, Parameter(help="Run folder of a trained model, or with --model its weights.", show_default=False)
@@ -82,7 +82,7 @@ def convert(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("convert runs in one process: run it without torchrun")
-    values, called = options.read(RunConfig, changes, _NAMES)
+    values, called = options.read(RunConfig, changes, NAMES)
     if model is None and not source.is_file():
         given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
         options.refuse({**given, "--config": config}, "a run folder, which has its own")

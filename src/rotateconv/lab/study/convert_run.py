@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -42,7 +42,7 @@ from rotateconv.lab.train.run_folder import (
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.nn.copying import copy_model
 
-__all__ = ["convert_run", "fine_tuning", "stages_of", "states_of"]
+__all__ = ["check_normalization", "convert_run", "fine_tuning", "stages_of", "states_of"]
 
 STATES = {
     "source": "trained model",
@@ -140,7 +140,7 @@ def convert_run(
     before = {name: evaluate_split(model, config, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
     if config.factory is not None:
-        _check_normalization(source, config, data, before["source"], report)
+        check_normalization(source, config, data, before["source"], report)
     report(ModelFitted(**validation, report=layers))
     for number, (run, settings) in enumerate(plan, start=1):
         report(StageStart(number, len(plan), settings))
@@ -184,8 +184,8 @@ def convert_run(
     return result
 
 
-def _check_normalization(
-    source: nn.Module, config: RunConfig, data: ImageData, found: Evaluation, report: OnConversionEvent
+def check_normalization(
+    source: nn.Module, config: RunConfig, data: ImageData, found: Evaluation, report: Callable[[RunWarning], object]
 ) -> None:
     """Stop where a user's own model does not know the images as they are normalized here.
 

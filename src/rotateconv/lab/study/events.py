@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from rotateconv.convert.report import ConversionReport
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.study.run_record import RunRecord
-from rotateconv.lab.train.events import Event
+from rotateconv.lab.study.shrinking import Trial
+from rotateconv.lab.train.events import Event, RunWarning
 from rotateconv.lab.train.run_results import EpochRecord
 
 
@@ -121,11 +122,30 @@ class StageStart:
     config: RunConfig
 
 
+@dataclass(frozen=True)
+class RungStart:
+    """A rung of `shrink` begins: what it does with so many candidates, and the epochs that each is trained."""
+
+    what: str
+    candidates: int
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """A candidate of `shrink` was tried in a rung; the budget is that of the search, in bytes."""
+
+    trial: Trial
+    budget: int
+
+
 TaskEvent = RunEvent | RunTrained | RunDiverged | RunDied | RunStopped
 StudyEvent = StudyStart | TaskEvent | RecordsChanged
 SearchEvent = StudyStart | TaskEvent | RunPruned
+ShrinkEvent = RungStart | TrialEnd | LayerFitted | StudyStart | TaskEvent | RunWarning
 ConversionEvent = LayerFitted | ModelFitted | StageStart | Event
 OnTaskEvent = Callable[[TaskEvent], None]
 OnStudyEvent = Callable[[StudyEvent], None]
 OnSearchEvent = Callable[[SearchEvent], None]
+OnShrinkEvent = Callable[[ShrinkEvent], None]
 OnConversionEvent = Callable[[ConversionEvent], None]

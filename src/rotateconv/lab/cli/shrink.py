@@ -1,0 +1,182 @@
+"""`rotateconv shrink`: the most accurate file of so many bytes that a trained model can become."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from rotateconv.errors import ConfigError, RunInterrupted
+from rotateconv.lab.cli import executors, options
+from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
+from rotateconv.lab.cli.settings import check_names, fine_tuned
+from rotateconv.lab.config import RunConfig, overridden
+from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
+
+EXAMPLES = options.examples(
+    ("A run of this library in 40,000 bytes:", "rotateconv shrink runs/dense --budget 40KB"),
+    (
+        "Your own model and its weights:",
+        "rotateconv shrink net.pt --model mine:net --data folder --data-dir photos --budget 0.1MB",
+    ),
+    (
+        "By the packed file, and trained for longer:",
+        "rotateconv shrink runs/dense --budget 30KB --count rcp --epochs 20",
+    ),
+)
+_FIXED = (*OF_THE_SOURCE, *(key for key in FINISHED_KEYS if key not in ("recipe", "data")), *QAT_KEYS, "prune")
+_SHOWN = {key: NAMES[key] for key in ("mean", "std")}
+
+
+@options.takes("changes", RunConfig, without=_FIXED, names=_SHOWN)
+def shrink(
+    source: Annotated[
+        Path, Parameter(help="Run folder of a trained model, or with --model its weights.", show_default=False)
+    ],
+    /,
+    *,
+    budget: Annotated[
+        str,
+        Parameter(name="--budget", metavar="BYTES", help="Of the file: 40KB, 40000 or 0.1MB.", show_default=False),
+    ],
+    count: Annotated[
+        Literal["onnx", "rcp"],
+        Parameter(
+            name="--count",
+            metavar="onnx|rcp",
+            help="Whose bytes: the compact ONNX file's, which runs anywhere, or the packed file's.",
+        ),
+    ] = "onnx",
+    model: Annotated[
+        str | None,
+        Parameter(
+            name=("--model", "--models"),
+            metavar="PACKAGE.MODULE:FUNCTION",
+            group=options.MODEL,
+            help="What builds the model of a weights file (safetensors, or a state dict of torch.save).",
+        ),
+    ] = None,
+    changes: options.Given | None = None,
+    dense_bits: Annotated[
+        int,
+        Parameter(name="--dense-bits", metavar="INTEGER", help="Of stem, 1x1 and linear layers.", show_default=True),
+    ] = 8,
+    config: options.ConfigFile = None,
+    set_: options.Set = None,
+    out: Annotated[
+        Path | None,
+        Parameter(name="--out", metavar="DIR", group=options.RUN, help="For files and report; runs/SOURCE-BUDGET."),
+    ] = None,
+    jobs: executors.Jobs = None,
+    device: options.Device = None,
+) -> None:
+    """Find the lines and bits with which a trained model fits in so many bytes and loses least, and write that file.
+
+    The model is tried as it is and as RotateConv layers of every kind, without training at the largest bits that fit;
+    then the best third, and the model as it is, trained with quantized numbers and their original as the teacher, for a
+    quarter of the epochs; then the best two for all of them. The validation split decides, and the test split is
+    evaluated once, in the end. DIR gets model.onnx, model.rcp and a report of all that was tried. SOURCE is never
+    changed. The same command goes on after Ctrl-C.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("shrink starts its own processes: run it without torchrun and choose --jobs")
+    from rotateconv.lab.study.shrinking import bytes_in
+
+    size = bytes_in(budget)
+    values, called = options.read(RunConfig, changes, _SHOWN)
+    extra = overridden(set_ or ())
+    if fixed := sorted(set(extra) & set(_FIXED) - {"data", "recipe"}):
+        raise ConfigError(f"{fixed[0]} is the source's, or searched: leave it out")
+    if model is None and not source.is_file():
+        given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
+        options.refuse({**given, "--config": config}, "a run folder, which has its own")
+    settings = fine_tuned(source, model, config, {**values, **extra}, called)
+    folder = out if out is not None else Path("runs", f"{source.resolve().stem}-{size}")
+    options.use_device(device)
+    _shrink(settings, folder, size, count, dense_bits, jobs)
+
+
+def _shrink(
+    settings: RunConfig, out: Path, budget: int, count: Literal["onnx", "rcp"], dense_bits: int, jobs: int | None
+) -> None:
+    """Search, show how it goes, and say what was written."""
+    from rotateconv.lab.cli.comparison import ComparisonProgress
+    from rotateconv.lab.cli.console import facts, make_console, say
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.progress import FittingProgress
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.naming import counted
+    from rotateconv.lab.study.events import LayerFitted, RungStart, ShrinkEvent, TrialEnd
+    from rotateconv.lab.study.shrink import ONNX, PACKED, TABLE
+    from rotateconv.lab.study.shrink import shrink as library
+    from rotateconv.lab.study.shrinking import result
+    from rotateconv.lab.train.events import RunWarning
+
+    console = make_console()
+    check_names(settings)
+    images = load_shown(settings, console)
+    description = DataDescription.of(images)
+    fitting: list[FittingProgress] = []
+    training: list[ComparisonProgress] = []
+
+    def stop() -> None:
+        while training:
+            training.pop().__exit__(None, None, None)
+        while fitting:
+            fitting.pop().bar.stop()
+
+    def on_event(event: ShrinkEvent) -> None:
+        match event:
+            case LayerFitted(done):
+                if done == 1:
+                    fitting[:] = [FittingProgress(console)]
+                fitting[-1].show(event)
+            case RungStart(what, candidates, epochs):
+                stop()
+                trained = f" for {counted(epochs, 'epoch')}" if epochs else ""
+                say(console, f"{counted(candidates, 'candidate')} {what}{trained}")
+                if epochs:
+                    recipe = RunConfig(**{**vars(settings), "epochs": epochs})
+                    training.append(ComparisonProgress(console, recipe, None, description, out))
+            case TrialEnd(trial, limit):
+                size = "" if trial.bytes is None else f"{trial.bytes:,} bytes  "
+                after = f"{counted(trial.epochs, 'epoch')}  " if trial.epochs else ""
+                say(console, f"  {trial.candidate.name:22}  {after}{size}{result(trial, limit)}")
+            case RunWarning(message):
+                say(console, f"warning: {message}")
+            case _ if training:
+                training[-1](event)
+
+    try:
+        found = library(
+            settings,
+            out,
+            budget=budget,
+            data=images,
+            count=count,
+            dense_bits=dense_bits,
+            jobs=jobs,
+            on_event=on_event,
+        )
+    except RunInterrupted as error:
+        raise RunInterrupted(f"{error}: go on with {options.again()}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped: what is tried is kept, go on with {options.again()}") from None
+    finally:
+        stop()
+    winner = found.winner
+    assert winner is not None
+    onnx = {} if winner.onnx_bytes is None else {"onnx": f"{out / ONNX}: {winner.onnx_bytes:,} bytes"}
+    trained = f"trained for {counted(winner.epochs, 'epoch')}" if winner.epochs else "not trained"
+    facts(
+        console,
+        {
+            "best": f"{winner.name}, {trained}",
+            "validation": f"{winner.validation_accuracy:.2f} %, of the source's {found.source_accuracy:.2f} % in "
+            f"{found.source_bytes:,} bytes",
+            "test": f"{winner.test_accuracy:.2f} %, evaluated once",
+            **onnx,
+            "packed": f"{out / PACKED}: {winner.packed_bytes:,} bytes",
+            "report": str(out / TABLE),
+        },
+    )

@@ -1,0 +1,262 @@
+"""What `rotateconv shrink` tries and what it found: candidates, trials and shrink.json, as frozen dataclasses."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rotateconv.errors import ConfigError
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.naming import counted
+from rotateconv.lab.plain import Plain
+from rotateconv.lab.run_config import Bits
+
+Count = Literal["onnx", "rcp"]
+"""The file whose bytes count: the compact ONNX file or the packed one."""
+
+WEIGHT_BITS, ANGLE_BITS = range(2, 9), range(3, 6)
+"""Bits that are tried; a model without RotateConv layers is also tried with 1, the binary weights of XNOR-Net."""
+
+
+@dataclass(frozen=True)
+class Form(Plain):
+    """What the convolutions of the source become.
+
+    Attributes:
+        taps: Of their RotateConv layers; None leaves the model as it is.
+        path, angle_groups: As of RotateConv2d.
+    """
+
+    taps: Literal["free", "shared", "profile"] | None = None
+    path: Literal["circle", "square"] = "circle"
+    angle_groups: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, also in the names of folders.
+
+        Example:
+            >>> Form().name, Form("profile").name, Form("free", "square").name, Form("shared", angle_groups=4).name
+            ('as-it-is', 'profile', 'free-square', 'shared-g4')
+        """
+        if self.taps is None:
+            return "as-it-is"
+        groups = "" if self.angle_groups is None else f"-g{self.angle_groups}"
+        return f"{self.taps}{'' if self.path == 'circle' else f'-{self.path}'}{groups}"
+
+
+_TAPS: tuple[Literal["profile", "shared", "free"], ...] = ("profile", "shared", "free")
+_PATHS: tuple[Literal["circle", "square"], ...] = ("circle", "square")
+FORMS = (
+    Form(),
+    *(Form(taps, path) for taps in _TAPS for path in _PATHS),
+    *(Form(taps, angle_groups=groups) for taps in _TAPS for groups in (4, 1)),
+)
+"""The forms that a model of dense convolutions is tried in: as it is, the honest rival, and as lines of every kind."""
+
+
+@dataclass(frozen=True)
+class Candidate(Plain):
+    """A form at so many bits of a weight, an angle (None where there is none), and stem, 1x1 and linear layers."""
+
+    form: Form
+    weight_bits: int
+    angle_bits: int | None
+    dense_bits: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its row in the report."""
+        return f"{self.form.name}-w{self.weight_bits}" + ("" if self.angle_bits is None else f"-a{self.angle_bits}")
+
+    @property
+    def bits(self) -> Bits:
+        """Of the file."""
+        return Bits(self.weight_bits, Bits().angle if self.angle_bits is None else self.angle_bits, self.dense_bits)
+
+    def config(self, base: RunConfig, epochs: int) -> RunConfig:
+        """Return the run that trains it, starting from the source of `base`, with quantized numbers from its start."""
+        form = self.form
+        lines = {
+            "convert_taps": form.taps,
+            "convert_path": form.path,
+            "convert_angle_groups": form.angle_groups,
+            "convert_fit": "outputs",
+        }
+        bits = dict(zip(("weight_bits", "angle_bits", "dense_bits"), self.bits, strict=True))
+        changes = {**({} if form.taps is None else lines), **bits, "qat": True, "epochs": epochs}
+        return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Trial(Plain):
+    """What was found of a candidate in a rung of the search.
+
+    Attributes:
+        candidate: That was tried.
+        epochs: Of its training; 0 where it was only fitted, quantized and recalibrated.
+        bytes: Of its file, of the kind that counts; None where there is none.
+        accuracy: On the validation split in percent; None for a file over the budget of a model that was not trained.
+        note: Why there is no result.
+    """
+
+    candidate: Candidate
+    epochs: int
+    bytes: int | None
+    accuracy: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Winner(Plain):
+    """What was written.
+
+    Attributes:
+        name, epochs: Of its trial.
+        onnx_bytes, packed_bytes: Of the two files; None where the model cannot be exported and the packed file counts.
+        validation_accuracy, test_accuracy: In percent; the test split is evaluated for nothing else.
+    """
+
+    name: str
+    epochs: int
+    onnx_bytes: int | None
+    packed_bytes: int
+    validation_accuracy: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class ShrinkRecord(Plain):
+    """What `rotateconv shrink` found: shrink.json.
+
+    Attributes:
+        source: Run folder or file of weights of the trained model.
+        model: Its name, or the function that builds it.
+        dataset: That it was trained on.
+        budget: Bytes that the file may have.
+        count: Which file that is.
+        source_bytes, source_accuracy: Of the source in its own precision; on the validation split in percent.
+        trials: All that was tried, rung by rung.
+        winner: What was written; None while the search goes on, or where nothing fits.
+    """
+
+    source: str
+    model: str
+    dataset: str
+    budget: int
+    count: Count
+    source_bytes: int
+    source_accuracy: float
+    trials: tuple[Trial, ...] = ()
+    winner: Winner | None = None
+
+    def with_trials(self, trials: Sequence[Trial]) -> "ShrinkRecord":
+        """Return it with more trials."""
+        return dataclasses.replace(self, trials=(*self.trials, *trials))
+
+
+def bytes_in(text: str) -> int:
+    """Return a number of bytes as people write it; KB and MB are thousands, KiB and MiB powers of two.
+
+    Raises:
+        ConfigError: It is something else, or less than a byte.
+
+    Example:
+        >>> [bytes_in(text) for text in ("40KB", "40 kB", "40000", "0.1MB", "1KiB")]
+        [40000, 40000, 40000, 100000, 1024]
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*(?:(k|m)(i?)b|b)?", text.strip(), re.IGNORECASE)
+    size = 0.0
+    if found is not None:
+        power = {None: 0, "k": 1, "m": 2}[found[2].lower() if found[2] else None]
+        size = float(found[1]) * (1024 if found[3] else 1000) ** power
+    if not 1 <= size < 2**53:
+        raise ConfigError(f"the budget must be a number of bytes such as 40KB, 40000 or 0.1MB, not {text!r}")
+    return int(size)
+
+
+def largest_bits(
+    weights: Sequence[int], angles: Sequence[int], fits: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of bits that fit and that no larger pair that fits contains: more bits of one form are better.
+
+    Args:
+        weights, angles: Bits to choose from, rising.
+        fits: Whether so many bits of a weight and of an angle do; fewer of both must fit too.
+
+    Example:
+        >>> list(largest_bits(range(2, 9), range(3, 6), lambda weight, angle: weight + angle <= 9))
+        [(6, 3), (5, 4), (4, 5)]
+    """
+    found: list[tuple[int, int]] = []
+    top = weights[-1]
+    for angle in angles:
+        weight = next((bits for bits in reversed(weights) if bits <= top and fits(bits, angle)), None)
+        if weight is None:
+            break
+        if found and weight == top:
+            found.pop()
+        found.append((weight, angle))
+        top = weight
+    yield from found
+
+
+def best(trials: Sequence[Trial], budget: int, count: int | None = None) -> list[Trial]:
+    """Return the trials in the budget, the most accurate on the validation split first, the smaller of equal ones.
+
+    Args:
+        trials: Of any rungs.
+        budget: In bytes.
+        count: At most so many; None for all.
+    """
+    fitting = [t for t in trials if t.accuracy is not None and t.bytes is not None and t.bytes <= budget]
+    return sorted(fitting, key=lambda t: (-(t.accuracy or 0.0), t.bytes or 0, -t.epochs))[:count]
+
+
+def survivors(trials: Sequence[Trial], budget: int) -> list[Candidate]:
+    """Return who is trained after the first rung: the best third of the forms, and the model as it is in any case.
+
+    Each form has one candidate, its best bits. Untrained, few bits of a dense kernel look worse than they train.
+    """
+    forms: dict[Form, Trial] = {}
+    for trial in best(trials, budget):
+        forms.setdefault(trial.candidate.form, trial)
+    ranked = list(forms.values())
+    kept = ranked[: math.ceil(len(ranked) / 3)]
+    kept += [trial for trial in ranked[len(kept) :] if trial.candidate.form.taps is None]
+    return [trial.candidate for trial in kept]
+
+
+def markdown(record: ShrinkRecord) -> str:
+    """Return shrink.md: what was written, then all that was tried."""
+    kinds = {"onnx": "compact ONNX", "rcp": "packed"}
+    lines = [
+        f"**{record.model} on {record.dataset} in {record.budget:,} bytes of {kinds[record.count]} file**",
+        "",
+        f"The source, {record.source_bytes:,} bytes, has {record.source_accuracy:.2f} % on the validation split.",
+    ]
+    if (winner := record.winner) is not None:
+        onnx = "" if winner.onnx_bytes is None else f"model.onnx of {winner.onnx_bytes:,} bytes, "
+        lines += [
+            f"Written: {winner.name}, {onnx}model.rcp of {winner.packed_bytes:,} bytes; "
+            f"{winner.validation_accuracy:.2f} % on the validation split, {winner.test_accuracy:.2f} % on the test "
+            "split, which nothing else was evaluated on.",
+        ]
+    lines += ["", "| candidate | training | bytes | validation accuracy % |", "| --- | --- | ---: | ---: |"]
+    for trial in record.trials:
+        training = counted(trial.epochs, "epoch") if trial.epochs else "none"
+        size = "-" if trial.bytes is None else f"{trial.bytes:,}"
+        lines.append(f"| {trial.candidate.name} | {training} | {size} | {result(trial, record.budget)} |")
+    return "\n".join([*lines, ""])
+
+
+def result(trial: Trial, budget: int) -> str:
+    """Return what came of a trial, in a few words."""
+    if trial.note is not None:
+        return trial.note.replace("|", "/")
+    if trial.accuracy is None:
+        return "over the budget"
+    over = trial.bytes is None or trial.bytes > budget
+    return f"{trial.accuracy:.2f}{', over the budget' if over else ''}"
