@@ -1,6 +1,7 @@
 """The separable form: the same numbers as the dense one wherever a layer has both, and the choice between them."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -245,7 +246,8 @@ def test_layers_without_a_separable_form_are_errors(arguments: dict[str, Any]) -
 
 def test_the_model_of_the_cost() -> None:
     wide: dict[str, Any] = {"in_channels": 128, "out_channels": 128, "kernel_size": 3}
-    for training in (False, True):
+    for training, dtype in product((False, True), (torch.float32, torch.bfloat16)):
+        wide["dtype"] = dtype
         for groups in (1, 2, 4):
             assert prefers_separable(**wide, groups=groups, positions=28 * 28, training=training)
             assert prefers_separable(**wide, groups=groups, training=training)  # size not known
@@ -253,14 +255,14 @@ def test_the_model_of_the_cost() -> None:
             **wide, groups=128, positions=10**6, training=training
         )  # depthwise is all there is
         assert not prefers_separable(**wide, groups=4, positions=4, training=training)  # nothing but calls
-        assert not prefers_separable(8, 8, 3, groups=1, positions=10**6, training=training)
+        assert not prefers_separable(8, 8, 3, groups=1, positions=10**6, training=training, dtype=dtype)
         # More groups never make it better, more positions and more outputs never worse.
         chosen = [prefers_separable(**wide, groups=2**g, positions=500, training=training) for g in range(8)]
         assert chosen == sorted(chosen, reverse=True)
         chosen = [prefers_separable(**wide, groups=2, positions=2**p, training=training) for p in range(20)]
         assert chosen == sorted(chosen)
         assert {True, False} == set(chosen)
-        chosen = [prefers_separable(64, 2**c, 3, groups=1, positions=500, training=training) for c in range(12)]
+        chosen = [prefers_separable(64, 2**c, 3, 1, 500, training=training, dtype=dtype) for c in range(12)]
         assert chosen == sorted(chosen)
 
 
@@ -278,7 +280,7 @@ def test_auto_asks_the_model(monkeypatch: pytest.MonkeyPatch, training: bool) ->
     layer = RotateConv2d(6, 8, 5, stride=(2, 1), taps="shared", angle_groups=2)
     with torch.set_grad_enabled(training):
         layer(torch.randn(3, 6, 10, 12))
-    assert asked == [(6, 8, 5, 2, 3 * 10 * 12 // 2, {"training": training})]
+    assert asked == [(6, 8, 5, 2, 3 * 10 * 12 // 2, {"training": training, "dtype": torch.float32})]
     assert len(ran) == 1
     for form in ("dense", "separable"):
         RotateConv2d(6, 8, 5, taps="shared", angle_groups=2, form=form)(torch.randn(3, 6, 10, 12))

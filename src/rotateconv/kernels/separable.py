@@ -1,6 +1,6 @@
 """A layer with angle groups as depthwise line filters and a pointwise convolution, and the choice of that form."""
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,31 @@ from rotateconv.kernels.fused import in_layout
 
 Form = Literal["auto", "dense", "separable"]
 
-# Costs on a CPU in multiply-adds of the dense convolution, measured on layers of 16 to 256 channels with kernels of
-# 3 to 7, float32, and rounded against the separable form: where the two are close, the dense one is taken.
-_MAP_COST = {"inference": 60.0, "training": 70.0}  # a number of a filtered map, written and read again
-_CELL_COST = {"inference": 2.0, "training": 9.0}  # a multiply-add of a line filter
-_POINT_COST = {"inference": 2.5, "training": 1.5}  # a multiply-add of the pointwise convolution
-_CALL_COST = 1.5e6  # one more call of a convolution
+
+class _Costs(NamedTuple):
+    """Costs on a CPU in multiply-adds of the dense convolution.
+
+    Attributes:
+        cell: A multiply-add of a line filter.
+        map: A number of a filtered map, written and read again.
+        point: A multiply-add of the pointwise convolution.
+        call: One more call of a convolution.
+    """
+
+    cell: float
+    map: float
+    point: float
+    call: float
+
+
+# Fitted on layers of 16 to 256 channels with kernels of 3 to 7; `benchmarks/separable.py` fits them anew. Training in
+# float32 and inference in bfloat16 in November 2026; the others before, in float32, for whatever type.
+_COSTS = {
+    ("inference", torch.float32): _Costs(2.0, 60.0, 2.5, 1.5e6),
+    ("training", torch.float32): _Costs(6.0, 40.0, 1.5, 1e6),
+    ("inference", torch.bfloat16): _Costs(9.0, 50.0, 1.5, 1.5e6),
+    ("training", torch.bfloat16): _Costs(9.0, 70.0, 1.5, 1.5e6),
+}
 
 _PART = 1 << 20  # numbers of a filtered map at a time, where they need not be kept: 4 MB of float32
 
@@ -114,6 +133,7 @@ def prefers_separable(
     positions: int | None = None,
     *,
     training: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> bool:
     """Whether the separable form is the faster one on a CPU, by a model of its cost.
 
@@ -128,17 +148,19 @@ def prefers_separable(
         groups: G, the number of angle groups.
         positions: of the output, over the whole batch; None where it is not known, as in a compiled graph.
         training: with the backward pass.
+        dtype: that the convolution computes in.
 
     Example:
         >>> prefers_separable(128, 128, 3, groups=4, positions=28 * 28), prefers_separable(128, 128, 3, groups=128)
         (True, False)
     """
     mode = "training" if training else "inference"
+    costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32]
     cells = kernel_size**2
     dense = in_channels * out_channels * cells
-    filters = groups * (cells * _CELL_COST[mode] + _MAP_COST[mode])
-    calls = 0.0 if positions is None else 2 * groups * _CALL_COST / max(1, positions)
-    return in_channels * (filters + out_channels * _POINT_COST[mode]) + calls < dense
+    filters = groups * (cells * costs.cell + costs.map)
+    calls = 0.0 if positions is None else 2 * groups * costs.call / max(1, positions)
+    return in_channels * (filters + out_channels * costs.point) + calls < dense
 
 
 def check_form(form: str) -> None:
@@ -169,7 +191,10 @@ def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int,
     positions = None if torch.compiler.is_compiling() else _positions(input, stride)
     training = _needs_grad(input, weight, lines)
     out_channels, in_channels = weight.shape
-    return prefers_separable(in_channels, out_channels, lines.shape[-1], len(lines), positions, training=training)
+    dtype = compute_dtype(input, weight)
+    return prefers_separable(
+        in_channels, out_channels, lines.shape[-1], len(lines), positions, training=training, dtype=dtype
+    )
 
 
 def _batch_of_a_part(input: Tensor, weight: Tensor, lines: Tensor) -> int | None:
