@@ -24,16 +24,15 @@ Data = Iterable[Tensor | Sequence[Tensor]]
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, name) after every layer."""
 
-PASSES = 6
-"""Over the input channels of a layer: the error falls by less than a hundredth of itself in the next."""
-
-POSITIONS = 2**17
-"""Of a layer's output that are looked at, at most, spread over all images."""
+PASSES = 3
+"""Over the input channels of a layer. The mean squared error of ResNet-20 on the digits, profile taps: 0.133 after one,
+0.101 after three, 0.091 after six."""
 
 RIDGE = 1e-3
 """Of the mean input energy, with which a slice is held to the kernel that it replaces where the images say nothing."""
 
 _NUMBERS = 2**24  # in the largest temporary
+_PRODUCTS = 2**36  # in the second moments of a layer: a few seconds
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,12 @@ def _removed(hooks: Sequence[RemovableHandle]) -> Iterator[None]:
             hook.remove()
 
 
+def _positions(layer: RotateConv2d) -> int:
+    """How many positions of a layer's output are looked at, spread over all images: enough for its second moments."""
+    size = layer.in_channels // layer.groups * layer.kernel_size[0] ** 2
+    return min(2**17, max(4 * size, _PRODUCTS // size**2))
+
+
 class _Sums:
     """Sums over positions of the input's patches x and the wanted outputs y, by convolution group, float64."""
 
@@ -200,7 +205,7 @@ def _observe(
             inputs, wanted = _run_to(model, layer, calls, images), _run_to(original, source, calls, images)
             for x, origin in zip(inputs, wanted, strict=True):
                 y = source(origin)
-                sums.add(x, y, min(1.0, POSITIONS / len(batches) / calls / max(1, y[:, 0].numel())))
+                sums.add(x, y, min(1.0, _positions(layer) / len(batches) / calls / max(1, y[:, 0].numel())))
     return sums
 
 

@@ -9,7 +9,6 @@ from rotateconv.kernels.fit_search import best_on_grid, solve
 from rotateconv.kernels.line import Path, Taps, line_kernel, tap_splats, unit_profile
 
 _ANGLES = 360  # in a turn that are tried for every slice, a degree apart
-_ROWS = 1 << 22  # numbers in the largest temporary
 
 
 class Moments(NamedTuple):
@@ -138,15 +137,12 @@ class _Descent:
     def _search_profiles(self, slices: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """The same where every output channel has a profile, and so a basis, of its own."""
         assert self.profile is not None
-        found, weights = [], []
-        rows = max(1, _ROWS // basis[:, 0].numel())
-        for part, profile in zip(slices.split(rows), self.profile.split(rows), strict=True):
-            lines = torch.einsum("ot,atc->oac", profile, basis)
-            share, length = torch.einsum("oac,oc->oa", lines, part), lines.square().sum(-1).clamp(min=1e-300)
-            best = (share.square() / length).argmax(1, keepdim=True)
-            found.append(best[:, 0])
-            weights.append((share / length).gather(1, best))
-        return torch.cat(found), torch.cat(weights)
+        # The line of a profile p at an angle is p · basis: its product with a slice, and its square.
+        share = torch.einsum("ato,ot->ao", basis @ slices.mT, self.profile)
+        squares = self.profile[:, :, None] * self.profile[:, None, :]
+        length = ((basis @ basis.mT).flatten(1) @ squares.flatten(1).mT).clamp(min=1e-300)
+        best = (share.square() / length).argmax(0, keepdim=True)
+        return best[0], (share / length).gather(0, best).mT
 
     def improve_profiles(self) -> None:
         """Give every output channel the best profile, its angles and weights held."""
