@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from rotateconv.lab.report.figures import COLORS, draw_angles, draw_curves, draw_parameters, draw_sizes, draw_study
+from rotateconv.lab.report.colors import COLORS
+from rotateconv.lab.report.figures import draw_curves, draw_parameters, draw_sizes, draw_study
 from rotateconv.lab.report.page import fill_page
 from rotateconv.lab.report.published import Published
+from rotateconv.lab.report.run_figures import draw_angles, draw_confusion
 from rotateconv.lab.report.statistics import Group, make_groups
 from rotateconv.lab.study.records import read_comparison
 from rotateconv.lab.study.sizes import BITS, FLOAT, SizeRow, SizesTable
@@ -43,7 +45,31 @@ def test_curves_show_every_group_over_epochs(groups: list[Group], axes: list[Axe
     assert [list(line.get_xdata()) for line in moved.lines] == [[1, 2]] * 2  # rotate4 and rotate2 learn angles
     assert [line.get_color() for line in moved.lines] == [COLORS["rotate4"], COLORS["rotate2"]]
     assert [len(drawn.collections) for drawn in axes] == [0, 5, 2]  # bands
-    assert all(min(mean for mean in means) > accuracy.get_ylim()[0] for _ in means)
+    assert accuracy.get_ylim()[0] < min(means) < max(means) < accuracy.get_ylim()[1] <= 100.5
+
+
+def test_many_curves_get_a_panel_each(groups: list[Group], axes: list[Axes], tmp_path: Path) -> None:
+    several = [dataclasses.replace(group, setting=f"lr={n}") for n in range(2) for group in groups if group.runs]
+    draw_curves(several, tmp_path / "curves.png")
+    panels = [drawn for drawn in axes if drawn.get_visible()]
+    assert len(panels) == len(several) == 10
+    for drawn, group in zip(panels, several, strict=True):
+        assert len(drawn.lines) == len(several) + 1  # all of them pale, and its own
+        own = drawn.lines[-1]
+        assert list(own.get_ydata()) == [sample.mean for sample in group.curve("validation_accuracy")]
+        assert drawn.get_title(loc="left").startswith(f"{group.label} {group.setting}\n{own.get_ydata()[-1]:.2f} ± ")
+    assert len({drawn.get_ylim() for drawn in panels}) == 1
+
+
+def test_no_band_goes_below_nothing(groups: list[Group], axes: list[Axes], tmp_path: Path) -> None:
+    rotated = next(group for group in groups if group.label == "rotate4")
+    runs = [
+        dataclasses.replace(run, curves=dataclasses.replace(run.curves, angle_movement_mean=(0.0, seed)))
+        for seed, run in enumerate(rotated.runs)
+    ]
+    draw_curves([dataclasses.replace(rotated, runs=tuple(runs[::2]))], tmp_path / "curves.png")
+    (band,) = axes[2].collections
+    assert band.get_paths()[0].vertices[:, 1].min() >= 0
 
 
 POINT = Published("ResNet-20", 0.27e6, 91.25, "He et al.", ("digits",), "published elsewhere")
@@ -82,12 +108,26 @@ def test_bars_of_an_analysed_run(axes: list[Axes], tmp_path: Path) -> None:
     epochs = [[0.1, 0.1, 0.2], None, [0.3, 0.3, 0.3]]
     draw_angles(analysis_of(crowded=True), tmp_path / "angles.png", epochs)
     moved, lost, spread = axes
-    assert [bar.get_height() for bar in moved.patches] == [0.3] * 3
-    assert [bar.get_height() for bar in lost.patches] == pytest.approx([8.0, 10.0, 9.0])
+    assert [bar.get_width() for bar in moved.patches] == [0.3] * 3
+    assert [bar.get_width() for bar in lost.patches] == pytest.approx([8.0, 10.0, 9.0])
     assert [list(patch.get_data().values) for patch in spread.patches] == [[1, 2, 3, 4], [4, 3, 2, 1]]
     assert spread.patches[0].get_data().edges[-1] == pytest.approx(math.pi)
-    assert [list(line.get_ydata()) for line in moved.get_lines()] == [epochs[0], epochs[2]]
+    assert [list(line.get_xdata()) for line in moved.get_lines()] == [epochs[0], epochs[2]]
     assert [text.get_text() for text in moved.get_legend().get_texts()] == ["epoch 1", "epoch 3"]
+    assert [tick.get_text() for tick in moved.get_yticklabels()] == ["stages.2", "stages.0", "stages.1"]
+    assert moved.get_ylim()[0] > moved.get_ylim()[1], "the input is on top"
+
+
+@pytest.mark.parametrize("number", [2, 21, 41])
+def test_a_confusion_matrix_has_the_parts_of_its_rows(number: int, axes: list[Axes], tmp_path: Path) -> None:
+    counts = [[3 if row == column else 1 for column in range(number)] for row in range(number - 1)] + [[0] * number]
+    draw_confusion(counts, [f"class {n}" for n in range(number)], tmp_path / "confusion.png")
+    (image,) = axes[0].images
+    shares = image.get_array()
+    assert shares[0, 0] == pytest.approx(3 / (number + 2))
+    assert shares[-1].sum() == 0
+    assert len(axes[0].texts) == (number**2 if number <= 20 else 0)
+    assert len(axes[0].get_yticklabels()) == number or number > 40
 
 
 def test_a_study_draws_what_its_page_names(comparison: Path, tmp_path: Path) -> None:
@@ -101,13 +141,13 @@ def test_a_study_draws_what_its_page_names(comparison: Path, tmp_path: Path) -> 
     assert all(f"](results/{name})" in page for name in expected)
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_the_same_groups_give_the_same_bytes(kind: str, groups: list[Group], tmp_path: Path) -> None:
     for name in "ab":
         draw_parameters(groups, tmp_path / f"{name}.{kind}")
     first, second = ((tmp_path / f"{name}.{kind}").read_bytes() for name in "ab")
     assert first == second
-    assert first.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+    assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind])
 
 
 def rows_of(
@@ -141,28 +181,33 @@ def places(rows: list[SizeRow]) -> list[tuple[float, float]]:
     return [(row.bytes / 1e3, row.accuracy) for row in rows]
 
 
-def test_both_panels_of_sizes_have_every_row_and_the_first_shows_it(axes: list[Axes], tmp_path: Path) -> None:
+def test_sizes_show_every_row_but_the_hopeless(axes: list[Axes], tmp_path: Path) -> None:
+    hopeless = rows_of("resnet20, rotate4-fixed", 300_000, 20)
     rows = [*DENSE, *ROTATED, *TRAINED, *FAR]
-    draw_sizes(SizesTable("digits", tuple(rows)), tmp_path / "sizes.png")
-    everything, near = axes
-    assert points(everything) == points(near) == places(rows)
-    assert shown(everything) == set(places(rows))
-    packed = {place for row, place in zip(rows, places(rows), strict=True) if row.bits != FLOAT}
-    assert shown(near) == packed - set(places(FAR))
-    filled = [bars[0].get_markerfacecolor() != "white" for bars in everything.containers]
+    draw_sizes(SizesTable("digits", (*rows, *hopeless)), tmp_path / "sizes.png")
+    (drawn,) = axes
+    assert points(drawn) == places(rows)
+    assert shown(drawn) == set(places(rows))
+    assert "3 rows more than 25 points below the best left out" in drawn.figure.get_suptitle()
+    filled = [bars[0].get_markerfacecolor() != "white" for bars in drawn.containers]
     assert filled == [row.qat for row in rows]
-    colors = {row.label: bars[0].get_color() for row, bars in zip(rows, everything.containers, strict=True)}
+    colors = {row.label: bars[0].get_color() for row, bars in zip(rows, drawn.containers, strict=True)}
     assert colors["resnet20, rotate4"] == COLORS["rotate4"]
     assert colors["resnet20, conv3x3 x0.50"] == COLORS["conv3x3"]
 
 
-@pytest.mark.parametrize("rows", [DENSE[:1], DENSE[1:2], ROTATED, FAR, TRAINED], ids=len)
-def test_one_panel_where_there_is_nothing_to_look_closer_at(
-    rows: list[SizeRow], axes: list[Axes], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("rows", [DENSE[:1], ROTATED, TRAINED], ids=len)
+def test_sizes_of_a_single_kind(rows: list[SizeRow], axes: list[Axes], tmp_path: Path) -> None:
     draw_sizes(SizesTable("digits", tuple(rows)), tmp_path / "sizes.png")
     (drawn,) = axes
     assert shown(drawn) == set(places(rows))
+
+
+def test_no_bar_of_sizes_passes_a_hundred(axes: list[Axes], tmp_path: Path) -> None:
+    row = dataclasses.replace(DENSE[0], accuracies=(99.0, 100.0, 100.0))
+    draw_sizes(SizesTable("digits", (row,)), tmp_path / "sizes.png")
+    assert axes[0].containers[0][2][0].get_segments()[0][:, 1].max() == 100
+    assert axes[0].get_ylim()[1] <= 100.5
 
 
 def test_every_number_of_bits_has_a_marker_of_its_own(axes: list[Axes], tmp_path: Path) -> None:

@@ -176,9 +176,10 @@ def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -
     report(experiments, "--out", out)
     assert {path.name for path in out.iterdir()} == {"report.md", "digits-curves.png", "digits-parameters.png"}
     assert "![digits-curves](digits-curves.png)" in (out / "report.md").read_text()
-    report(experiments, "--out", tmp_path / "drawn", "--svg")
+    report(experiments, "--out", tmp_path / "drawn", "--format", "svg,pdf")
     assert "![digits-curves](digits-curves.svg)" in (tmp_path / "drawn" / "report.md").read_text()
     assert (tmp_path / "drawn" / "digits-curves.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "drawn" / "digits-curves.pdf").read_bytes().startswith(b"%PDF")
     page.parent.mkdir()
     page.write_text("<!-- report: pictures digits -->\n<!-- end -->\n")
     report(experiments, "--page", page)
@@ -215,7 +216,11 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
     [
         (["nowhere"], "nowhere is no run, no comparison and has no study in it"),
         (["{}", "--page", "no.md"], "cannot read no.md: No such file"),
-        (["{}", "--svg"], "--svg has no meaning without --out"),
+        (["{}", "--format", "svg"], "--format has no meaning without --out"),
+        (
+            ["{}", "--out", "x", "--format", "svg,gif"],
+            "--format takes png, svg and pdf, several with commas between, not 'gif'",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], message: str, comparison: Path) -> None:

@@ -182,6 +182,7 @@ def test_by_the_command(small: None, tmp_path: Path) -> None:
     run = tmp_path / "study" / "runs" / "rotate2p"
     assert (run / "analysis.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "study" / "runs" / "conv3x3" / "analysis.png").exists()
+    assert (run / "confusion.png").read_bytes()[:4] == b"\x89PNG"
     found = json.loads((run / "analysis.json").read_text())
     recorded = read_run(run).analysis
     assert recorded is not None

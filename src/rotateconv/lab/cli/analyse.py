@@ -32,7 +32,7 @@ def analyse(
     ] = 3,
     device: options.Device = None,
 ) -> None:
-    """Write analysis.json into every finished run folder, and analysis.png where its model has angles."""
+    """Write analysis.json into every finished run folder, confusion.png, and analysis.png where there are angles."""
     if draws < 1:
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
     import dataclasses
@@ -41,9 +41,9 @@ def analyse(
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.data.images import images_key
     from rotateconv.lab.plain import to_json
-    from rotateconv.lab.report.figures import draw_angles
+    from rotateconv.lab.report.run_figures import draw_angles, draw_confusion
     from rotateconv.lab.study.angles import analyse as analysis
-    from rotateconv.lab.train.run_folder import ANALYSIS, read_config, write_json
+    from rotateconv.lab.train.run_folder import ANALYSIS, read_config, read_description, read_summary, write_json
 
     options.use_device(device)
     console = make_console()
@@ -60,6 +60,9 @@ def analyse(
             images[key] = load_shown(config, console)
         found = analysis(run, images[key], draws)
         write_json(run / ANALYSIS, to_json(found))
+        if (counts := read_summary(run).test_confusion) is not None:
+            title = f"{run.name}: the test images"
+            draw_confusion(counts, read_description(run).classes, run / "confusion.png", title)
         told = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
         if found.angles is not None:
             draw_angles(found, run / "analysis.png", title=run.name)

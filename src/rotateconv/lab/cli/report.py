@@ -28,7 +28,9 @@ def report(
     out: Annotated[
         Path | None, Parameter(name="--out", metavar="FOLDER", help="Where report.md and its pictures go.")
     ] = None,
-    svg: Annotated[bool, options.switch("--svg", "With --out: pictures as SVG, not PNG.")] = False,
+    format: Annotated[
+        str, Parameter(name="--format", metavar="png,svg,pdf", help="With --out: files of each picture.")
+    ] = "png",
     page: Annotated[
         list[Path] | None,
         Parameter(name="--page", metavar="FILE", help="Make the blocks of this Markdown page anew; may be repeated."),
@@ -52,8 +54,11 @@ def report(
         raise ConfigError("report writes no record: say rotateconv record DIR... --out FILE")
     if analysis:
         raise ConfigError("report analyses no angles: say rotateconv analyse RUN..., then report them")
-    if svg and out is None:
-        raise ConfigError("--svg has no meaning without --out, the folder of the pictures: leave it out")
+    kinds = format.split(",")
+    if foreign := [kind for kind in kinds if kind not in ("png", "svg", "pdf")]:
+        raise ConfigError(f"--format takes png, svg and pdf, several with commas between, not {foreign[0]!r}")
+    if format != "png" and out is None:
+        raise ConfigError("--format has no meaning without --out, the folder of the pictures: leave it out")
     if html is not None and len(folders) != 1:
         raise ConfigError(f"--html is the page of one run or comparison, not of {len(folders)}: name one folder")
     from rotateconv.lab.cli.console import facts, make_console, say
@@ -67,7 +72,7 @@ def report(
     studies, published = find_studies(folders), find_published(folders)
     written: dict[str, str] = {}
     if out is not None:
-        written["report"] = str(write_report(studies, out, published, "svg" if svg else "png"))
+        written["report"] = str(write_report(studies, out, published, kinds))
     for file in page or []:
         fill_file(file, studies, published)
     if page:

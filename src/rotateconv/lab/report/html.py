@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from rotateconv.lab.config import to_toml
 from rotateconv.lab.naming import counted, model_name
-from rotateconv.lab.report.figures import group_color
+from rotateconv.lab.report.colors import group_color
 from rotateconv.lab.report.html_charts import Series, confusion_matrix, line_chart, rose
 from rotateconv.lab.report.page import CAPTION, protocol
 from rotateconv.lab.report.statistics import Group
@@ -228,11 +228,9 @@ def _recipe(details: RunDetails) -> str:
 
 
 def _series(group: Group, quantity: str) -> Series:
-    from matplotlib.colors import to_hex
-
     values = tuple(sample.mean for sample in group.curve(quantity)) if group.runs else ()
     name = " ".join((group.label, group.setting)).strip()
-    return Series(name, values, "var(--ink)" if group.dense else to_hex(group_color(group)))
+    return Series(name, values, "var(--ink)" if group.dense else group_color(group))
 
 
 def _table(table: Table) -> str:

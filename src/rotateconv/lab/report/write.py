@@ -15,20 +15,23 @@ from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, read_size
 from rotateconv.lab.train.run_folder import disk_errors, write_bytes
 
 
-def write_report(studies: Studies, out: Path, published: Sequence[Published] = (), kind: str = "png") -> Path:
+def write_report(
+    studies: Studies, out: Path, published: Sequence[Published] = (), kinds: Sequence[str] = ("png",)
+) -> Path:
     """Write report.md and the pictures that it shows into a folder, and return its path.
 
     Args:
         studies: As from `rotateconv.lab.study.records.find_studies`.
         out: The folder.
         published: Points beside ours.
-        kind: Of the pictures, "png" or "svg".
+        kinds: Of the pictures: png, svg or pdf. The report shows the first of them that is no PDF.
     """
     _make(out)
     for study, found in studies.items():
-        if found.runs:
+        for kind in kinds if found.runs else ():
             draw_study(study, make_groups(found.runs), out, published, kind)
-    write_bytes(out / "report.md", to_markdown(studies, pictures=True).replace(".png)", f".{kind})").encode())
+    shown = next((kind for kind in kinds if kind != "pdf"), "pdf")
+    write_bytes(out / "report.md", to_markdown(studies, pictures=True).replace(".png)", f".{shown})").encode())
     return out / "report.md"
 
 

@@ -47,7 +47,7 @@ ANALYSIS = "analysis.json"
 
 _FILES = (
     *("config.json", DATA, "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),
-    *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png"),
+    *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png", "confusion.png"),
 )
 # They say where the data lie, how often to save and how to launch, not what is computed: a run may go on with others.
 _FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps", "cuda_graph")
