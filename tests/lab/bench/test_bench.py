@@ -156,6 +156,33 @@ def test_wrong_nets_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.Mo
         build_forms(case)
 
 
+def test_a_captured_step_is_recorded_once_and_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Recorder:
+        """A graph that runs what it recorded."""
+
+        def warm_up(self, work: Any) -> None:
+            calls.append("warm up")
+            work()
+
+        def capture(self, work: Any) -> None:
+            calls.append("capture")
+            self.work = work
+
+        def replay(self) -> None:
+            calls.append("replay")
+            self.work()
+
+    monkeypatch.setattr(forms, "CudaGraph", Recorder)
+    case = Case("net", ("rotate4",), "captured step", 2, model="resnet20")
+    (row,) = run.run_bench([case], seconds=0.0)["rows"]
+    assert calls[:5] == ["warm up"] * 3 + ["capture", "replay"]
+    assert set(calls[5:]) == {"replay"}
+    assert row["seconds"] > 0
+    assert row["multiply_adds"] is None
+
+
 def test_a_foreign_file_is_no_record(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     file.write_text('{"schema": 1}')

@@ -49,7 +49,7 @@ def data() -> ImageData:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a recorder was asked for, in runs that are captured by one."""
     monkeypatch.setitem(MODELS, "tiny", Tiny)
-    monkeypatch.setattr(captured, "_CudaGraph", Recorder)
+    monkeypatch.setattr(captured, "CudaGraph", Recorder)
     monkeypatch.setattr(captured, "not_captured", lambda state: None)
     monkeypatch.setattr(Recorder, "count", [], raising=False)
     return Recorder.count
@@ -173,7 +173,7 @@ def test_what_keeps_a_step_from_being_captured(changes: dict[str, Any], reason: 
 
 
 def test_a_model_of_the_users_is_captured_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captured, "_CudaGraph", Recorder)
+    monkeypatch.setattr(captured, "CudaGraph", Recorder)
     for wanted, is_captured in ((None, False), (True, True), (False, False)):
         state = cast("training.TrainingState", OnGpu(factory="mine:model", cuda_graph=wanted))
         chosen = captured.choose_step(state, lambda event: pytest.fail("nothing to report"))

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, Literal
 
 Kind = Literal["layer", "net", "fused net", "kernel"]
-Mode = Literal["forward", "forward+backward", "step"]
+Mode = Literal["forward", "forward+backward", "step", "captured step"]
 Precision = Literal["float32", "bfloat16"]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -27,7 +27,8 @@ class Case:
     Attributes:
         kind: "layer", "net", "fused net" (batch norms folded, for inference) or "kernel" (no convolution).
         forms: names of `bench.forms`; the others are compared with the first.
-        mode: "forward" without gradients, "forward+backward", or "step": that and the optimizer's.
+        mode: "forward" without gradients, "forward+backward", "step": that and the optimizer's, or "captured step":
+            the same in a CUDA graph.
         dtype: "bfloat16" is autocast over float32 parameters, as in training.
         compiled: with torch.compile.
         model: of a net.

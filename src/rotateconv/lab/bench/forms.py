@@ -15,6 +15,7 @@ from rotateconv.errors import BenchError
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 from rotateconv.lab.bench.cases import UNBATCHED, Case
+from rotateconv.lab.train.captured import WARM_UP, CudaGraph
 from rotateconv.models import build_model
 from rotateconv.nn.batched import batched_kernels
 from rotateconv.nn.conv import RotateConv2d
@@ -214,6 +215,12 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor, *, batched
         optimizer.zero_grad(set_to_none=True)
         images.grad = None
 
+    if case.mode == "captured step":
+        graph = CudaGraph()
+        for _ in range(WARM_UP):
+            graph.warm_up(step)
+        graph.capture(step)
+        return graph.replay
     return {"forward": inference, "forward+backward": backward, "step": step}[case.mode]
 
 

@@ -85,8 +85,9 @@ def _time(case: Case, device: str, seconds: float) -> list[Row]:
     rows = []
     for form, work in works.items():
         spread, relative = Spread.of(times[form]), ratio(times, form, baseline)
-        # A compiled function hides its operations from the counter.
-        operations = None if case.compiled or case.kind == "kernel" else multiply_adds(work)
+        # A compiled function hides its operations from the counter, and so does a graph.
+        hidden = case.compiled or case.kind == "kernel" or case.mode == "captured step"
+        operations = None if hidden else multiply_adds(work)
         row: Row = {
             **case.as_record(),
             "form": form,

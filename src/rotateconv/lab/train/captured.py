@@ -6,6 +6,7 @@ and the learning rates to where the graph reads them, and launch it.
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from rotateconv.lab.train.events import OnEvent, RunWarning
 from rotateconv.lab.train.step import Compute, compute_step
 from rotateconv.lab.train.train_state import TrainingState
 
+Found = TypeVar("Found")
 WARM_UP = 3  # steps before the capture: they make momentum, choose cuDNN's algorithms and compile Triton's kernels
 
 
@@ -62,7 +64,7 @@ class CapturedStep:
 
     def __init__(self, report: OnEvent) -> None:
         self.report = report
-        self.graph = _CudaGraph()
+        self.graph = CudaGraph()
         self.warm = 0
         self.failed = False
         self.images: Tensor | None = None
@@ -112,13 +114,13 @@ class CapturedStep:
                 group.update(values)
 
 
-class _CudaGraph:
+class CudaGraph:
     """The part that needs a GPU."""
 
     def __init__(self) -> None:
         self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
 
-    def warm_up(self, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def warm_up(self, work: Callable[[], Found]) -> Found:
         """Run on the stream that will capture."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
