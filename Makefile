@@ -19,8 +19,10 @@ pictures: $(STAMP)
 	$(BIN)/python tools/notebook.py
 
 # The site, into site/; a warning is an error. Served while you write: .venv/bin/zensical serve
+# The page of `make page` comes with it where that was made: without it docs/see/index.html says how.
 docs: $(VENV)/docs
 	$(BIN)/zensical build --clean --strict
+	if [ -f web/dist/index.html ]; then cp -R web/dist/. site/see/; fi
 
 $(VENV)/docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
