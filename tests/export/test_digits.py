@@ -1,46 +1,59 @@
 """Numbers in bytes: all come back through the graph's own decoding, in ONNX Runtime and in onnx's reference."""
 
-from typing import Any
-
 import numpy as np
 import pytest
+import torch
 
 from rotateconv.export import decoding
 from rotateconv.export.digits import Radix
 
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx.reference")
 runtime = pytest.importorskip("onnxruntime")
 
 BOUNDS = (2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 126, 127, 128, 255, 256, 2**16 - 1, 2**18 - 1, 2**20 - 1, 2**24 - 1)
 
 
-def decoder(bound: int, offset: int) -> Any:
-    body = decoding.Body()
-    numbers = body.digits("data", bound, offset)
-    graph = onnx.helper.make_graph(
-        body.nodes,
-        "graph",
-        [onnx.helper.make_tensor_value_info("data", onnx.TensorProto.UINT8, ["bytes", 1])],
-        [onnx.helper.make_tensor_value_info(numbers, onnx.TensorProto.INT64, ["numbers"])],
-    )
-    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid(decoding.DOMAIN, 1)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, functions=[decoding.digits_function()], ir_version=10)
-
-
 @pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("size", [0, 1, 7, 240])
-def test_numbers_come_back(bound: int, size: int) -> None:
-    numbers = np.random.default_rng(size).integers(0, bound, size)
-    if size:
-        numbers[-1] = bound - 1
-    packed = Radix.of(bound).pack(numbers)
-    assert packed.size >= 1
-    model = decoder(bound, bound // 2)
-    found = runtime.InferenceSession(model.SerializeToString()).run(None, {"data": packed})[0]
-    np.testing.assert_array_equal(found[:size], numbers - bound // 2)
-    reference = onnx.reference.ReferenceEvaluator(model).run(None, {"data": packed})[0]
-    np.testing.assert_array_equal(reference, found)
-    assert (len(found) == size) == (Radix.of(bound).fills(size) and size > 0)
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 240])
+def test_numbers_come_back(bound: int, centered: bool, size: int) -> None:
+    values = np.random.default_rng(size).integers(0, bound, size)
+    values[-1] = bound - 1
+    body = decoding.Body()
+    parts = [body.numbers(values, bound, centered=centered), body.numbers(values[:1], bound, centered=centered)]
+    graph = onnx.helper.make_graph(
+        body.finish(),
+        "graph",
+        [],
+        [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.TensorProto.FLOAT if centered else onnx.TensorProto.INT64, [None]
+            )
+            for name in parts
+        ],
+        body.initializers,
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", decoding.OPSET)], ir_version=10)
+    expected = values if not centered else 2 * values - 1 if bound == 2 else values - bound // 2
+    found = runtime.InferenceSession(model.SerializeToString()).run(None, {})
+    for one, other in zip(found, onnx.reference.ReferenceEvaluator(model).run(None, {}), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], expected[:1])
+
+
+@pytest.mark.parametrize("values", [[1.0, -1.0, 0.0, 1.9921875, -0.00390625, 2.0**-126, 3.0e38], [0.5], [0.0, 0.0]])
+def test_bf16_numbers_come_back(values: list[float]) -> None:
+    given = torch.tensor(values).bfloat16().float().numpy()
+    body = decoding.Body()
+    decoding.floats(body, {"one": given, "two": given[None]})
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("one", "two")]
+    graph = onnx.helper.make_graph(body.finish(), "graph", [], outputs, body.initializers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", decoding.OPSET)], ir_version=10)
+    found = runtime.InferenceSession(model.SerializeToString()).run(None, {})
+    np.testing.assert_array_equal(found[0], given)
+    np.testing.assert_array_equal(found[1], given[None])
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

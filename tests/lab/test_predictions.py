@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,32 @@ def test_a_hostile_onnx_file_reads_no_other_file_and_takes_no_memory(folder: Pat
         file.truncate(LARGEST_ONNX + 1)
     with pytest.raises(ValueError, match="more than the 268,435,456 allowed"):
         predict(path, [image])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limited on Linux only")
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_graph_that_asks_for_too_much_memory_is_refused(folded: bool, folder: Path, tmp_path: Path) -> None:
+    path, helper = tmp_path / "bomb.onnx", onnx.helper
+    proto = onnx.load(folder / "model.onnx")
+    graph = proto.graph
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    shape = helper.make_tensor("shape", onnx.TensorProto.INT64, [1], [2**31])  # eight gigabytes
+    zeros = helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
+    graph.initializer.extend([shape, zeros])
+    graph.node.extend(
+        [
+            helper.make_node("Identity", ["zero"], ["own"])
+            if folded
+            else helper.make_node("Shape", ["images"], ["own"], start=0, end=1),
+            helper.make_node("Add", ["shape", "own"], ["sum"]),
+            helper.make_node("ConstantOfShape", ["sum"], ["many"]),
+            helper.make_node("ReduceSum", ["many"], ["logits"]),
+        ]
+    )
+    path.write_bytes(proto.SerializeToString())
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(ValueError, match=r"ONNX Runtime cannot open|cannot classify images of its input_size"):
+        predict(path, [folder / "images" / "0.png"])
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+    predict(folder / "model.onnx", [folder / "images" / "0.png"])

@@ -1,9 +1,11 @@
-"""A dense ONNX file made small: every kernel becomes codes, and a call that decodes them when the file is opened."""
+"""A dense ONNX file made small: every kernel becomes codes, which plain operators decode when the file is opened."""
 
-import dataclasses
 import math
+import string
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,24 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rotateconv.export import decoding
-from rotateconv.export.decoding import Body, Layout
-from rotateconv.export.digits import Radix
-from rotateconv.kernels.line import on_axis, tap_direction
+from rotateconv.export.decoding import Body, floats
+from rotateconv.export.kernels import Form, Layer, write
 from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.factored import OuterConv2d
 from rotateconv.nn.masked import MaskedConv2d
-from rotateconv.quantization.primitives import (
-    decode_angle,
-    encode_angle,
-    encode_weight,
-    levels,
-    scale,
-    to_bf16,
-    to_digits,
-)
+from rotateconv.quantization.primitives import encode_angle, encode_weight, levels, scale, to_bf16, to_digits
 from rotateconv.quantization.quantize import Entry
 
 _EXACT = 2e-6
@@ -37,7 +29,7 @@ _EXACT = 2e-6
 _SMALL = 16  # numbers: a tensor of fewer is kept as it is, since decoding it would take more bytes
 _FEW_PATTERNS = 16  # a layer with no more has a table of them to itself, and shorter indices
 
-_FLOAT, _INT64, _BFLOAT16 = 1, 7, 16  # of onnx.TensorProto
+_FLOAT = 1  # of onnx.TensorProto
 
 
 def compact(dense: Any, model: nn.Module, tensors: Sequence[Entry], coefficient_bits: int) -> Any:
@@ -48,240 +40,186 @@ def compact(dense: Any, model: nn.Module, tensors: Sequence[Entry], coefficient_
 
         K[o, i] = (factor[o] · 2^(e[o]/8)) · Σ_t c[o,i,t] · S(angle[o,i])[t]
 
-    Scales (with a profile, one per tap) and biases are whole numbers of `coefficient_bits` times one step per layer.
-    What else is large and has the precision of bfloat16, such as the norms that could not be folded, is stored so.
+    Scales (with a profile, one per tap) and biases are whole numbers of `coefficient_bits`, with a power of two per
+    output channel. What else is large and has the precision of bfloat16, such as the norms that could not be folded,
+    is stored so.
 
     Args:
         dense: The ModelProto of the fused model; not changed.
         model: The quantized model, not fused; its parameters have the names of the file.
         tensors: Its entries.
-        coefficient_bits: 16 or 24.
+        coefficient_bits: 8 to 24.
     """
     import onnx
 
     proto = onnx.ModelProto()
     proto.CopyFrom(dense)
     graph = proto.graph
-    writer = _Writer(coefficient_bits, {entry.name: entry for entry in tensors}, model)
     stored = {tensor.name: tensor for tensor in graph.initializer}
+    reader = _Reader({entry.name: entry for entry in tensors}, model)
     biases = _biases(graph, stored)
     left: dict[str, Any] = dict(stored)
     for name, module in model.named_modules():
         key = f"{name}.weight" if name else "weight"
         if key in left and isinstance(module, ConvBase | nn.modules.conv._ConvNd | nn.Linear):
             bias = biases.get(key)
-            values = onnx.numpy_helper.to_array(left[key])
-            shift = onnx.numpy_helper.to_array(left[bias]) if bias in left else None
-            if writer.layer(key, module, values, None if shift is None else (str(bias), shift)):
+            shift = (bias, onnx.numpy_helper.to_array(left[bias]).astype(np.float64)) if bias in left else None
+            if reader.layer(key, module, onnx.numpy_helper.to_array(left[key]), shift):
                 del left[key]
                 left.pop(str(bias), None)
     for key, tensor in list(left.items()):
-        large = tensor.data_type == _FLOAT and math.prod(tensor.dims) >= _SMALL
-        if large and writer.bf16(key, onnx.numpy_helper.to_array(tensor)):
-            del left[key]
-    nodes = [*writer.body.nodes, *graph.node]
+        if tensor.data_type == _FLOAT and math.prod(tensor.dims) >= _SMALL:
+            values = onnx.numpy_helper.to_array(tensor)
+            if _is_bf16(values):
+                reader.floats[key] = values
+                del left[key]
+    nodes = [*reader.write(coefficient_bits), *graph.node]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(nodes)
-    graph.initializer.extend([*left.values(), *writer.initializers])
-    if writer.functions:
-        proto.functions.extend([decoding.digits_function(), *writer.functions.values()])
-        proto.opset_import.append(onnx.helper.make_opsetid(decoding.DOMAIN, 1))
+    graph.initializer.extend([*left.values(), *reader.body.initializers])
     _shorten(proto)
     return proto
 
 
 @dataclass
-class _Writer:
-    """Collects initializers, calls and functions."""
+class _Reader:
+    """Collects the layers, those of one form together."""
 
-    coefficient_bits: int
     entries: dict[str, Entry]
     model: nn.Module
+    body: Body = field(default_factory=Body)
+    forms: dict[Form, list[Layer]] = field(default_factory=dict)
+    floats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.body = Body(prefix="_")
-        self.initializers: list[Any] = []
-        self.functions: dict[Layout, Any] = {}
-        self.tables: dict[tuple[Any, ...], str] = {}
         masks: dict[int, list[NDArray[Any]]] = {}
         for module in self.model.modules():
             if isinstance(module, MaskedConv2d):
-                masks.setdefault(module.kernel_size[0] ** 2, []).append(_mask(module))
-        self.patterns = {size: (np.unique(np.concatenate(rows), axis=0), "") for size, rows in masks.items()}
+                masks.setdefault(module.kernel_size[0], []).append(_mask(module))
+        self.patterns = {size: np.unique(np.concatenate(rows), axis=0) for size, rows in masks.items()}
 
     def layer(self, key: str, module: nn.Module, kernel: NDArray[Any], bias: tuple[str, NDArray[Any]] | None) -> bool:
-        """Write a layer's kernel (and bias) as codes; False where the kernel of the file is not the layer's."""
+        """Take a layer's kernel (and bias) as codes; False where the kernel of the file is not the layer's."""
         own = _kernel(module)
-        if own.shape != kernel.shape:
-            return False
-        factor = _factor(kernel, own)
-        if factor is None:
-            return False
+        factor = _factor(kernel, own) if own.shape == kernel.shape else None
         entry = self.entries.get(key)
-        assert isinstance(module.weight, Tensor)
-        if entry is None or entry.kind not in ("weight", "dense", "codebook"):
+        if factor is None or entry is None or entry.kind not in ("weight", "dense", "codebook"):
             return False
-        index, weight = None, module.weight
+        assert isinstance(module.weight, Tensor)
+        weight, index = module.weight, None
         if entry.codebook is not None:
             index, weight = nearest_multiple(weight.detach(), entry.codebook.detach())
         codes, exponents = encode_weight(weight, entry.bits)
+        digits = to_digits(codes, entry.bits).cpu().numpy()
         sizes = factor * scale(exponents).cpu().double().numpy() ** (2 if isinstance(module, OuterConv2d) else 1)
-        layout = Layout("dense", levels(entry.bits), biased=bias is not None)
-        inputs: list[str] = []
-        shapes: dict[str, Sequence[int]] = {"s": kernel.shape}
-        profile: NDArray[Any] | None = None
+        form = Form("dense", levels(entry.bits), kernel.shape[2:])
+        layer = Layer(key, kernel.shape, digits, sizes[:, None], bias)
         if isinstance(module, MaskedConv2d):
-            layout, inputs = self.mask(module, dataclasses.replace(layout, kind="masked"))
+            form, layer = self.mask(form, layer, module)
         elif isinstance(module, RotateConv2d):
-            layout, inputs, shapes, profile = self.line(key, module, layout, codes)
+            form, layer = self.line(form, layer, module)
         elif isinstance(module, OuterConv2d):
-            layout = dataclasses.replace(layout, kind="outer", taps=module.kernel_size[0])
+            form = replace(form, kind="outer", taps=module.kernel_size[0])
         elif isinstance(module, CodebookConv2d) and index is not None:
-            layout = dataclasses.replace(layout, kind="codebook", patterns=len(module.codebook))
-            inputs = [self.bytes(index.cpu().numpy(), layout.patterns), self.codebook(module)]
-        scales = sizes if profile is None else sizes[:, None] * profile
-        self.decoded(layout, to_digits(codes, entry.bits), scales, bias, inputs, shapes, key)
+            form = replace(form, kind="codebook", own=key)
+            layer = replace(layer, index=index.cpu().numpy(), codebook=self.codebook(key, module))
+        self.forms.setdefault(form, []).append(layer)
         return True
 
-    def decoded(
-        self,
-        layout: Layout,
-        digits: Tensor,
-        scales: NDArray[Any],
-        bias: tuple[str, NDArray[Any]] | None,
-        inputs: list[str],
-        shapes: dict[str, Sequence[int]],
-        name: str,
-    ) -> None:
-        """Write the call that makes a kernel, under a name, of the digits of its weights and its scales."""
-        kept = math.prod(shapes["s"][:2]) if layout.kind == "masked" else digits.numel()
-        bounds = {"masked": [layout.patterns], "codebook": [layout.patterns, layout.levels]}
-        if not all(Radix.of(bound).fills(kept) for bound in bounds.get(layout.kind, [layout.levels])):
-            layout, shapes = dataclasses.replace(layout, cut=True), {**shapes, "n": (kept,)}
-        bits = self.coefficient_bits
-        if not Radix.of(2**bits - 1).fills(scales.size + (bias is not None) * len(scales)):
-            bits = 24  # three whole bytes
-        layout = dataclasses.replace(layout, steps=2**bits - 1)
-        steps, coefficients = self.coefficients(bits, scales, bias)
-        weights = self.bytes(digits.cpu().numpy(), layout.levels)
-        if layout not in self.functions:
-            self.functions[layout] = decoding.function(layout, f"k{len(self.functions)}")
-        attributes = {name: list(shape) for name, shape in shapes.items()} | steps
-        outputs = [name, *([bias[0]] if bias else [])]
-        self.call(self.functions[layout].name, [weights, coefficients, *inputs], outputs, attributes)
-
-    def codebook(self, module: CodebookConv2d) -> str:
-        """The name of the kernels of a codebook, which are decoded like those of a dense layer."""
+    def codebook(self, key: str, module: CodebookConv2d) -> str:
+        """Take the kernels of a codebook like those of a dense layer."""
         entry = next(entry for entry in self.entries.values() if entry.tensor is module.codebook)
         codes, exponents = encode_weight(module.codebook, entry.bits)
-        layout = Layout("dense", levels(entry.bits), biased=False)
-        name, sizes = self.body.name(), scale(exponents).cpu().double().numpy()
-        self.decoded(layout, to_digits(codes, entry.bits), sizes, None, [], {"s": codes.shape}, name)
-        return name
+        sizes = scale(exponents).cpu().double().numpy()[:, None]
+        form = Form("dense", levels(entry.bits), tuple(codes.shape[2:]))
+        digits = to_digits(codes, entry.bits).cpu().numpy()
+        layer = Layer(f"{key} codebook", tuple(codes.shape), digits, sizes)
+        self.forms.setdefault(form, []).append(layer)
+        return layer.name
 
-    def mask(self, module: MaskedConv2d, layout: Layout) -> tuple[Layout, list[str]]:
+    def mask(self, form: Form, layer: Layer, module: MaskedConv2d) -> tuple[Form, Layer]:
         """Which of the sets of positions that there are in the model each slice keeps."""
-        size, masks = module.kernel_size[0] ** 2, _mask(module)
-        patterns, name = np.unique(masks, axis=0), ""
-        if shared := len(patterns) > _FEW_PATTERNS:
-            patterns, name = self.patterns[size]
-        if not name:
-            name = self.given(patterns)
-            if shared:
-                self.patterns[size] = patterns, name
-        layout = dataclasses.replace(layout, patterns=max(2, len(patterns)))
-        found = np.unique(np.concatenate([patterns, masks]), axis=0, return_inverse=True)[1].ravel()
-        return layout, [self.bytes(found[len(patterns) :], layout.patterns), name]
+        masks = _mask(module)
+        table, own = np.unique(masks, axis=0), layer.name
+        if len(table) > _FEW_PATTERNS:
+            table, own = self.patterns[module.kernel_size[0]], ""
+        found = np.unique(np.concatenate([table, masks]), axis=0, return_inverse=True)[1].ravel()
+        form = replace(form, kind="masked", taps=layer.digits.shape[-1], own=own)
+        return form, replace(layer, table=table, index=found[len(table) :])
 
-    def line(
-        self, key: str, module: RotateConv2d, layout: Layout, codes: Tensor
-    ) -> tuple[Layout, list[str], dict[str, Sequence[int]], NDArray[Any] | None]:
+    def line(self, form: Form, layer: Layer, module: RotateConv2d) -> tuple[Form, Layer]:
         """Angles and profiles of a RotateConv2d."""
         angle = next(entry for entry in self.entries.values() if entry.kind == "angle" and entry.tensor is module.angle)
-        digits = encode_angle(module.angle, angle.bits, angle.period).cpu()
-        size, taps = module.kernel_size[0], codes.shape[-1]
-        table = self.table(angle, module)
-        splats = 1 if module.taps == "shared" else size
-        out, fan = codes.shape[:2]
+        taps = layer.digits.shape[-1]
+        form = replace(form, kind="line", taps=taps, form=module.taps, angle=(angle.bits, angle.period, module.path))
+        layer = replace(
+            layer,
+            angles=encode_angle(module.angle, angle.bits, angle.period).cpu().numpy(),
+            digits=layer.digits.reshape(-1, taps),
+        )
         profile = None if module.profile is None else module.profile.detach().cpu().double().numpy()
-        layout = dataclasses.replace(layout, angles=2**angle.bits, taps=taps)
-        if module.angle_groups is None:
-            used = (codes.index_fill(-1, torch.tensor(taps // 2), 0) if taps > 1 else codes).ne(0).any(-1)
-            layout = dataclasses.replace(layout, kind="line", profile=0 if profile is None else size)
-            angles = self.bytes(digits[used].numpy(), layout.angles)
-            return layout, [angles, table], {"s": (out, fan, splats, size, size)}, profile
-        groups = module.angle_groups
-        inputs = [self.bytes(digits.numpy(), layout.angles), table]
-        if profile is not None:
-            layout = dataclasses.replace(layout, profile=size)
-            inputs.append(self.floats16(profile.reshape(groups, 1, fan, size, 1, 1)))
-        shapes: dict[str, Sequence[int]] = {
-            "s": (groups, out // groups, fan, taps, 1, 1),
-            "a": (digits.numel(),),
-            "u": (groups, 1, fan),
-            "w": (groups, out // groups, 1, 1, 1, 1),
-            "k": (out, fan, size, size),
+        if module.angle_groups is not None:
+            form = replace(form, kind="grouped", groups=module.angle_groups)
+            return form, layer if profile is None else replace(layer, profile=profile)
+        return form, layer if profile is None else replace(layer, scales=layer.scales * profile)
+
+    def write(self, bits: int) -> list[Any]:
+        """The nodes that decode all layers, with scales and biases of so many bits."""
+        body, every = self.body, [layer for layers in self.forms.values() for layer in layers]
+        profiles = {
+            f"{layers[0].name} profile": _stacked([layer.profile for layer in layers if layer.profile is not None])
+            for layers in self.forms.values()
+            if layers[0].profile is not None
         }
-        return dataclasses.replace(layout, kind="grouped"), inputs, shapes, None
+        floats(body, self.floats | profiles)
+        rows = [*(np.concatenate([layer.scales for layer in layers]) for layers in self.forms.values())]
+        shifts = [layer.bias for layer in every if layer.bias is not None]
+        if shifts:
+            rows.append(np.concatenate([values for _, values in shifts])[:, None])
+        scales = _multiples(body, rows, bits) if rows else []
+        if shifts:
+            body.split(scales[-1], [len(values) for _, values in shifts], [name for name, _ in shifts])
+        # Codebooks first: others take kernels from them.
+        order = sorted(zip(self.forms.items(), scales, strict=False), key=lambda one: one[0][0].kind == "codebook")
+        for (form, layers), scale_name in order:
+            write(body, form, layers, scale_name)
+        return body.finish()
 
-    def table(self, angle: Entry, module: RotateConv2d) -> str:
-        """The name of the splats of all angles."""
-        size, together = module.kernel_size[0], module.taps == "shared"
-        key = (angle.bits, angle.period, module.path, size, together)
-        if key not in self.tables:
-            angles = decode_angle(torch.arange(2**angle.bits, dtype=torch.uint8), angle.bits, angle.period)
-            places = torch.stack([on_axis(place) for place in tap_direction(angles, module.path)], 1)
-            given = self.given(places[..., None, None].numpy())
-            self.tables[key] = decoding.splat_table(self.body, given, size, together)
-        return self.tables[key]
 
-    def coefficients(
-        self, bits: int, scales: NDArray[Any], bias: tuple[str, NDArray[Any]] | None
-    ) -> tuple[dict[str, float], str]:
-        """The steps of scales and biases, and the name of the bytes of their codes."""
-        limit = 2 ** (bits - 1) - 1
-        rows, steps = [scales.reshape(len(scales), -1)], {}
-        if bias is not None:
-            rows.append(bias[1].astype(np.float64)[:, None])
-        for name, row in zip("qp", rows, strict=False):
-            steps[name] = float(np.float32(abs(row).max(initial=0) / limit)) or 1.0
-        codes = [np.rint(row / step).clip(-limit, limit) for row, step in zip(rows, steps.values(), strict=True)]
-        return steps, self.bytes(np.concatenate(codes, 1).astype(np.int64) + limit, 2 * limit + 1)
+def _multiples(body: Body, rows: Sequence[NDArray[Any]], bits: int) -> list[str]:
+    """Write matrices as whole numbers of so many bits, times a power of two per row, times one step for all.
 
-    def bf16(self, key: str, values: NDArray[Any]) -> bool:
-        """Write a tensor as bfloat16, if that is exact."""
-        tensor = torch.from_numpy(values.copy())
-        if not (tensor.isfinite().all() and torch.equal(to_bf16(tensor).float(), tensor)):
-            return False
-        import onnx
+    Those of one column are flat in the graph.
+    """
+    limit = 2 ** (bits - 1) - 1
+    largest = [abs(row).max(1) for row in rows]
+    top = max(float(one.max()) for one in largest) or 1.0
+    with np.errstate(divide="ignore"):
+        powers = [np.log2(top / one) for one in largest]
+    below = [np.where(np.isfinite(power), np.floor(power), 0).clip(0, 60).astype(np.int64) for power in powers]
+    there = np.unique(np.concatenate(below))
+    steps = (top / limit * 2.0**-there).astype(np.float32)
+    table = body.given(steps)
+    names = []
+    for row, power in zip(rows, below, strict=True):
+        place = np.searchsorted(there, power)
+        codes = np.rint(row / steps[place].astype(np.float64)[:, None]).clip(-limit, limit).astype(np.int64) + limit
+        step = body.op("Gather", table, body.numbers(place, len(there)))
+        numbers = body.numbers(codes, 2 * limit + 1, centered=True)
+        if row.shape[1] > 1:
+            step, numbers = body.shaped(step, -1, 1), body.shaped(numbers, -1, row.shape[1])
+        names.append(body.op("Mul", numbers, step))
+    return names
 
-        self.body.nodes.append(onnx.helper.make_node("Cast", [self.floats16(values)], [key], to=_FLOAT))
-        return True
 
-    def floats16(self, values: NDArray[Any]) -> str:
-        import onnx
+def _stacked(profiles: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """(groups · in, taps, 1, 1) of profiles (groups, in, taps)."""
+    return np.concatenate([profile.reshape(-1, profile.shape[-1], 1, 1) for profile in profiles])
 
-        bits = to_bf16(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))).view(torch.int16).numpy()
-        tensor = onnx.TensorProto(name=self.body.name(), data_type=_BFLOAT16, dims=values.shape)
-        tensor.raw_data = bits.astype("<i2").tobytes()
-        self.initializers.append(tensor)
-        return str(tensor.name)
 
-    def bytes(self, digits: NDArray[Any], base: int) -> str:
-        packed = Radix.of(base).pack(digits)
-        return self.given(packed)
-
-    def given(self, values: NDArray[Any]) -> str:
-        import onnx
-
-        name = self.body.name()
-        self.initializers.append(onnx.numpy_helper.from_array(values, name))
-        return name
-
-    def call(self, name: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any]) -> None:
-        import onnx
-
-        self.body.nodes.append(onnx.helper.make_node(name, inputs, outputs, domain=decoding.DOMAIN, **attributes))
+def _is_bf16(values: NDArray[Any]) -> bool:
+    tensor = torch.from_numpy(values.copy())
+    return bool(tensor.isfinite().all() and torch.equal(to_bf16(tensor).float(), tensor))
 
 
 def _mask(module: MaskedConv2d) -> NDArray[Any]:
@@ -337,19 +275,16 @@ def _shorten(proto: Any) -> None:
 
     graph = proto.graph
     kept = {value.name for value in (*graph.input, *graph.output)} | {""}
-    names: dict[str, str] = {}
-
-    def short(name: str) -> str:
-        if name in kept:
-            return name
-        return names.setdefault(name, np.base_repr(len(names), 36).lower())
-
+    uses = Counter(name for node in graph.node for name in (*node.input, *node.output) if name not in kept)
+    letters = string.ascii_letters
+    shortest = (first + more for more in ("", *letters, *map("".join, product(letters, letters))) for first in letters)
+    names = {name: name for name in kept} | {name: next(shortest) for name, _ in uses.most_common()}
     for tensor in graph.initializer:
-        tensor.name = short(tensor.name)
+        tensor.name = names[tensor.name]
     for node in graph.node:
         node.ClearField("name")
-        node.input[:] = [short(name) for name in node.input]
-        node.output[:] = [short(name) for name in node.output]
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         said = [a for a in node.attribute if not _is_default(node.op_type, a.name, given[a.name])]
         if len(said) < len(node.attribute):

@@ -1,277 +1,179 @@
-"""Functions of an ONNX file that make kernels of codes: plain operators, whose inputs are all constants.
+"""The nodes of an ONNX graph that decode its own numbers: plain operators, whose inputs are all constants.
 
-A runtime folds them when it opens the file. A body is written for the layout that a file has, its bases and numbers
-of taps in it as constants, so that a call names little more than a shape.
+A runtime folds them when it opens the file. All numbers below one bound are decoded together and then split: few nodes
+make a small file that opens soon.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rotateconv.export.digits import Radix
 
-DOMAIN = "rc"
 OPSET = 18
-DIGITS = "d"  # the function that the others call
 
 _FLOAT, _INT64 = 1, 7  # of onnx.TensorProto
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What the bodies of layers differ in; layers of equal layout share one function.
-
-    Attributes:
-        kind: "dense", "line" (an angle per slice), "grouped" (angles of groups of output channels), "masked",
-            "codebook" or "outer" (a column times a row).
-        levels: Number of codes of a weight.
-        steps: Number of codes of a scale, a profile's tap or a bias.
-        angles: Number of angles; 0 without.
-        taps: Weights per slice of a line; 1 where they share one.
-        profile: Taps of a profile, 0 without.
-        biased: Whether the function gives a bias too.
-        patterns: Number of sets of positions that slices of a masked layer keep, or of kernels of a codebook.
-        cut: Whether zeros behind the digits of weights must be cut off.
-    """
-
-    kind: str
-    levels: int
-    steps: int = 2**24 - 1
-    angles: int = 0
-    taps: int = 0
-    profile: int = 0
-    patterns: int = 0
-    biased: bool = True
-    cut: bool = False
-
-
 @dataclass
 class Body:
-    """The nodes of a function or a graph, one after the other, under names of one or two letters."""
+    """Collects nodes and constants.
+
+    Attributes:
+        nodes: In an order in which they can run, after what `numbers` are decoded by.
+        initializers: Constants of many bytes.
+    """
 
     nodes: list[Any] = field(default_factory=list)
-    prefix: str = ""
-    _constants: dict[Any, str] = field(default_factory=dict)
+    initializers: list[Any] = field(default_factory=list)
+    _constants: dict[tuple[int, ...], str] = field(default_factory=dict)
+    _streams: dict[tuple[int, bool], list[tuple[str, NDArray[Any]]]] = field(default_factory=dict)
     _count: int = 0
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node; the name of its output, or the list of their names."""
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Add a node; the name of its output."""
         import onnx
 
-        names = [self.name() for _ in range(outputs)]
-        self.nodes.append(onnx.helper.make_node(kind, inputs, names, **attributes))
-        return names[0] if outputs == 1 else names
+        name = name or self.name()
+        self.nodes.append(onnx.helper.make_node(kind, inputs, [name], **attributes))
+        return name
 
     def name(self) -> str:
         """A name that no other value has."""
         self._count += 1
-        return f"{self.prefix}{np.base_repr(self._count - 1, 36).lower()}"
+        return f"_{self._count}"
 
     def ints(self, *values: int) -> str:
-        """A constant vector of int64."""
-        return self._constant(("value_ints", values))
-
-    def given(self, attribute: str) -> str:
-        """The vector of int64 that the call gives as an attribute."""
-        return self._constant(("ref", attribute))
-
-    def step(self, attribute: str) -> str:
-        """The number that the call gives as an attribute."""
-        return self._constant(("step", attribute))
-
-    def _constant(self, key: tuple[str, Any]) -> str:
+        """A constant vector of int64, a byte for a small number; equal ones are one."""
         import onnx
 
-        if key not in self._constants:
-            kind, value = key
-            name = self.name()
-            if kind == "value_ints":
-                node = onnx.helper.make_node("Constant", [], [name], value_ints=list(value))
-            else:
-                node = onnx.helper.make_node("Constant", [], [name])
-                attribute = node.attribute.add()
-                attribute.name = "value_float" if kind == "step" else "value_ints"
-                attribute.ref_attr_name = value
-                attribute.type = onnx.AttributeProto.FLOAT if kind == "step" else onnx.AttributeProto.INTS
-            self.nodes.append(node)
-            self._constants[key] = name
-        return self._constants[key]
+        if values not in self._constants:
+            tensor = onnx.helper.make_tensor(self.name(), _INT64, [len(values)], values)
+            self._constants[values] = str(tensor.name)
+            self.initializers.append(tensor)
+        return self._constants[values]
 
-    def digits(self, data: str, bound: int, offset: int = 0) -> str:
-        """The numbers below a bound that `Radix.pack` packed, int64, less an offset; behind them what fills a byte."""
-        radix = Radix.of(bound)
-        return self.op(  # type: ignore[no-any-return]
-            DIGITS,
-            data,
-            domain=DOMAIN,
-            d=[radix.base**place for place in range(radix.count)],
-            b=[radix.base],
-            r=[-1, radix.parts],
-            q=[radix.base**place for place in range(radix.parts)],
-            o=[offset],
-        )
+    def given(self, values: NDArray[Any]) -> str:
+        """A constant of any type."""
+        import onnx
 
-    def codes(self, data: str, levels: int) -> str:
-        """Codes around zero: -m..m for 2m + 1 values, -1 and 1 for two."""
-        if levels > 2:
-            return self.digits(data, levels, levels // 2)
-        return self.op("Sub", self.op("Mul", self.digits(data, levels), self.ints(2)), self.ints(1))  # type: ignore[no-any-return]
+        self.initializers.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), self.name()))
+        return str(self.initializers[-1].name)
 
     def float(self, codes: str) -> str:
         """Whole numbers as float32."""
-        return self.op("Cast", codes, to=_FLOAT)  # type: ignore[no-any-return]
+        return self.op("Cast", codes, to=_FLOAT)
 
-    def cut(self, digits: str, attribute: str) -> str:
-        """As many of them as the call says."""
-        return self.op("Slice", digits, self.ints(0), self.given(attribute))  # type: ignore[no-any-return]
+    def whole(self, codes: str) -> str:
+        """Numbers as int64, cut off at the point."""
+        return self.op("Cast", codes, to=_INT64)
+
+    def shaped(self, value: str, *shape: int, name: str = "") -> str:
+        """A value in another shape."""
+        return self.op("Reshape", value, self.ints(*shape), name=name)
+
+    def split(self, value: str, sizes: Sequence[int], names: Sequence[str] = ()) -> Sequence[str]:
+        """The names of the parts along the first axis."""
+        import onnx
+
+        if len(sizes) == 1 and not names:
+            return [value]
+        names = names or [self.name() for _ in sizes]
+        self.nodes.append(onnx.helper.make_node("Split", [value, self.ints(*sizes)], names))
+        return names
+
+    def numbers(self, values: NDArray[Any], bound: int, *, centered: bool = False) -> str:
+        """The name of a vector of int64 that is stored in few bytes.
+
+        Args:
+            values: Whole numbers, of any shape, at least one.
+            bound: Above all of them.
+            centered: Whether the graph has them as float32 around zero: number - bound // 2, and -1 and 1 of two.
+        """
+        name = self.name()
+        self._streams.setdefault((max(2, bound), centered), []).append((name, values.ravel()))
+        return name
+
+    def finish(self) -> list[Any]:
+        """All nodes, those that decode the `numbers` first."""
+        rest, self.nodes = self.nodes, []
+        for (bound, centered), parts in self._streams.items():
+            values = np.concatenate([part for _, part in parts])
+            decoded = self._digits(values, bound, centered)
+            sizes, names = [len(part) for _, part in parts], [name for name, _ in parts]
+            if more := Radix.of(bound).filled(len(values)) - len(values):  # that fill the last byte
+                sizes, names = [*sizes, more], [*names, self.name()]
+            self.split(decoded, sizes, names)
+        self.nodes += rest
+        self._streams = {}
+        return self.nodes
+
+    def _digits(self, values: NDArray[Any], bound: int, centered: bool) -> str:
+        """The numbers that `Radix.pack` packed, and what fills the last byte.
+
+        With the digits of all bytes one after the other, `parts` of them a number::
+
+            digit[n · count + j] = ⌊byte[n] / base^j⌋ mod base,      number[m] = Σ_i digit[m · parts + i] · base^i
+        """
+        radix = Radix.of(bound)
+        numbers = self.whole(self.given(radix.pack(values)))
+        if radix.count > 1:
+            numbers = self.op("Div", numbers, self.ints(*(radix.base**place for place in range(radix.count))))
+            numbers = self.op("Mod", numbers, self.ints(radix.base))
+        numbers = self.shaped(numbers, *([-1] if radix.parts == 1 else [-1, radix.parts]))
+        if radix.parts > 1:
+            numbers = self.op("MatMul", numbers, self.ints(*(radix.base**place for place in range(radix.parts))))
+        if not centered:
+            return numbers
+        numbers = self.op("Mul", numbers, self.ints(2)) if bound == 2 else numbers
+        return self.float(self.op("Sub", numbers, self.ints(max(1, bound // 2))))
 
 
-def function(layout: Layout, name: str) -> Any:
-    """The function of a layout, an onnx FunctionProto."""
-    import onnx
+def floats(body: Body, tensors: dict[str, NDArray[Any]]) -> None:
+    """Write float32 tensors that bfloat16 holds exactly, under their names: a byte and an exponent each.
 
-    body = Body()
-    inputs = [
-        "W",
-        "C",
-        *{"line": "AS", "grouped": "ASP" if layout.profile else "AS", "masked": "MS", "codebook": "MS"}.get(
-            layout.kind, ""
-        ),
-    ]
-    attributes = ["s", "q", *(["p"] if layout.biased else []), *(["n"] if layout.cut else [])]
-    codes = body.codes("W", layout.levels)
-    if layout.cut and layout.kind != "masked":  # whose weights are gathered: what fills their last group stays
-        codes = body.cut(codes, "n")
-    scale, bias = _coefficients(body, layout)
-    if layout.kind == "grouped":
-        attributes += ["a", "u", "w", "k"]
-    write = {
-        "dense": _dense,
-        "line": _line,
-        "grouped": _grouped,
-        "masked": _masked,
-        "codebook": _codebook,
-        "outer": _outer,
-    }[layout.kind]
-    kernel = write(body, layout, codes, scale)
-    outputs = [kernel, *([bias] if layout.biased else [])]
-    imports = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)]
-    return onnx.helper.make_function(DOMAIN, name, inputs, outputs, body.nodes, imports, attributes)
+    With n the byte and c = 2n - 255, which is odd::
 
+        value = (c + 255 · sign(c)) · step[exponent],      |c + 255 · sign(c)| = 256 .. 510, even
 
-def digits_function() -> Any:
-    """Numbers of `Radix.pack`'s bytes, (bytes, 1); attributes d, powers of the base, b, the base, and o, an offset.
-
-    With the digits of all bytes one after the other, `parts` of them a number::
-
-        digit[n · count + j] = ⌊byte[n] / d[j]⌋ mod b,      out[m] = Σ_i digit[m · parts + i] · q[i] - o
-
-    The attributes r, (-1, parts), and q, powers of the base for the parts, are the shape and weights of the sum.
+    Exponents are places in a table of those that there are, 0 among them.
     """
-    import onnx
-
-    body = Body()
-    digits = body.op("Div", body.op("Cast", "W", to=_INT64), body.given("d"))
-    digits = body.op("Reshape", body.op("Mod", digits, body.given("b")), body.given("r"))
-    numbers = body.op("Sub", body.op("MatMul", digits, body.given("q")), body.given("o"))
-    imports = [onnx.helper.make_opsetid("", OPSET)]
-    return onnx.helper.make_function(DOMAIN, DIGITS, ["W"], [numbers], body.nodes, imports, [*"dbrqo"])
-
-
-def _coefficients(body: Body, layout: Layout) -> tuple[str, str]:
-    """Per output channel: scales (with a profile, one per tap) and the bias, each as whole steps."""
-    scales = 1 if layout.kind != "line" else max(1, layout.profile)
-    codes = body.float(body.codes("C", layout.steps))
-    bias = ""
-    if layout.biased:
-        rows = body.op("Reshape", codes, body.ints(-1, scales + 1))
-        codes, last = body.op("Split", rows, body.ints(scales, 1), outputs=2, axis=1)
-        bias = body.op("Reshape", body.op("Mul", last, body.step("p")), body.ints(-1))
-    scale = body.op("Mul", codes, body.step("q"))
-    if layout.kind == "grouped":
-        return body.op("Reshape", scale, body.given("w")), bias
-    shape = (-1, 1, scales, 1, 1) if layout.kind == "line" else (-1, 1)
-    return body.op("Reshape", scale, body.ints(*shape)), bias
+    if not tensors:
+        return
+    values = np.concatenate([tensor.ravel() for tensor in tensors.values()]).astype(np.float64)
+    mantissa, exponent = np.frexp(values)
+    size = np.rint(abs(mantissa) * 256).astype(np.int64)  # 128 .. 255, and 0
+    steps, places = np.unique(np.where(values == 0, 0, np.ldexp(1.0, exponent - 9)), return_inverse=True)
+    byte = body.numbers(np.where(mantissa < 0, 255 - size, np.maximum(size, 128)), 256)
+    odd = body.op("Sub", body.op("Mul", byte, body.ints(2)), body.ints(255))
+    even = body.op("Add", odd, body.op("Mul", body.op("Sign", odd), body.ints(255)))
+    step = body.op("Gather", body.given(steps.astype(np.float32)), body.numbers(places, len(steps)))
+    product = body.op("Mul", body.float(even), step)
+    names = [name if tensor.ndim == 1 else body.name() for name, tensor in tensors.items()]
+    body.split(product, [tensor.size for tensor in tensors.values()], names)
+    for part, (name, tensor) in zip(names, tensors.items(), strict=True):
+        if tensor.ndim != 1:
+            body.shaped(part, *tensor.shape, name=name)
 
 
-def _dense(body: Body, layout: Layout, codes: str, scale: str) -> str:
-    shape = body.given("s")
-    rows = body.op("Flatten", body.op("Reshape", body.float(codes), shape))  # [out, all others]
-    return body.op("Reshape", body.op("Mul", rows, scale), shape)  # type: ignore[no-any-return]
-
-
-def _masked(body: Body, layout: Layout, codes: str, scale: str) -> str:
-    """Each slice keeps the positions of one of the patterns, in order."""
-    patterns = body.digits("M", layout.patterns)
-    patterns = body.cut(patterns, "n") if layout.cut else patterns
-    mask = body.op("Reshape", body.op("Cast", body.op("Gather", "S", patterns), to=_INT64), body.ints(-1))
-    weights = body.op("Gather", codes, _index(body, mask))
-    return _dense(body, layout, body.op("Mul", weights, mask), scale)
-
-
-def _codebook(body: Body, layout: Layout, codes: str, scale: str) -> str:
-    """Each slice is a multiple of one of the kernels (K, k, k) of the codebook."""
-    index = body.digits("M", layout.patterns)
-    kernels = body.op("Gather", "S", body.cut(index, "n") if layout.cut else index)  # [slice, row, column]
-    factors = body.op("Reshape", body.float(codes), body.ints(-1, 1, 1))
-    rows = body.op("Flatten", body.op("Reshape", body.op("Mul", kernels, factors), body.given("s")))
-    return body.op("Reshape", body.op("Mul", rows, scale), body.given("s"))  # type: ignore[no-any-return]
-
-
-def _outer(body: Body, layout: Layout, codes: str, scale: str) -> str:
-    """A column of codes times a row of codes for each slice."""
-    pairs = body.op("Reshape", codes, body.ints(-1, 2, layout.taps))
-    column, row = body.op("Split", pairs, body.ints(1, 1), outputs=2, axis=1)
-    column = body.op("Reshape", column, body.ints(-1, layout.taps, 1))
-    return _dense(body, layout, body.op("Mul", column, row), scale)
-
-
-def _line(body: Body, layout: Layout, codes: str, scale: str) -> str:
-    """Slices with a direction take the next angle each; what the others take changes no kernel."""
-    taps, size = layout.taps, body.ints(1)
-    rows = body.op("Reshape", codes, body.ints(-1, taps))
-    moving = rows if taps == 1 else body.op("Mul", rows, body.ints(*(int(tap != taps // 2) for tap in range(taps))))
-    used = body.op("Sign", body.op("ReduceMax", body.op("Abs", moving), size, keepdims=0))
-    angle = body.op("Gather", body.digits("A", layout.angles), _index(body, used))
-    weights = body.op("Reshape", body.float(codes), body.ints(-1, taps, 1, 1))
-    kernels = body.op("Mul", weights, body.op("Gather", "S", angle))  # [slice, tap, row, column]
-    kernels = body.op("Mul", body.op("Reshape", kernels, body.given("s")), scale)  # [out, in, tap, row, column]
-    return body.op("ReduceSum", kernels, body.ints(2), keepdims=0)  # type: ignore[no-any-return]
-
-
-def _grouped(body: Body, layout: Layout, codes: str, scale: str) -> str:
-    """[group, out of the group, in, tap, row, column]: angles and profiles are the same for a group's outputs."""
-    angle = body.op("Reshape", body.cut(body.digits("A", layout.angles), "a"), body.given("u"))  # [g, 1, in]
-    splats = body.op("Gather", "S", angle)
-    if layout.profile:
-        splats = body.op("Mul", splats, body.float("P"))
-    weights = body.op("Mul", body.op("Reshape", body.float(codes), body.given("s")), scale)
-    kernels = body.op("ReduceSum", body.op("Mul", weights, splats), body.ints(3), keepdims=0)
-    return body.op("Reshape", kernels, body.given("k"))  # type: ignore[no-any-return]
-
-
-def _index(body: Body, used: str) -> str:
-    """The place of each one among the ones: 0 for the first."""
-    return body.op("Sub", body.op("CumSum", used, body.op("Squeeze", body.ints(0))), body.ints(1))  # type: ignore[no-any-return]
-
-
-def splat_table(body: Body, places: str, size: int, together: bool) -> str:
-    """The splats of all angles, (angles, taps, k, k), of the places of their tap 1, (angles, 2, 1, 1).
+def splat_table(body: Body, places: NDArray[Any], size: int, together: bool) -> str:
+    """The splats of some angles, (angles, taps, k, k), of the places of their tap 1, (angles, 2).
 
     ::
 
         S[a, t, r, c] = Λ(t · row[a] - r) · Λ(t · column[a] - c),   Λ(z) = max(0, 1 - |z|)
 
-    With `together`, their sum over the taps, (angles, 1, k, k).
+    With `together`, their sum over the taps, (angles, k, k).
     """
     half = size // 2
     grid = body.float(body.ints(*range(-half, half + 1)))
-    taps = body.op("Reshape", grid, body.ints(-1, 1))
-    distance = body.op("Abs", body.op("Sub", body.op("Mul", places, taps), grid))
-    hat = body.op("Relu", body.op("Sub", body.float(body.ints(1)), distance))  # [angle, 2, tap, row or column]
-    rows, columns = body.op("Split", hat, body.ints(1, 1), outputs=2, axis=1)
-    rows = body.op("Reshape", rows, body.ints(-1, size, size, 1))
-    columns = body.op("Reshape", columns, body.ints(-1, size, 1, size))
-    table = body.op("Mul", rows, columns)
-    return body.op("ReduceSum", table, body.ints(1), keepdims=1) if together else table  # type: ignore[no-any-return]
+    taps = body.shaped(grid, size, 1)
+    distance = body.op("Abs", body.op("Sub", body.op("Mul", body.given(places.T[..., None, None]), taps), grid))
+    hat = body.op("Relu", body.op("Sub", body.float(body.ints(1)), distance))  # [row or column, angle, tap, place]
+    rows, columns = (body.op("Gather", hat, body.ints(axis)) for axis in (0, 1))
+    shapes = (-1, size, size, 1), (-1, size, 1, size)
+    table = body.op("Mul", body.shaped(rows, *shapes[0]), body.shaped(columns, *shapes[1]))
+    return body.op("ReduceSum", table, body.ints(1), keepdims=0) if together else table

@@ -39,25 +39,28 @@ class Radix:
         choices = [cls(bound, base, _digits(bound, base), count) for base, count in _BASES]
         return min(choices, key=lambda radix: (radix.parts / radix.count, radix.parts))
 
-    def fills(self, size: int) -> bool:
-        """Whether the digits of so many numbers fill their last byte."""
-        return size * self.parts % self.count == 0
+    def filled(self, size: int) -> int:
+        """How many numbers are in the bytes of so many: zeros fill the last ones.
+
+        Example:
+            >>> Radix.of(3).filled(6), Radix.of(7).filled(1)
+            (10, 8)
+        """
+        digits = self.count * self.parts if self.parts > 1 and size * self.parts % self.count else self.count
+        return -(-size * self.parts // digits) * digits // self.parts
 
     def pack(self, numbers: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """The bytes, (bytes, 1); zeros fill the last one, and whole numbers of zeros the rest: there is at least one.
+        """The bytes, (bytes, 1).
 
         Example:
             >>> Radix.of(16).pack(np.array([1, 2, 3]))
             array([[33],
                    [ 3]], dtype=uint8)
         """
-        digits = numbers.reshape(-1, 1).astype(np.int64) // self.base ** np.arange(self.parts) % self.base
-        whole = self.count * self.parts  # so that the digits of the bytes are whole numbers again
-        filled = np.zeros((max(1, -(-digits.size // self.count)) * self.count), dtype=np.int64)
-        filled[: digits.size] = digits.ravel()
-        if filled.size % self.parts:
-            filled = np.concatenate([filled, np.zeros(-filled.size % whole, dtype=np.int64)])
-        return (filled.reshape(-1, self.count) @ self.base ** np.arange(self.count))[:, None].astype(np.uint8)
+        filled = np.zeros((self.filled(numbers.size), 1), dtype=np.int64)
+        filled[: numbers.size, 0] = numbers.ravel()
+        digits = filled // self.base ** np.arange(self.parts) % self.base
+        return (digits.reshape(-1, self.count) @ self.base ** np.arange(self.count))[:, None].astype(np.uint8)
 
 
 _BASES = ((2, 8), (3, 5), (4, 4), (16, 2), (256, 1))

@@ -1,5 +1,6 @@
 """A trained model for other runtimes: ONNX and torch.export, fused, checked before the file gets its name."""
 
+import bisect
 import contextlib
 import io
 import json
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from rotateconv._files import atomic_write, check_target
 from rotateconv.convert.fuse import WRAPPERS, fuse
 from rotateconv.errors import InputError
+from rotateconv.export.preprocessing import add_preprocessing, normalized
 from rotateconv.nn import arguments
 from rotateconv.quantization.quantize import Entry, entries, quantize
 
 OPSET = 18
 """Of the ONNX file: the lowest that PyTorch's exporter writes without converting, so the most runtimes read it."""
 
-COEFFICIENT_BITS = (16, 18, 20, 24)
+COEFFICIENT_BITS = (12, 13, 14, 15, 16, 17, 18, 20, 24)
 """Of scales and biases in a compact file; the more where fewer change an output by too much."""
 
 TOLERANCE = 1e-4
@@ -53,6 +55,7 @@ def export_onnx(
     *,
     input_size: Sequence[int],
     compact: bool = False,
+    preprocessing: bool = False,
     weight_bits: int = 4,
     angle_bits: int = 4,
     dense_bits: int = 8,
@@ -76,6 +79,8 @@ def export_onnx(
         path: The file to write, exactly; it gets this name after the check.
         input_size: (channels, height, width) of an image.
         compact: Whether the file holds codes of a few bits, and decodes itself.
+        preprocessing: Whether the file takes "images" of uint8, (batch, height, width, channels) of any size, resizes
+            and normalizes them, and gives "probabilities"; needs mean and std.
         weight_bits, angle_bits, dense_bits: As in quantize; without compact they have no effect.
         classes: Names of the classes, in the order of the outputs.
         mean, std: Per channel, of images between 0 and 1: the model takes (image - mean) / std.
@@ -83,11 +88,11 @@ def export_onnx(
 
     Returns:
         Size, opset, IR version, and the largest difference from the model (of a compact file, from
-        ``quantize(model)``), over batches of 1 and 3.
+        ``quantize(model)``), over batches of 1 and 3 (15).
 
     Raises:
-        ValueError: If a package is missing, bits are out of range, the model cannot take images of that size or be
-            exported, or ONNX Runtime computes something else: no file is written then.
+        ValueError: If a package is missing, bits are out of range, preprocessing has no mean and std, the model cannot
+            take images of that size or be exported, or ONNX Runtime computes something else: no file is written then.
 
     Example:
         >>> from rotateconv import build_model
@@ -96,12 +101,14 @@ def export_onnx(
     """
     onnx, runtime = _onnx()
     check_target(path)
+    if preprocessing and not (mean and std and len(mean) == len(std) == input_size[0]):
+        raise InputError(f"preprocessing needs mean and std of each of {input_size[0]} channels, got {mean} and {std}")
     model = _unwrapped(model)
     tensors: list[Entry] = []
     if compact:
         model = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
         tensors = entries(model, weight_bits, angle_bits, dense_bits)
-    fused, batches, expected = _prepare(model, input_size)
+    fused, batches, expected = _prepare(model, input_size, 15 if compact else 3)
     with _quiet(), _reported(model, "ONNX"):
         program = torch.onnx.export(
             fused,
@@ -118,6 +125,13 @@ def export_onnx(
         onnx.helper.set_model_props(proto, _metadata(input_size, classes, mean, std) | dict(notes or {}))
         if compact:
             proto = _fewest_bits(proto, model, tensors, runtime, batches, expected)
+        if preprocessing:
+            assert mean is not None
+            assert std is not None
+            add_preprocessing(proto, input_size, mean, std)
+            batches = [((images * 0.25 + 0.5).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1) for images in batches]
+            with torch.no_grad():
+                expected = [fused(normalized(pixels, mean, std)).softmax(1) for pixels in batches]
         onnx.checker.check_model(proto)
     with atomic_write(path) as temporary:
         onnx.save(proto, temporary)
@@ -132,20 +146,20 @@ def _fewest_bits(
     """The compact file whose scales and biases have the fewest bits with which it computes what the model does."""
     from rotateconv.export.compact import compact
 
-    for bits in COEFFICIENT_BITS:
-        proto = compact(dense, model, tensors, bits)
-        found = _run(runtime, proto.SerializeToString(), batches)
-        # A quarter of what is allowed: other images than these may be farther off.
-        if all((a - b).abs().max() <= TOLERANCE / 4 * b.abs().max() for a, b in zip(found, expected, strict=True)):
-            break
-    return proto
+    def fits(bits: int) -> bool:
+        found = _run(runtime, compact(dense, model, tensors, bits).SerializeToString(), batches)
+        # Two thirds of what is allowed: other images than these may be farther off.
+        return all((a - b).abs().max() <= TOLERANCE / 1.5 * b.abs().max() for a, b in zip(found, expected, strict=True))
+
+    place = bisect.bisect_left(COEFFICIENT_BITS[:-1], True, key=fits)
+    return compact(dense, model, tensors, COEFFICIENT_BITS[place])
 
 
 def _run(runtime: Any, file: str | bytes, batches: list[Tensor]) -> list[Tensor]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # not every core of a machine that others use too
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]) for images in batches]
+    return [torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) for images in batches]
 
 
 def export_torch(
@@ -179,7 +193,7 @@ def export_torch(
     """
     check_target(path)
     model = _unwrapped(model)
-    fused, batches, expected = _prepare(model, input_size)
+    fused, batches, expected = _prepare(model, input_size, 3)
     with _quiet(), _reported(model, "torch.export"):
         shapes = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(fused, (batches[-1],), dynamic_shapes=shapes)
@@ -213,7 +227,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+def _prepare(model: nn.Module, input_size: Sequence[int], images: int) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     """The fused copy on the CPU, batches of images, and what the model itself makes of them."""
     if len(input_size) != 3:
         raise InputError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
@@ -222,13 +236,13 @@ def _prepare(model: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, li
     if other is not None:
         raise InputError(f"export needs a model in float32, got {other}: call model.float()")
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(count, *shape, generator=generator) for count in (1, 3)]
+    batches = [torch.randn(count, *shape, generator=generator) for count in (1, images)]
     flags = {module: module.training for module in model.modules()}
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         model.eval()
         with torch.no_grad():
-            expected = [model(images.to(place)) for images in batches]
+            expected = [model(batch.to(place)) for batch in batches]
         try:
             fused = fuse(model, fold_batchnorm=True)
         except InputError:  # forward() has branches: torch.export may take them, and the norms stay as they are

@@ -21,6 +21,9 @@ from rotateconv.lab.train.pretrained import load_packed_file
 LARGEST_ONNX = 2**28
 """Bytes of the largest ONNX file that is opened."""
 
+ONNX_MEMORY = 2**32
+"""Bytes that this process may take beyond what it has while ONNX Runtime opens or runs a file, on Linux."""
+
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Of the files of a folder that are taken for images."""
 
@@ -203,20 +206,47 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        with _limited_memory():
+            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has classes of its own, without a common one
         raise InputError(f"ONNX Runtime cannot open {path}: {_first(error)}") from None
     if len(session.get_inputs()) != 1:
         raise InputError(f"{path} takes {len(session.get_inputs())} inputs, and a classifier takes one: the images")
-    name = session.get_inputs()[0].name
+    given = session.get_inputs()[0]
 
-    def scores(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Tensor:
         try:
-            return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+            with _limited_memory():
+                return torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
         except Exception as error:
             raise InputError(f"{path} cannot classify images of its input_size: {_first(error)}") from None
 
-    return scores, values
+    def scores_of_pixels(images: Tensor) -> Tensor:
+        """Of a file that normalizes uint8 images itself, (N, height, width, channels), and gives probabilities."""
+        mean, std = (torch.tensor(values[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        pixels = ((images * std + mean) * 255).round().to(torch.uint8)
+        return run(pixels.permute(0, 2, 3, 1).contiguous()).log()
+
+    return scores_of_pixels if given.type == "tensor(uint8)" else run, values
+
+
+@contextlib.contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Let a foreign graph ask for too much in vain: ONNX Runtime then raises."""
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # another system than Linux
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, used + ONNX_MEMORY) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -44,6 +44,9 @@ def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "net.rotateconv", tmp_path / "net.safetensors"
     told = run("pack", trained, "--out", file, "--weight-bits", 3, "--angle-bits", 4, "--dense-bits", 6)
     assert f"{file.stat().st_size:,} bytes" in told
+    assert "accuracy    not measured: these are other images of digits" in told
+    assert "accuracy    not measured: --no-evaluate" in run("pack", trained, "--out", file, "--no-evaluate")
+    run("pack", trained, "--out", file, "--weight-bits", 3, "--angle-bits", 4, "--dense-bits", 6)
     net = quantize(load_run(trained).model, 3, 4, dense_bits=6)
     loaded = load_packed(file).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
@@ -98,6 +101,10 @@ def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(train
     plain, file = tmp_path / "plain", tmp_path / "calibrated"
     assert "statistics  of the training\n" in run("pack", run_on_all, "--out", plain, "--weight-bits", 3)
     told = run("pack", run_on_all, "--out", file, "--weight-bits", 3, "--calibrate")
+    measured = evaluate(
+        load_packed(file), Batches(whole.validation, 512, mean=whole.mean, std=whole.std), whole.classes
+    )
+    assert f"accuracy    {measured.accuracy:.2f} % of {measured.count:,} validation images\n" in told
     assert f"recalibrated on {len(whole.train):,} training images" in told
     assert abs(file.stat().st_size - plain.stat().st_size) < 0.02 * plain.stat().st_size
 
@@ -129,13 +136,13 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
         "error: weight_bits must be a whole number from 1 to 8, got 9\n"
     )
-    assert "--data-dir has no meaning with no --calibrate" in run(
-        "pack", trained, "--out", file, "--data-dir", ".", code=2
+    assert "--data-dir has no meaning with --no-evaluate and no --calibrate" in run(
+        "pack", trained, "--out", file, "--no-evaluate", "--data-dir", ".", code=2
     )
     assert "was trained on other images of digits" in run("pack", trained, "--out", file, "--calibrate", code=2)
     assert "is no run folder" in run("pack", tmp_path / "no", "--out", file, code=2)
     assert "there is no folder" in run("pack", trained, "--out", tmp_path / "no" / "net", code=2)
-    assert "--to must be one of onnx, torch-export, not 'coreml'" in run(
+    assert "--to must be one of onnx, torch-export, hub, not 'coreml'" in run(
         "export", trained, "--to", "coreml", "--out", file, code=2
     )
     assert not list(tmp_path.iterdir())

@@ -47,6 +47,10 @@ def export(
             help="ONNX of codes that the file decodes itself; without the option, of a quantized model only.",
         ),
     ] = None,
+    with_preprocessing: Annotated[
+        bool,
+        options.switch("--with-preprocessing", "ONNX that takes uint8 images of any size and gives probabilities."),
+    ] = False,
     model: options.BuiltBy = None,
     weight_bits: bits.WeightBits = None,
     angle_bits: bits.AngleBits = None,
@@ -73,6 +77,8 @@ def export(
 
     if compact and to != "onnx":
         raise ConfigError(f"--compact has no meaning with --to {to}: it is a form of ONNX files")
+    if with_preprocessing and to != "onnx":
+        raise ConfigError(f"--with-preprocessing has no meaning with --to {to}: it is of ONNX files")
     if license is not None and to == "torch-export":
         raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file and a model card hold it")
     if to == "hub":
@@ -102,6 +108,7 @@ def export(
             out,
             input_size=size,
             compact=small,
+            preprocessing=with_preprocessing,
             weight_bits=chosen.weight,
             angle_bits=chosen.angle,
             dense_bits=chosen.dense,
@@ -120,6 +127,9 @@ def export(
     }
     if done.opset is not None:
         rows["format"] = f"ONNX opset {done.opset}, IR version {done.ir_version}"
+    if with_preprocessing:
+        rows["input"] = f"images, uint8, batch x height x width x {size[0]}, any size"
+        rows["output"] = f"probabilities, batch x {len(classes or ())}"
     if small:
         rows["bits"] = bits.described(chosen)
     facts(make_console(), rows)

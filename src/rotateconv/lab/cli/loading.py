@@ -5,10 +5,13 @@ import os
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rotateconv.errors import RotateConvError
 from rotateconv.lab.cli.console import say
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.train.load import TrainedRun, evaluate_split
 
 
 def load_shown(config: RunConfig, console: Console, *, download: bool = False) -> ImageData:
@@ -20,6 +23,20 @@ def load_shown(config: RunConfig, console: Console, *, download: bool = False) -
     # Else every process would fetch, or decode, the same files into the same place.
     with start_accelerator(config).local_main_process_first():
         return _load(config, console, download)
+
+
+def validation_accuracy(trained: TrainedRun, console: Console) -> str:
+    """Return the accuracy of a model on the validation images of its run, or why it was not measured: a few words."""
+    if not trained.config.validation:
+        return "not measured: the run kept no validation images"
+    try:
+        images = load_shown(trained.config, console)
+    except RotateConvError as error:
+        return f"not measured: {error}"
+    if DataDescription.of(images) != trained.data:
+        return f"not measured: these are other images of {trained.data.name}"
+    found = evaluate_split(trained.model, trained.config, trained.data, images.validation)
+    return f"{found.accuracy:.2f} % of {found.count:,} validation images"
 
 
 def _load(config: RunConfig, console: Console, download: bool) -> ImageData:

@@ -31,6 +31,14 @@ def pack(
         bool,
         options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate."),
     ] = False,
+    evaluate: Annotated[
+        bool,
+        Parameter(
+            name="--evaluate",
+            negative="--no-evaluate",
+            help="Measure the file's model on the run's validation images, if they are at hand.",
+        ),
+    ] = True,
     data_dir: options.DataDir = None,
 ) -> None:
     """Write a trained model into a file of a few kilobytes: quantized, entropy-coded, with all that rebuilds it.
@@ -41,10 +49,10 @@ def pack(
     A model that was trained with --qat keeps the bits it was trained with; any other gets 4 per weight, 5 per angle and
     8 in stem, 1x1 and linear layers.
     """
-    if not calibrate:
-        options.refuse({"--data-dir": data_dir}, "no --calibrate")
+    if not calibrate and not evaluate:
+        options.refuse({"--data-dir": data_dir}, "--no-evaluate and no --calibrate")
     from rotateconv.lab.cli.console import facts, make_console, say
-    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.loading import load_shown, validation_accuracy
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.train.load import CALIBRATION, calibration_batches, load_run, pack_model
     from rotateconv.quantization.quantize import quantize
@@ -54,9 +62,10 @@ def pack(
     data, model = trained.data, trained.model
     console = make_console()
     statistics = "of the training"
+    if data_dir is not None:
+        trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data_dir=str(data_dir)))
     if calibrate:
-        where = trained.config.data_dir if data_dir is None else str(data_dir)
-        images = load_shown(dataclasses.replace(trained.config, data_dir=where), console)
+        images = load_shown(trained.config, console)
         if DataDescription.of(images) != data:
             raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
         batches = calibration_batches(model, trained.config, data, images.train)
@@ -64,6 +73,10 @@ def pack(
         statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"
     pack_model(model, data, out, weight_bits=chosen.weight, angle_bits=chosen.angle, dense_bits=chosen.dense)
     size = out.stat().st_size
+    accuracy = "not measured: --no-evaluate"
+    if evaluate:
+        kept = quantize(model, chosen.weight, chosen.angle, dense_bits=chosen.dense)
+        accuracy = validation_accuracy(dataclasses.replace(trained, model=kept), console)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     facts(
         console,
@@ -72,6 +85,7 @@ def pack(
             "bits": bits.described(chosen),
             "statistics": statistics,
             "packed": f"{size:,} bytes, {dense / size:.1f} times smaller than its {dense:,} bytes",
+            "accuracy": accuracy,
         },
     )
     say(console, f"look inside with: rotateconv unpack {shlex.quote(str(out))}")
