@@ -1,6 +1,7 @@
 """The captured step, with a recorder in place of a CUDA graph: the same runs, and what keeps a step from it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +18,14 @@ from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_records
+from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.step import compute_step
 from rotateconv.models import MODELS
 from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
 
 class Recorder:
-    """A graph that records a function and runs it again: reading the same tensors, writing its results anew."""
+    """A graph that records a function and runs it again: it reads the same tensors, and writes to the same."""
 
     count: list[str]
 
@@ -37,7 +39,11 @@ class Recorder:
 
     def replay(self) -> None:
         self.count.append("replay")
+        step = cast("captured.CapturedStep", cast("partial[None]", self.work).func.__self__)
+        before = getattr(step, "loss", None), getattr(step, "correct", None)
         self.work()
+        if before[0] is not None and before[1] is not None:
+            step.loss, step.correct = before[0].copy_(step.loss), before[1].copy_(step.correct)
 
 
 @pytest.fixture
@@ -103,12 +109,30 @@ def test_follows_the_learning_rate_and_keeps_it_a_number(tmp_path: Path, data: I
     assert checkpoint.state["n_averaged"] == 12
 
 
+def test_what_a_step_returned_stays(
+    tmp_path: Path, data: ImageData, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[Tensor, float]] = []
+    add = RunningMetrics.add
+
+    def keep(self: RunningMetrics, loss: Tensor, correct: Tensor, samples: int) -> None:
+        kept.append((loss, loss.item()))
+        add(self, loss, correct, samples)
+
+    monkeypatch.setattr(RunningMetrics, "add", keep)
+    fit(tiny_config(**EXACT), tmp_path / "run", data=data)
+    assert [loss.item() for loss, _ in kept] == [value for _, value in kept]
+    assert calls.count("replay") == 6
+
+
 @pytest.mark.parametrize("step", [2, 5, 8])
 def test_an_interrupted_run_goes_on_exactly(step: int, tmp_path: Path, data: ImageData, calls: list[str]) -> None:
     config = tiny_config(**EXACT, dropout=0.2, ema_decay=0.75)
     fit(config, tmp_path / "whole", data=data)
     with pytest.raises(RunInterrupted):
         fit(config, tmp_path / "run", data=data, on_event=StopAt(step))
+    groups = load_checkpoint(tmp_path / "run" / "checkpoints").state["optimizer"]["param_groups"]
+    assert all(type(group["lr"]) is float for group in groups)
     fit(config, tmp_path / "run", data=data, resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
