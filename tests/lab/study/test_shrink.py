@@ -21,7 +21,7 @@ from rotateconv.lab.exit_codes import Failure
 from rotateconv.lab.plain import from_json
 from rotateconv.lab.study import shrink as library
 from rotateconv.lab.study.convert_run import fine_tuning
-from rotateconv.lab.study.events import RunDiverged, RunStopped, TaskEvent, TrialEnd
+from rotateconv.lab.study.events import RunDied, RunDiverged, RunStopped, TaskEvent, TrialEnd
 from rotateconv.lab.study.shrink import ONNX, PACKED, RECORD, TABLE, shrink
 from rotateconv.lab.study.shrinking import (
     FORMS,
@@ -109,6 +109,13 @@ class Diverging(Here):
 
     def events(self) -> Iterator[TaskEvent | Failure]:
         yield RunDiverged(self.tasks.pop(0).name, "the loss became NaN")
+
+
+class Dying(Here):
+    """The process of every run is killed."""
+
+    def events(self) -> Iterator[TaskEvent | Failure]:
+        yield RunDied(self.tasks.pop(0).name, "killed by signal 9")
 
 
 def nobody(runs: int) -> Here:
@@ -220,6 +227,15 @@ def test_it_goes_on_where_it_was_stopped(
     assert found == expected
     assert len(last.done) < len([trial for trial in found.trials if trial.epochs])
     assert forms <= {trial.candidate.form for trial in found.trials}
+
+
+def test_a_run_that_died_goes_on_with_the_same_command(source: Path, tmp_path: Path, data: ImageData) -> None:
+    with pytest.raises(RunError, match="ended early: the same command goes on with it"):
+        run(source, tmp_path, data, Dying(data))
+    assert run(source, tmp_path, data).winner is not None
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(RunError, match=r"settings.json cannot be read: choose another folder"):
+        run(source, tmp_path, data, nobody)
 
 
 def test_another_search_in_the_same_folder_is_refused(

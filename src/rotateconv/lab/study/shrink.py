@@ -69,8 +69,7 @@ RECORD, TABLE, ONNX, PACKED = "shrink.json", "shrink.md", "model.onnx", "model.r
 _SETTINGS = "settings.json"  # the configuration that its candidates share
 _UNTRAINED, _SHORT, _FULL = "untrained", "short", "full"  # folders of the rungs
 _ROOM = 0.98
-"""Part of the budget that candidates may fill before they are trained, which makes many a file a little larger."""
-
+"""Part of the budget that untrained candidates may fill: training moves a size by up to 2 %, either way."""
 _FAR = 1.2
 """Times the budget: a form whose fewest bits take more is not fitted to images."""
 
