@@ -20,8 +20,8 @@ from rotateconv.lab.study.run_details import FileSize, RunDetails, TurnedLayer
 _MISTAKES = 6  # of the pairs of classes that are mistaken most often
 _TURNING = (
     "The kernels with the largest norms of each layer: orange is above 0, blue below, and the line is the angle, its "
-    "dot the end at positive taps. A run keeps its last weights, and its start follows from the seed: what is shown "
-    "between them goes straight from one to the other. The rose counts all angles of the layer, the area of a petal "
+    "dot the end at positive taps. A run keeps its last weights; its start follows from its seed, or from the model "
+    "that it was fitted to; between the two all goes straight. The rose counts all angles of the layer, a petal's area "
     "being their number: filled after the training, outlined in blue before it."
 )
 _CLOCK = (
