@@ -13,6 +13,7 @@ import pytest
 import rotateconv
 import rotateconv.lab
 from rotateconv import build_model
+from rotateconv.lab.report.blocks import blocks
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -161,3 +162,11 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for package in (rotateconv, rotateconv.lab):
         for name in package.__all__:
             assert re.search(rf'<h3 id="{package.__name__}\.([\w.]+\.)?{name}"', reference), name
+
+
+def test_the_page_of_compact_files_is_that_of_its_records() -> None:
+    pytest.importorskip("onnxruntime")
+    text = (DOCS / "compact-onnx.md").read_text("utf-8")
+    filled = runpy.run_path(str(ROOT / "benchmarks" / "compact_onnx.py"))["fill"](text)
+    assert filled == text, "docs/compact-onnx.md is older than its records: python benchmarks/compact_onnx.py --page"
+    assert set(blocks(text, "compact")) == {"sizes", "machine", "runtimes"}
