@@ -216,7 +216,7 @@ def best(trials: Sequence[Trial], budget: int, count: int | None = None) -> list
 
 
 def survivors(trials: Sequence[Trial], budget: int) -> list[Candidate]:
-    """Return who is trained after the first rung: the best third of the forms, and the model as it is in any case.
+    """Return who is trained after the first rung: the best third of the forms, or three, and the model as it is.
 
     Each form has one candidate, its best bits. Untrained, few bits of a dense kernel look worse than they train.
     """
@@ -224,7 +224,7 @@ def survivors(trials: Sequence[Trial], budget: int) -> list[Candidate]:
     for trial in best(trials, budget):
         forms.setdefault(trial.candidate.form, trial)
     ranked = list(forms.values())
-    kept = ranked[: math.ceil(len(ranked) / 3)]
+    kept = ranked[: max(3, math.ceil(len(ranked) / 3))]
     kept += [trial for trial in ranked[len(kept) :] if trial.candidate.form.taps is None]
     return [trial.candidate for trial in kept]
 
