@@ -101,6 +101,8 @@ MISTAKES = [
     (["compare", "--convs", "rotate4,rotate4"], "convs must be one name or more, each once, not rotate4, rotate4"),
     (["compare", "--seeds", "0"], "--seeds must be a whole number of at least 1, not 0"),
     (["compare", "--jobs", "0"], "jobs must be 1 or more, not 0"),
+    (["shrink", "runs/nothing", "--budget", "20KB", "--jobs", "-1"], "--jobs must be 1 or more, not -1"),
+    (["report", "runs/nothing", "--html", "."], "cannot write .: it is a folder; give the name of a file"),
     (["compare", "--set", "conv=rotate4"], "a comparison has no conv of its own: give --convs"),
     (["compare", "--set", "seed=4"], "a comparison has no seed of its own: give --seeds"),
     (["compare", "--config", "study.toml"], "study.toml: models must be names with commas between, not 'resnet20'"),

@@ -141,7 +141,8 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
     except RunInterrupted:
         raise RunInterrupted(f"stopped and saved: go on with {options.again()}") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoint with {options.again()}") from None
+        saved = "go on from the last checkpoint" if any(run.glob("checkpoints/*")) else "nothing was kept; begin again"
+        raise KeyboardInterrupt(f"stopped at once: {saved} with {options.again()}") from None
     finally:
         tracked.close()
         fitting.bar.stop()

@@ -119,11 +119,12 @@ def export(
         )
     else:
         done = export_torch(trained_model, out, input_size=size, classes=classes, mean=mean, std=std)
+    allowed = f"{TOLERANCE:g} of the outputs' size may be"
     runtime = "ONNX Runtime" if to == "onnx" else "the loaded program"
     rows = {
         "file": f"{done.path}: {done.bytes:,} bytes",
         "input": f"images, batch x {' x '.join(map(str, size))}, any batch",
-        "check": f"{runtime} differs from PyTorch by {done.largest_difference:.1e} at most ({TOLERANCE:g} is allowed)",
+        "check": f"{runtime} differs from PyTorch by {done.largest_difference:.1e} at most ({allowed})",
     }
     if done.opset is not None:
         rows["format"] = f"ONNX opset {done.opset}, IR version {done.ir_version}"

@@ -54,11 +54,15 @@ def report(
         raise ConfigError("report writes no record: say rotateconv record DIR... --out FILE")
     if analysis:
         raise ConfigError("report analyses no angles: say rotateconv analyse RUN..., then report them")
+    from rotateconv._files import check_target
+
     kinds = format.split(",")
     if foreign := [kind for kind in kinds if kind not in ("png", "svg", "pdf")]:
         raise ConfigError(f"--format takes png, svg and pdf, several with commas between, not {foreign[0]!r}")
     if format != "png" and out is None:
         raise ConfigError("--format has no meaning without --out, the folder of the pictures: leave it out")
+    if html is not None:
+        check_target(html)
     if html is not None and len(folders) != 1:
         raise ConfigError(f"--html is the page of one run or comparison, not of {len(folders)}: name one folder")
     from rotateconv.lab.cli.console import facts, make_console, say

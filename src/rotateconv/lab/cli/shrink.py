@@ -80,6 +80,8 @@ def shrink(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("shrink starts its own processes: run it without torchrun and choose --jobs")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs must be 1 or more, not {jobs}")
     from rotateconv.lab.study.shrinking import bytes_in
 
     size = bytes_in(budget)
