@@ -195,7 +195,7 @@ def test_a_model_that_looks_at_shapes_or_is_wrapped(
         found = export_onnx(model, tmp_path / "model.onnx", input_size=(3, 8, 8), **options)
     if options:
         assert found.bytes < 13_000  # a fifth of the dense file
-    assert found.largest_difference < 1e-3
+    assert found.largest_difference < 1e-2  # of outputs up to a hundred
 
 
 @pytest.mark.parametrize(("export", "run", "name"), EXPORTERS)

@@ -110,7 +110,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     again = run(*words)
     assert "epoch 1/2" not in again
     assert "profile taps" in run("info", "lines")
-    assert f"test accuracy {found.test_accuracy.fine_tuned:.2f} %" in run("evaluate", "lines")
+    assert f"test accuracy {getattr(found.test_accuracy, found.kept):.2f} %" in run("evaluate", "lines")
     run("pack", "lines", "--out", "lines.rotateconv")
     assert "resume it unchanged" in invoke([*words, "--lr", "0.01"]).stderr
     told = run(*words, "--lr", "0.01", "--stages", "1", "--overwrite", "--qat", "--weight-bits", "3")

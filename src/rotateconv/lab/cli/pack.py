@@ -36,6 +36,7 @@ def pack(
         Parameter(
             name="--evaluate",
             negative="--no-evaluate",
+            show_default=False,
             help="Measure the file's model on the run's validation images, if they are at hand.",
         ),
     ] = True,

@@ -17,7 +17,7 @@ EXAMPLES = options.examples(
     ("A run of this library in 40,000 bytes:", "rotateconv shrink runs/dense --budget 40KB"),
     (
         "Your own model and its weights:",
-        "rotateconv shrink net.pt --model mine:net --data folder --data-dir photos --budget 0.1MB",
+        "rotateconv shrink net.pt --model m:f --data folder --data-dir data --budget 90KB",
     ),
     (
         "By the packed file, and trained for longer:",
