@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +31,7 @@ def add_preprocessing(proto: Any, input_size: Sequence[int], mean: Sequence[floa
         input_size: Channels, height and width that the model takes.
         mean, std: Per channel, of images between 0 and 1.
     """
+    import numpy as np
     import onnx
 
     graph, (channels, height, width) = proto.graph, input_size
