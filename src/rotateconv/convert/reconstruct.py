@@ -83,6 +83,7 @@ def reconstruct(
     first = next((images for batch in data if len(images := _images(batch))), None)
     if first is None:
         raise InputError("expected at least one image to fit the layers to, not 0")
+    batches = sum(1 for batch in data if len(_images(batch)))
     order, norms = _met(model, set(names), first)
     found = {}
     for done, (name, calls) in enumerate(order.items(), 1):
@@ -91,7 +92,7 @@ def reconstruct(
         assert isinstance(source, nn.Conv2d)
         if done > 1 and norms:  # those behind the layer before see other numbers now
             average_statistics(model, norms, data, partial(_run_to, model, layer, calls))
-        seen = _observe(model, original, layer, source, calls, data)
+        seen = _observe(model, original, layer, source, calls, data, batches)
         found[name] = _fit(layer, source, seen, bool(norms) or layer.bias is not None)
         if progress is not None:
             progress(done, len(order), name)
@@ -193,11 +194,16 @@ class _Sums:
 
 
 def _observe(
-    model: nn.Module, original: nn.Module, layer: RotateConv2d, source: nn.Conv2d, calls: int, data: Data
+    model: nn.Module,
+    original: nn.Module,
+    layer: RotateConv2d,
+    source: nn.Conv2d,
+    calls: int,
+    data: Data,
+    batches: int,
 ) -> _Sums:
     """Run images through both models up to a layer and its convolution, and sum up what the fit needs."""
     sums = _Sums(layer)
-    batches = [count for batch in data if (count := len(_images(batch)))]
     with evaluating(model), evaluating(original):
         for batch in data:
             if not len(images := _images(batch)):
@@ -205,7 +211,7 @@ def _observe(
             inputs, wanted = _run_to(model, layer, calls, images), _run_to(original, source, calls, images)
             for x, origin in zip(inputs, wanted, strict=True):
                 y = source(origin)
-                sums.add(x, y, min(1.0, _positions(layer) / len(batches) / calls / max(1, y[:, 0].numel())))
+                sums.add(x, y, min(1.0, _positions(layer) / batches / calls / max(1, y[:, 0].numel())))
     return sums
 
 

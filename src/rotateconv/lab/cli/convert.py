@@ -40,20 +40,10 @@ OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "sour
 
 @options.takes("changes", RunConfig, without=OF_THE_SOURCE, names=NAMES)
 def convert(
-    source: Annotated[
-        Path, Parameter(help="Run folder of a trained model, or with --model its weights.", show_default=False)
-    ],
+    source: options.TrainedSource,
     /,
     *,
-    model: Annotated[
-        str | None,
-        Parameter(
-            name=("--model", "--models"),
-            metavar="PACKAGE.MODULE:FUNCTION",
-            group=options.MODEL,
-            help="What builds the model of a weights file (safetensors, or a state dict of torch.save).",
-        ),
-    ] = None,
+    model: options.WeightsBuiltBy = None,
     changes: options.Given | None = None,
     stages: Annotated[
         int,

@@ -82,6 +82,18 @@ Trust = Annotated[
         "Remembered for the current folder; may be repeated.",
     ),
 ]
+TrainedSource = Annotated[
+    Path, Parameter(help="Run folder of a trained model, or with --model its weights.", show_default=False)
+]
+WeightsBuiltBy = Annotated[
+    str | None,
+    Parameter(
+        name=("--model", "--models"),
+        metavar="PACKAGE.MODULE:FUNCTION",
+        group=MODEL,
+        help="What builds the model of a weights file (safetensors, or a state dict of torch.save).",
+    ),
+]
 BuiltBy = Annotated[
     str | None,
     Parameter(

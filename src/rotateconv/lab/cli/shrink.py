@@ -30,9 +30,7 @@ _SHOWN = {key: NAMES[key] for key in ("mean", "std")}
 
 @options.takes("changes", RunConfig, without=_FIXED, names=_SHOWN)
 def shrink(
-    source: Annotated[
-        Path, Parameter(help="Run folder of a trained model, or with --model its weights.", show_default=False)
-    ],
+    source: options.TrainedSource,
     /,
     *,
     budget: Annotated[
@@ -47,15 +45,7 @@ def shrink(
             help="Whose bytes: the compact ONNX file's, which runs anywhere, or the packed file's.",
         ),
     ] = "onnx",
-    model: Annotated[
-        str | None,
-        Parameter(
-            name=("--model", "--models"),
-            metavar="PACKAGE.MODULE:FUNCTION",
-            group=options.MODEL,
-            help="What builds the model of a weights file (safetensors, or a state dict of torch.save).",
-        ),
-    ] = None,
+    model: options.WeightsBuiltBy = None,
     changes: options.Given | None = None,
     dense_bits: Annotated[
         int,
