@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from rotateconv.lab.data.sets import ImageData
+
 
 @pytest.fixture(autouse=True)
 def fixed_state() -> Iterator[None]:
@@ -26,6 +28,25 @@ def fixed_state() -> Iterator[None]:
 def own_configuration_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes what the user who runs it has named before."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[None]:
+    """Among the models, `small.Tiny` as "tiny"."""
+    from rotateconv.models import MODELS
+    from small import Tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny", Tiny)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data() -> "ImageData":
+    """A hundred digits and a few to test on."""
+    from small import small_digits
+
+    return small_digits()
 
 
 @pytest.fixture(params=["compiled", "tensor operations"])

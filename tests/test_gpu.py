@@ -19,17 +19,12 @@ from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
-from small import StopAt, Tiny, small_digits, tiny_config
+from small import StopAt, Tiny, tiny_config
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.usefixtures("exact_float32"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
 
 
 def run(net: nn.Module, images: Tensor, *, batched: bool) -> dict[str, Tensor]:

@@ -17,18 +17,9 @@ from rotateconv.errors import ConfigError, DataError, RunError, RunInterrupted
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.preprocessing import Preprocessing
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.models import MODELS
-from small import StopAt, Tiny, small_digits, tiny_config
+from small import StopAt, tiny_config
 
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_every_name_is_what_type_checkers_are_told() -> None:

@@ -34,7 +34,7 @@ from rotateconv.lab.train.pretrained import load_source, load_weights, read_weig
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
 from rotateconv.models import CONVS
 from rotateconv.nn import conv
-from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
+from small import StopAt, assert_same_run, tiny_config
 
 FACTORY = f"{__name__}:two_layers"
 
@@ -62,16 +62,7 @@ def needs_an_argument(width: int) -> nn.Module:
     return nn.Linear(width, width)
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rotateconv.models import MODELS
-
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture

@@ -16,29 +16,20 @@ from rotateconv.lab.study.finish import finishing
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.pretrained import read_weights_file
 from rotateconv.lab.train.run_folder import INITIAL, WEIGHTS, read_config
-from rotateconv.models import CONVS, MODELS
-from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
+from rotateconv.models import CONVS
+from small import StopAt, assert_same_run, tiny_config
 
 BITS = {"weight_bits": 2, "angle_bits": 3, "dense_bits": 6}
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Path:
+def wide(tiny: None, tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Path:
     """A dense teacher of full width."""
     out = tmp_path_factory.mktemp("runs") / "wide"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", Tiny)
-        fit(tiny_config(conv="conv3x3", width=2.0), out, data=data)
+    fit(tiny_config(conv="conv3x3", width=2.0), out, data=data)
     return out
 
 

@@ -38,29 +38,19 @@ from rotateconv.lab.study.worker import Task, do_task
 from rotateconv.lab.train import loop
 from rotateconv.lab.train.load import evaluate_split
 from rotateconv.lab.train.run_folder import read_config, read_json
-from rotateconv.models import MODELS
 from rotateconv.quantization.pack import load_packed
-from small import Tiny, small_digits, tiny_config
+from small import tiny_config
 
 BUDGET = 1850
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Path:
+def source(tiny: None, tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Path:
     out = tmp_path_factory.mktemp("runs") / "dense"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", Tiny)
-        fit(tiny_config(conv="conv3x3", epochs=8), out, data=data)
+    fit(tiny_config(conv="conv3x3", epochs=8), out, data=data)
     return out
 
 
@@ -131,9 +121,7 @@ def run(source: Path, out: Path, data: ImageData, executor: Any = None, **change
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> tuple[Path, ShrinkRecord]:
     """A search from its beginning to its end."""
     out = tmp_path_factory.mktemp("searches") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny", Tiny)
-        return out, run(source, out, data)
+    return out, run(source, out, data)
 
 
 def test_what_is_written_fits_and_is_what_was_found(whole: tuple[Path, ShrinkRecord], data: ImageData) -> None:

@@ -28,7 +28,7 @@ from rotateconv.lab.study.sizes import (
 from rotateconv.lab.train.load import evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json
-from small import Tiny, small_digits, tiny_config
+from small import Tiny, tiny_config
 
 
 def row(
@@ -137,11 +137,6 @@ def test_a_damaged_table_is_refused(change: Callable[[dict[str, Any]], Any], mes
         SizesTable.from_json(values, "sizes.json")
     with pytest.raises(RunError, match=r"sizes\.json has no row"):
         SizesTable.from_json([], "sizes.json")
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rotateconv.lab.train.run_folder import read_records
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.step import compute_step
 from rotateconv.models import MODELS
-from small import StopAt, Tiny, assert_same_run, small_digits, tiny_config
+from small import StopAt, Tiny, assert_same_run, tiny_config
 
 
 class Recorder:
@@ -44,11 +44,6 @@ class Recorder:
         self.work()
         if before[0] is not None and before[1] is not None:
             step.loss, step.correct = before[0].copy_(step.loss), before[1].copy_(step.correct)
-
-
-@pytest.fixture
-def data() -> ImageData:
-    return small_digits()
 
 
 @pytest.fixture

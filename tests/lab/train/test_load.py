@@ -14,18 +14,9 @@ from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.models import MODELS
-from small import StopAt, Tiny, small_digits, tiny_config
+from small import StopAt, Tiny, tiny_config
 
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:

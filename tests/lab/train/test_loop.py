@@ -27,15 +27,7 @@ from rotateconv.lab.train.run_folder import read_json, read_records, read_summar
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
 
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_records_and_summary_hold_what_was_found(tmp_path: Path, data: ImageData) -> None:

@@ -17,7 +17,7 @@ from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import read_weights_file
 from rotateconv.lab.train.run_folder import read_summary
-from small import small_digits, tiny_config
+from small import tiny_config
 
 
 class Own(nn.Module):
@@ -109,11 +109,6 @@ class Leaves(Own):
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {cls.__name__: cls for cls in [Own, *Own.__subclasses__()]}
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
 
 
 @pytest.fixture

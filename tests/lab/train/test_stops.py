@@ -21,18 +21,9 @@ from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_config, read_records
-from rotateconv.models import MODELS
-from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
+from small import BATCHES_AN_EPOCH, StopAt, assert_same_run, small_digits, tiny_config
 
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return small_digits()
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 EVERYTHING = {

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,12 @@ from rotateconv.lab.train.events import Event
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_records
 from rotateconv.lab.train.trackers import TRACKERS, Trackers
-from rotateconv.models import MODELS
-from small import StopAt, Tiny, small_digits, tiny_config
+from small import StopAt, small_digits, tiny_config
 
 KEYS = ("train_loss", "validation_accuracy", "angle_movement_mean", "learning_rate/angles", "test_accuracy")
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 Found = dict[str, list[tuple[int, float]]]
@@ -87,9 +85,9 @@ def test_a_tracker_holds_the_records(name: str, tmp_path: Path, monkeypatch: pyt
         tracked(event)
         stop(event)
 
-    with pytest.raises(RunInterrupted), Trackers([name]) as tracked:
+    with pytest.raises(RunInterrupted), closing(Trackers([name])) as tracked:
         fit(tiny_config(), run, data=data, on_event=on_event)
-    with Trackers([name]) as tracked:
+    with closing(Trackers([name])) as tracked:
         summary = fit(tiny_config(), run, data=data, resume=True, on_event=tracked)
     found = READERS[name](run)
     steps = (lambda step: 0) if name == "wandb" else (lambda step: step)
@@ -105,7 +103,10 @@ def test_a_tracker_that_does_not_start_is_a_sentence(tmp_path: Path, monkeypatch
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     (tmp_path / "run").mkdir()
     monkeypatch.setattr("shutil.rmtree", lambda *args, **options: (tmp_path / "run" / "tensorboard").write_text(""))
-    with pytest.raises(ConfigError, match="the tracker tensorboard does not start"), Trackers(["tensorboard"]) as one:
+    with (
+        pytest.raises(ConfigError, match="the tracker tensorboard does not start"),
+        closing(Trackers(["tensorboard"])) as one,
+    ):
         fit(tiny_config(), tmp_path / "run", data=small_digits(), on_event=one)
 
 

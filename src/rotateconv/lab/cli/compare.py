@@ -1,6 +1,6 @@
 """`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
-import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from rotateconv.errors import ConfigError, RunInterrupted
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
 from rotateconv.lab.cli.settings import check_factory, check_names, data_name
 from rotateconv.lab.config import RunConfig, make_config, overridden
@@ -101,8 +101,7 @@ def compare(
     The same command goes on after Ctrl-C: finished runs are skipped. DIR gets comparison.json, .md and .png, and
     with --sizes also sizes.json, .md and .png: what each model is worth in a packed file of so many bytes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("compare starts its own processes: run it without torchrun and choose --jobs")
+    options.without_torchrun("compare")
     values, called = options.read(RunConfig, changes)
     keys = _study(config, study)
     for key in (*_keys_of(config), *(text.partition("=")[0].strip() for text in set_ or ())):
@@ -192,28 +191,23 @@ def _compare(
     console = make_console()
     images = load_shown(study.base, console, download=download)
     data = DataDescription.of(images)
-    try:
-        with ComparisonProgress(console, study.base, study.seeds, data, out) as progress:
+    with options.going_on(), closing(ComparisonProgress(console, study.base, study.seeds, data, out)) as progress:
 
-            def on_event(event: StudyEvent) -> None:
-                progress(event)
-                if isinstance(event, RecordsChanged):
-                    write_comparison(event.records, study.contrasts, out)
+        def on_event(event: StudyEvent) -> None:
+            progress(event)
+            if isinstance(event, RecordsChanged):
+                write_comparison(event.records, study.contrasts, out)
 
-            records = library.compare(
-                study,
-                data,
-                out,
-                jobs=jobs,
-                executor=executor,
-                overwrite=overwrite,
-                trackers=trackers,
-                on_event=on_event,
-            )
-    except RunInterrupted as error:
-        raise RunInterrupted(f"{error}: go on with {options.again()}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {options.again()}") from None
+        records = library.compare(
+            study,
+            data,
+            out,
+            jobs=jobs,
+            executor=executor,
+            overwrite=overwrite,
+            trackers=trackers,
+            on_event=on_event,
+        )
     groups = write_comparison(records, study.contrasts, out)
     show_groups(console, groups)
     facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich import box
 from rich.console import Console
@@ -33,7 +32,7 @@ from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart, RunWa
 
 
 class ComparisonProgress:
-    """A context and an event callback of `compare` and `search`: bars on a terminal, a line a run elsewhere.
+    """An event callback of `compare` and `search`, to be closed: bars on a terminal, a line a run elsewhere.
 
     Args:
         console: where it is shown.
@@ -52,12 +51,8 @@ class ComparisonProgress:
         self.runs = self.finished = 0
         self.began_at, self.began_with = time.monotonic(), 0
 
-    def __enter__(self) -> "ComparisonProgress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.stop()
 

@@ -1,12 +1,11 @@
 """`rotateconv convert`: a trained model of dense convolutions becomes one of RotateConv layers."""
 
-import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
@@ -70,12 +69,8 @@ def convert(
     its data too. A model of your own may want its own normalization: --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2.
     SOURCE is never changed. The same command goes on after Ctrl-C.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("convert runs in one process: run it without torchrun")
+    options.without_torchrun("convert", jobs=False)
     values, called = options.read(RunConfig, changes, NAMES)
-    if model is None and not source.is_file():
-        given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
-        options.refuse({**given, "--config": config}, "a run folder, which has its own")
     values = {"convert_taps": "free", "convert_fit": "outputs", **values, **overridden(set_ or ())}
     settings = fine_tuned(source, model, config, values, called)
     run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
@@ -115,7 +110,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
                 )
             case StageStart():
                 for shown in progress:
-                    shown.__exit__(None, None, None)
+                    shown.close()
                 if event.stages > 1:
                     say(console, f"stage {event.stage} of {event.stages}")
                 progress.append(TrainingProgress(console, event.config, images))
@@ -125,19 +120,16 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
                 progress[-1](event)
                 tracked(event)
 
-    tracked = Trackers(trackers)
+    def kept() -> str:
+        return "go on from the last checkpoint" if any(run.glob("checkpoints/*")) else "nothing was kept; begin again"
+
     try:
-        result = convert_run(settings, run, data=images, stages=stages, overwrite=overwrite, on_event=on_event)
-    except RunInterrupted:
-        raise RunInterrupted(f"stopped and saved: go on with {options.again()}") from None
-    except KeyboardInterrupt:
-        saved = "go on from the last checkpoint" if any(run.glob("checkpoints/*")) else "nothing was kept; begin again"
-        raise KeyboardInterrupt(f"stopped at once: {saved} with {options.again()}") from None
+        with options.going_on(kept), closing(Trackers(trackers)) as tracked:
+            result = convert_run(settings, run, data=images, stages=stages, overwrite=overwrite, on_event=on_event)
     finally:
-        tracked.close()
         fitting.bar.stop()
         for shown in progress:
-            shown.__exit__(None, None, None)
+            shown.close()
     _tell(console, run, result)
 
 

@@ -2,16 +2,18 @@
 
 import functools
 import inspect
+import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
-from rotateconv.errors import ConfigError
+from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import field_of, fields_of, from_text, kinds_of
 from rotateconv.lab.run_config import PANELS, Place
@@ -260,9 +262,27 @@ def trackers(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def again() -> str:
-    """Return the command that goes on: the same one, which must not start again from nothing."""
-    return shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])
+@contextmanager
+def going_on(kept: Callable[[], str] = lambda: "go on from the last checkpoints") -> Iterator[None]:
+    """Let an interruption name the command that goes on: the same one, which must not start again from nothing.
+
+    Args:
+        kept: What is to be done where all ended at once.
+    """
+    again = shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])
+    try:
+        yield
+    except RunInterrupted as error:
+        raise RunInterrupted(f"{str(error).partition(': go on with ')[0]}: go on with {again}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped at once: {kept()} with {again}") from None
+
+
+def without_torchrun(command: str, *, jobs: bool = True) -> None:
+    """Raise ConfigError where torchrun started several processes of a command that is for one, or starts its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        how = "starts its own processes" if jobs else "runs in one process"
+        raise ConfigError(f"{command} {how}: run it without torchrun{' and choose --jobs' if jobs else ''}")
 
 
 def refuse(options: Mapping[str, object], reason: str) -> None:

@@ -1,7 +1,6 @@
 """What a training run tells while it runs: a bar on a terminal, a line an epoch elsewhere."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ _EVERY = 0.1  # seconds between two updates of the bar
 
 
 class TrainingProgress:
-    """A context and an event callback of `fit`."""
+    """An event callback of `fit`, to be closed."""
 
     def __init__(self, console: Console, config: RunConfig, data: ImageData) -> None:
         self.console, self.config, self.data = console, config, data
@@ -27,12 +26,8 @@ class TrainingProgress:
         self.began_at = self.updated_at = time.monotonic()
         self.first_step = self.steps = 0
 
-    def __enter__(self) -> "TrainingProgress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.stop()
 

@@ -1,12 +1,12 @@
 """`rotateconv search`: the recipe that the validation split likes best."""
 
-import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from rotateconv.errors import ConfigError, RunInterrupted
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
 from rotateconv.lab.cli.settings import check_factory, check_names, data_name
 from rotateconv.lab.config import RunConfig, make_config, overridden
@@ -73,8 +73,7 @@ def search(
     rotateconv train --config DIR/best.toml. The same command goes on after Ctrl-C, and with more --trials. More bits
     nearly always win: a range of them shows where they stop to.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("search starts its own processes: run it without torchrun and choose --jobs")
+    options.without_torchrun("search")
     values, called = options.read(RunConfig, changes)
     base = make_config(file=config, changes=values, overrides=set_ or (), called=called)
     check_factory(base, config, {*values, *overridden(set_ or ())})
@@ -138,23 +137,18 @@ def _search(
     data = DataDescription.of(load_shown(base, console, download=download))
     together = {**library.default_ranges(base, data), **given}
     ranges = {key: pair for key, pair in together.items() if pair is not None}
-    try:
-        with ComparisonProgress(console, base, None, data, out) as progress:
-            found = library.search(
-                base,
-                ranges,
-                out,
-                trials=trials,
-                prune=prune,
-                jobs=jobs,
-                executor=executor,
-                trackers=trackers,
-                on_event=progress,
-            )
-    except RunInterrupted as error:
-        raise RunInterrupted(f"{error}: go on with {options.again()}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped at once: go on from the last checkpoints with {options.again()}") from None
+    with options.going_on(), closing(ComparisonProgress(console, base, None, data, out)) as progress:
+        found = library.search(
+            base,
+            ranges,
+            out,
+            trials=trials,
+            prune=prune,
+            jobs=jobs,
+            executor=executor,
+            trackers=trackers,
+            on_event=progress,
+        )
     started = "" if found.start_accuracy is None else f", {found.start_accuracy:.2f} % before the search"
     facts(
         console,

@@ -6,6 +6,7 @@ from typing import Any
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab import naming
+from rotateconv.lab.cli import options
 from rotateconv.lab.config import RunConfig, changed, make_config
 from rotateconv.lab.run_config import QAT_KEYS
 
@@ -29,7 +30,8 @@ def fine_tuned(
         called: what the user calls the keys of `values`.
 
     Raises:
-        ConfigError: a weights file without a function that builds its model, or the function with a run folder.
+        ConfigError: a weights file without a function that builds its model, or the function, a recipe or a data set
+            with a run folder.
         RunError: no run folder.
     """
     from rotateconv.lab.study.convert_run import fine_tuning
@@ -38,6 +40,8 @@ def fine_tuned(
     if factory is None:
         if source.is_file():
             raise ConfigError(f"{source} is a file of weights: say with --model which function builds its model")
+        given = {name: True for key, name in (called or {}).items() if key in ("recipe", "data")}
+        options.refuse({**given, "--config": file}, "a run folder, which has its own")
         base = fine_tuning(changed(read_config(source), _EXACT), str(source))
         return changed(base, values or {}, called)
     if not source.is_file():

@@ -1,12 +1,11 @@
 """`rotateconv shrink`: the most accurate file of so many bytes that a trained model can become."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from rotateconv.errors import ConfigError, RunInterrupted
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
 from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
 from rotateconv.lab.cli.settings import check_names, fine_tuned
@@ -68,8 +67,7 @@ def shrink(
     evaluated once, in the end. DIR gets model.onnx, model.rcp and a report of all that was tried. SOURCE is never
     changed. The same command goes on after Ctrl-C.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("shrink starts its own processes: run it without torchrun and choose --jobs")
+    options.without_torchrun("shrink")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs must be 1 or more, not {jobs}")
     from rotateconv.lab.study.shrinking import bytes_in
@@ -79,9 +77,6 @@ def shrink(
     extra = overridden(set_ or ())
     if fixed := sorted(set(extra) & set(_FIXED) - {"data", "recipe"}):
         raise ConfigError(f"{fixed[0]} is the source's, or searched: leave it out")
-    if model is None and not source.is_file():
-        given = {called[key]: values[key] for key in ("recipe", "data") if key in values}
-        options.refuse({**given, "--config": config}, "a run folder, which has its own")
     settings = fine_tuned(source, model, config, {**values, **extra}, called)
     folder = out if out is not None else Path("runs", f"{source.resolve().stem}-{size}")
     options.use_device(device)
@@ -113,7 +108,7 @@ def _shrink(
 
     def stop() -> None:
         while training:
-            training.pop().__exit__(None, None, None)
+            training.pop().close()
         while fitting:
             fitting.pop().bar.stop()
 
@@ -140,20 +135,17 @@ def _shrink(
                 training[-1](event)
 
     try:
-        found = library(
-            settings,
-            out,
-            budget=budget,
-            data=images,
-            count=count,
-            dense_bits=dense_bits,
-            jobs=jobs,
-            on_event=on_event,
-        )
-    except RunInterrupted as error:
-        raise RunInterrupted(f"{error}: go on with {options.again()}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped: what is tried is kept, go on with {options.again()}") from None
+        with options.going_on(lambda: "what is tried is kept; go on"):
+            found = library(
+                settings,
+                out,
+                budget=budget,
+                data=images,
+                count=count,
+                dense_bits=dense_bits,
+                jobs=jobs,
+                on_event=on_event,
+            )
     finally:
         stop()
     winner = found.winner

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +116,8 @@ def run_training(
         return
     try:
         images = load_shown(settings, console, download=download)
-        with Trackers(trackers) as tracked, TrainingProgress(console, settings, images) as progress:
+        shown = TrainingProgress(console, settings, images)
+        with closing(Trackers(trackers)) as tracked, closing(shown) as progress:
 
             def on_event(event: Event) -> None:
                 progress(event)

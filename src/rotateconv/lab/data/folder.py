@@ -1,5 +1,6 @@
 """Image folders: train/<class>/* and test/<class>/*, decoded once and then read from a cache."""
 
+import functools
 import hashlib
 import os
 import stat
@@ -76,7 +77,8 @@ def load_folder(
         raise DataError(f"cannot read {shown}: {error.strerror}") from None
     if listing.hidden:
         warnings.warn(f"left out {len(listing.hidden)} hidden files ({_first(listing.hidden)})", stacklevel=2)
-    decoded = read_cache(folder, image_size, listing.key, lambda: _content(folder, listing.paths))
+    content = functools.cache(lambda: _content(folder, listing.paths))  # every file is read for it: once
+    decoded = read_cache(folder, image_size, listing.key, content)
     # The cache of an earlier run that skipped images must not skip them silently in this one.
     if decoded is None or (decoded.bad and not skip_bad_images):
         limit = MAX_PIXELS if max_image_pixels is None else max_image_pixels
@@ -86,7 +88,7 @@ def load_folder(
                 f"{_bad_images(decoded, listing)} do not decode as images: repair or remove them, "
                 "or leave them out with --skip-bad-images"
             )
-        write_cache(folder, image_size, listing.key, _content(folder, listing.paths), decoded)
+        write_cache(folder, image_size, listing.key, content(), decoded)
     if decoded.bad:
         warnings.warn(f"skipped {_bad_images(decoded, listing)} that do not decode as images", stacklevel=2)
     return _build(folder.resolve().name, decoded, listing)

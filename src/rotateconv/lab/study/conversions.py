@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rotateconv.convert.report import ConversionEntry
 from rotateconv.lab.plain import Plain, from_json
 
 
@@ -26,16 +27,8 @@ class Accuracies(Plain):
 
 
 @dataclass(frozen=True)
-class ConvertedLayer(Plain):
+class ConvertedLayer(ConversionEntry, Plain):
     """A convolution of the source: its residual where it was converted, else the reason why it was not."""
-
-    name: str
-    shape: tuple[int, ...]
-    parameters_before: int
-    parameters_after: int
-    residual: float | None
-    reason: str | None
-    output_residual: float | None = None
 
 
 @dataclass(frozen=True)

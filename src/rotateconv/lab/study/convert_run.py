@@ -20,10 +20,10 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
-from rotateconv.lab.study.events import ConversionEvent, LayerFitted, ModelFitted, OnConversionEvent, StageStart
+from rotateconv.lab.study.events import LayerFitted, ModelFitted, OnConversionEvent, StageStart
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
-from rotateconv.lab.train.events import RunEnd, RunWarning
+from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
@@ -120,7 +120,7 @@ def convert_run(
         ConfigError, RunError, ValueError: the user's mistake, before anything is written.
     """
     out = Path(out)
-    report = on_event if on_event is not None else _ignore
+    report = on_event if on_event is not None else ignore
     description = DataDescription.of(data)
     assert config.source is not None
     source = load_source(config.source, config, description)
@@ -299,7 +299,3 @@ def _notes(result: ConversionRecord) -> Sequence[str]:
 
 def _exists(run: Path) -> bool:
     return (run / "config.json").is_file()
-
-
-def _ignore(event: ConversionEvent) -> None:
-    """Report to nobody."""

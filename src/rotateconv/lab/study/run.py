@@ -26,7 +26,7 @@ from rotateconv.lab.study.records import portable, read_run
 from rotateconv.lab.study.run_record import Curves, RunRecord
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
-from rotateconv.lab.train.events import RunEnd
+from rotateconv.lab.train.events import RunEnd, ignore
 from rotateconv.lab.train.run_folder import SUMMARY, check_run
 
 __all__ = ["compare"]
@@ -62,7 +62,7 @@ def compare(
         ConfigError: A mistake in the study, before anything is written.
     """
     out = Path(out)
-    report = on_event if on_event is not None else _ignore
+    report = on_event if on_event is not None else ignore
     entries = plan(study, data)
     tasks = [dataclasses.replace(task, trackers=trackers) for task in _tasks(study, entries, out, overwrite)]
     for task in tasks:
@@ -121,7 +121,3 @@ def _failed(config: RunConfig, name: str, run: Path, data: DataDescription, why:
         return read_run(run, failed=why)
     here = EnvironmentHistory.of(Environment.now().of_no_call())
     return RunRecord(name, portable(config), here, data, None, Curves.of([], layers=False), failed=why)
-
-
-def _ignore(event: object) -> None:
-    """Report to nobody."""

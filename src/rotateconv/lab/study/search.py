@@ -28,7 +28,7 @@ from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.build import build_configured
-from rotateconv.lab.train.events import EpochEnd
+from rotateconv.lab.train.events import EpochEnd, ignore
 from rotateconv.lab.train.run_folder import changed_keys, disk_errors, write_bytes
 from rotateconv.lab.train.run_results import EpochRecord
 from rotateconv.nn.conv import RotateConv2d
@@ -121,7 +121,7 @@ def search(
         raise ConfigError("a search chooses by the validation split: leave validation=false out")
     out = Path(out)
     study = _open(optuna, out / TRIALS, config, prune)
-    report = on_event if on_event is not None else _ignore
+    report = on_event if on_event is not None else ignore
     states = optuna.trial.TrialState
     if not study.trials:
         study.enqueue_trial({key: getattr(config, key) for key in distributions})
@@ -251,7 +251,3 @@ def _result(study: "optuna.Study", config: RunConfig, out: Path) -> SearchResult
         trials=states.count("COMPLETE") + states.count("PRUNED"),
         pruned=states.count("PRUNED"),
     )
-
-
-def _ignore(event: object) -> None:
-    """Report to nobody."""

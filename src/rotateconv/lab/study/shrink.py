@@ -49,6 +49,7 @@ from rotateconv.lab.study.shrinking import (
 )
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train import trust
+from rotateconv.lab.train.events import ignore
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import convert_source, load_packed_file, load_source
@@ -122,7 +123,7 @@ def shrink(
         finishing(config.source)  # refuses a run that is not finished, or quantized already
     if not config.validation:
         raise ConfigError("shrink chooses by the validation split: leave validation=false out")
-    return _Search(config, out, budget, data, count, dense_bits, jobs, executor, on_event or _ignore).run()
+    return _Search(config, out, budget, data, count, dense_bits, jobs, executor, on_event or ignore).run()
 
 
 class _Search:
@@ -388,7 +389,3 @@ def _read(out: Path, config: RunConfig) -> ShrinkRecord | None:
     if other := changed_keys(settings, config):
         raise RunError(f"the search in {out} has {other}: go on with it unchanged or choose another folder")
     return before
-
-
-def _ignore(event: object) -> None:
-    """Report to nobody."""

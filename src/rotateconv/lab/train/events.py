@@ -84,3 +84,7 @@ class RunEnd:
 
 Event = RunStart | StepEnd | EpochEnd | CheckpointSaved | RunWarning | RunEnd
 OnEvent = Callable[[Event], None]
+
+
+def ignore(event: object) -> None:
+    """Report to nobody."""

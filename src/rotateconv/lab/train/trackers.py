@@ -38,7 +38,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """A context and an event callback of `fit` that hands every epoch's numbers to trackers.
+    """An event callback of `fit`, to be closed, that hands every epoch's numbers to trackers.
 
     TensorBoard's files lie in RUN/tensorboard, wandb's in RUN/wandb, MLflow's in RUN/mlflow.db unless
     MLFLOW_TRACKING_URI says where, trackio's where trackio keeps all of its own. A run that goes on does so there too.
@@ -51,12 +51,6 @@ class Trackers:
         self.names = names
         self.started: list[Any] = []
         self.epoch = 0
-
-    def __enter__(self) -> "Trackers":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Write what is not written yet."""
