@@ -169,7 +169,7 @@ def test_what_a_comparison_prints(finished: Path) -> None:
         assert f"{row['accuracy_mean']:.2f} ± {row['accuracy_std']:.2f}" in text
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["folder", "data", "recipe", "runs"]
-    assert [line.split()[0] for line in lines[4:8]] == ["1/4", "2/4", "3/4", "4/4"]
+    assert [line.split()[0] for line in lines[4:8]] == ["1", "2", "3", "4"]
     assert [Path(line.split()[1]).name for line in lines[-3:]] == [f"comparison.{end}" for end in ("md", "json", "png")]
     assert all(Path(line.split()[1]).is_file() for line in lines[-3:])
 

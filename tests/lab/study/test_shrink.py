@@ -35,8 +35,9 @@ from rotateconv.lab.study.shrinking import (
     survivors,
 )
 from rotateconv.lab.study.worker import Task, do_task
-from rotateconv.lab.train import loop
+from rotateconv.lab.train import loop, pretrained
 from rotateconv.lab.train.load import evaluate_split
+from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import read_config, read_json
 from rotateconv.quantization.pack import load_packed
 from small import tiny_config
@@ -240,10 +241,38 @@ def test_another_search_in_the_same_folder_is_refused(
 
 
 def test_a_budget_below_everything_names_the_smallest_size(source: Path, tmp_path: Path, data: ImageData) -> None:
+    tried: list[Trial] = []
+
+    def on_event(event: object) -> None:
+        tried.extend([event.trial] if isinstance(event, TrialEnd) else [])
+
     with pytest.raises(ConfigError, match=r"nothing fits in 20 bytes: the smallest file .* has [\d,]+ bytes \(\S+\)"):
-        run(source, tmp_path, data, nobody, budget=20)
-    sizes = [trial.bytes for trial in from_json(ShrinkRecord, read_json(tmp_path / RECORD), RECORD).trials]
-    assert len(sizes) == len(FORMS)
+        run(source, tmp_path / "out", data, nobody, budget=20, on_event=on_event)
+    assert {trial.candidate.form for trial in tried} == set(FORMS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("begins", ["from the kept fit", "without it"])
+def test_a_form_is_fitted_once(
+    begins: str, source: Path, tmp_path: Path, data: ImageData, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained starts from the weights of the first rung, and is what it would be with another fit of them."""
+    fits: list[object] = []
+
+    def fitted(model: Any, config: RunConfig, *rest: Any) -> Any:
+        fits.append(config.rotate)
+        return convert_source(model, config, *rest)
+
+    monkeypatch.setattr(pretrained, "convert_source", fitted)
+    executor = Here(data)
+    if begins == "without it":
+        submit = executor.submit
+        executor.submit = lambda task: submit(dataclasses.replace(task, begun=None))  # type: ignore[method-assign]
+    _, expected = whole
+    assert run(source, tmp_path, data, executor) == expected
+    assert bool(fits) == (begins == "without it")
+    kept = {path.parent.name for path in tmp_path.glob("untrained/*/initial.safetensors")}
+    assert kept == {t.candidate.form.name for t in expected.trials if t.epochs and t.candidate.form.taps is not None}
 
 
 def test_a_model_of_lines_is_tried_as_it_is(tmp_path: Path, data: ImageData) -> None:
@@ -316,7 +345,7 @@ def test_survivors_are_the_best_third_of_the_forms_and_the_rival() -> None:
 
 @pytest.mark.parametrize("text", ["", "40 bananas", "0", "-4KB", "1e3", "KB", "40 GB", "1" * 400])
 def test_a_budget_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"the budget must be a number of bytes such as 40KB, 40000 or 0\.1MB, not"):
+    with pytest.raises(ConfigError, match=r"--budget must be a number of bytes such as 40KB, 40000 or 0\.1MB, not"):
         bytes_in(text)
 
 

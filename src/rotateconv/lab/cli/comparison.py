@@ -128,7 +128,7 @@ class ComparisonProgress:
 
     def _end(self, run: str, text: str) -> None:
         self.finished += 1
-        say(self.console, f"{self.finished:{len(str(self.runs))}}/{self.runs}  {run}  {text}")
+        say(self.console, f"{self.finished:{len(str(self.runs))}} of {self.runs} runs  {run}  {text}")
         if self.bar is None or self.total is None:
             return
         if run in self.tasks:
@@ -139,9 +139,9 @@ class ComparisonProgress:
         """Return how far it is, and the time left once a run has told how long one takes."""
         done = self.finished - self.began_with
         if not done:
-            return f"{self.finished}/{self.runs}"
+            return f"{self.finished} of {self.runs}"
         left = (time.monotonic() - self.began_at) / done * (self.runs - self.finished)
-        return f"{self.finished}/{self.runs}  about {duration(left)} left"
+        return f"{self.finished} of {self.runs}, about {duration(left)} left"
 
 
 def show_groups(console: Console, groups: Sequence[Group]) -> None:

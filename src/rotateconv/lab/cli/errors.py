@@ -1,8 +1,10 @@
 """Failures as a command prints them: the one place where an exception becomes an exit code and a sentence."""
 
+import itertools
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts.exceptions import (
@@ -53,12 +55,20 @@ def _of_the_command_line(error: CycloptsError) -> Failure:
         case MissingArgumentError() if error.argument is not None:
             name = error.keyword or error.argument.name
             given = error.keyword is not None or error.argument.tokens
-            told = f"{name} requires a value" if given else f"{name} is missing"
+            told = (
+                f"{name} requires a value{_instead(name, error.root_input_tokens)}" if given else f"{name} is missing"
+            )
         case UnusedCliTokensError():
             told = f"unexpected argument {' '.join(error.unused_tokens or ())!r}"
         case _:
             told = " ".join(str(error).split()).rstrip(".")
     return Failure(MISTAKE, f"{told}{' See' if told.endswith('?') else '; see'} {command} --help")
+
+
+def _instead(option: str, words: Sequence[str] | None) -> str:
+    """Return what stands in the place of an option's value, where it is no value because it begins with a dash."""
+    after = dict(itertools.pairwise(words or ())).get(option, "")
+    return f", and {after!r} begins as an option does" if after.startswith("-") else ""
 
 
 def _kind(target: Any) -> str:

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,11 +50,13 @@ from rotateconv.lab.study.shrinking import (
 )
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train import trust
+from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.events import ignore
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import convert_source, load_packed_file, load_source
 from rotateconv.lab.train.run_folder import (
+    INITIAL,
     changed_keys,
     disk_errors,
     read_json,
@@ -169,12 +172,13 @@ class _Search:
         with disk_errors(self.out):
             (self.out / _UNTRAINED).mkdir(parents=True, exist_ok=True)
         write_bytes(self.out / _SETTINGS, configuration.to_json(self.config).encode())
-        self._try_untrained()
-        untrained = [trial for trial in self.record.trials if not trial.epochs]
-        if not best(untrained, self.budget):
-            raise ConfigError(self._nothing_fits(untrained))
+        try:
+            candidates = self._try_untrained()
+        except InputError as error:
+            if not isinstance(error, RunError):
+                self._remove()  # there is nothing that a search could go on with
+            raise
         short = max(1, self.config.epochs // 4)
-        candidates = survivors(untrained, self.budget)
         if short < self.config.epochs:
             tried = best(self._train(_SHORT, candidates, short), self.budget, 2)
             candidates = [trial.candidate for trial in tried] or candidates[:1]
@@ -191,7 +195,15 @@ class _Search:
         write_bytes(self.out / TABLE, markdown(self.record).encode())
         write_json(self.out / RECORD, to_json(self.record))
 
-    def _try_untrained(self) -> None:
+    def _remove(self) -> None:
+        with disk_errors(self.out):
+            for name in (RECORD, TABLE, _SETTINGS):
+                (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.out / _UNTRAINED)
+            self.out.rmdir()
+
+    def _try_untrained(self) -> list[Candidate]:
+        """Try every form, and return who is trained."""
         tried = {trial.candidate.form for trial in self.record.trials}
         may_convert = self.config.factory is not None or (self.config.convert_taps, self.config.conv) == (
             None,
@@ -210,6 +222,17 @@ class _Search:
                     raise
                 note = " ".join(str(error).split())
                 self._note(Trial(self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, None, None, note))
+        untrained = [trial for trial in self.record.trials if not trial.epochs]
+        if not best(untrained, self.budget):
+            raise ConfigError(self._nothing_fits(untrained))
+        candidates = survivors(untrained, self.budget)
+        for form in {*FORMS} - {candidate.form for candidate in candidates}:
+            shutil.rmtree(self._fitted(form), ignore_errors=True)
+        return candidates
+
+    def _fitted(self, form: Form) -> Path:
+        """The folder with the weights that a form was fitted with, which its runs start from."""
+        return self.out / _UNTRAINED / form.name
 
     def _candidate(self, form: Form, weight: int, angle: int | None) -> Candidate:
         return Candidate(form, weight, angle, self.dense_bits)
@@ -223,6 +246,9 @@ class _Search:
             if size > self.budget * _FAR:
                 return [Trial(self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, size, None)]
             convert_source(model, settings, self.data, self.images.train, lambda *fit: self.report(LayerFitted(*fit)))
+            with disk_errors(self.out):
+                self._fitted(form).mkdir(exist_ok=True)
+            write_bytes(self._fitted(form) / INITIAL, weights_bytes(model))
         lines = any(isinstance(module, RotateConv2d) for module in model.modules())
         weights = WEIGHT_BITS if lines else range(1, WEIGHT_BITS[-1] + 1)
         angles = ANGLE_BITS if lines else (Bits().angle,)
@@ -283,10 +309,10 @@ class _Search:
         tasks = {}
         for candidate in candidates:
             run = self.out / rung / candidate.name
-            again = (run / "config.json").is_file()
-            tasks[candidate] = Task(
-                f"{rung}/{candidate.name}", candidate.config(self.config, epochs), run, again, tested=False
-            )
+            again, fitted = (run / "config.json").is_file(), self._fitted(candidate.form)
+            settings = candidate.config(self.config, epochs)
+            start = fitted if (fitted / INITIAL).is_file() else None
+            tasks[candidate] = Task(f"{rung}/{candidate.name}", settings, run, again, tested=False, begun=start)
         known = {trial.candidate: trial for trial in self.record.trials if trial.epochs == epochs}
         left = [
             task

@@ -173,7 +173,7 @@ def bytes_in(text: str) -> int:
         power = {None: 0, "k": 1, "m": 2}[found[2].lower() if found[2] else None]
         size = float(found[1]) * (1024 if found[3] else 1000) ** power
     if not 1 <= size < 2**53:
-        raise ConfigError(f"the budget must be a number of bytes such as 40KB, 40000 or 0.1MB, not {text!r}")
+        raise ConfigError(f"--budget must be a number of bytes such as 40KB, 40000 or 0.1MB, not {text!r}")
     return int(size)
 
 

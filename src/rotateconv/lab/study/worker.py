@@ -33,6 +33,7 @@ class Task:
         config, out, resume, overwrite: As of `fit`.
         trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
         tested: Whether the test split is evaluated in the end; without it, `RunTrained` is the last event.
+        begun: Of an untested run, as of `fit_untested`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Task:
     overwrite: bool = False
     trackers: tuple[str, ...] = ()
     tested: bool = True
+    begun: Path | None = None
 
 
 Result = RunEvent | RunTrained | RunDiverged | RunStopped | Failure
@@ -126,7 +128,9 @@ def do_task(
         if stopped():
             return RunStopped(task.name)
         if not task.tested:
-            record = fit_untested(task.config, task.out, data=images[key], resume=task.resume, on_event=on_event)
+            record = fit_untested(
+                task.config, task.out, data=images[key], begun=task.begun, resume=task.resume, on_event=on_event
+            )
             return RunTrained(task.name, record)
         summary = fit(
             task.config, task.out, data=images[key], resume=task.resume, overwrite=task.overwrite, on_event=on_event

@@ -193,7 +193,13 @@ def fit(
 
 
 def fit_untested(
-    config: RunConfig, out: str | Path, *, data: ImageData, resume: bool = False, on_event: OnEvent | None = None
+    config: RunConfig,
+    out: str | Path,
+    *,
+    data: ImageData,
+    begun: Path | None = None,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
 ) -> EpochRecord:
     """Train as `fit` does, leave the test split alone, and return what the last epoch found.
 
@@ -202,13 +208,14 @@ def fit_untested(
 
     Args:
         config, out, data, resume, on_event: as of `fit`.
+        begun: a folder with the weights that the run starts from, in place of converting its source again.
 
     Raises:
         RunInterrupted, DivergedError, ConfigError, DataError, RunError, ValueError: as `fit`.
     """
     run = Path(out)
     check_run(run, config, resume=resume, overwrite=False)
-    with _trained(config, run, data, None, resume, False, on_event):
+    with _trained(config, run, data, None, resume, False, on_event, begun):
         return read_records(run)[-1]
 
 
@@ -221,6 +228,7 @@ def _trained(
     resume: bool,
     overwrite: bool,
     on_event: OnEvent | None,
+    begun: Path | None = None,
 ) -> Iterator[tuple[TrainingState, OnEvent]]:
     """Train all epochs; what is done inside with the state still has the run folder to itself."""
     if config.factory is not None and not resume:
@@ -230,13 +238,10 @@ def _trained(
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
         images = data if data is not None else load_images(config)
-        if resume:
-            saved = load_checkpoint(run / CHECKPOINTS)
-            if saved is not None:
-                check_build(config, read_description(run), saved.weights["model"], run)
-            state = build_state(config, accelerator, images, run=run)
-        else:
-            state = build_state(config, accelerator, images, start=start)
+        if resume and (saved := load_checkpoint(run / CHECKPOINTS)) is not None:
+            check_build(config, read_description(run), saved.weights["model"], run)
+        begun, start = (run, None) if resume else (begun, start)
+        state = build_state(config, accelerator, images, run=begun, start=start)
         if config.factory is not None:
             rehearse(state)
         if accelerator.is_main_process:

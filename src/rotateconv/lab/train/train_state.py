@@ -170,7 +170,7 @@ def build_state(
         config: of the run.
         accelerator: that it is trained by.
         images: that it is trained on.
-        run: the folder of a run that goes on, which may hold what it started from.
+        run: a folder that may hold what the run starts from, such as that of a run that goes on.
         start: models that are loaded already, in place of those that the configuration names.
 
     Raises:
