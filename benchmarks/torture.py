@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TINY = ["--model", "resnet20", "--width", "0.125", "--epochs", "2", "--set", "checkpoint_steps=5"]
+PATIENCE = 600  # seconds until a process that does not end is a fault; on a busy machine a stop takes a minute
 SIGNALS = [signal.SIGKILL] * 10 + [signal.SIGINT] * 5 + [signal.SIGTERM] * 3
 
 
@@ -92,6 +93,7 @@ def torture(folder: Path, kills: int, end: float, rng: random.Random) -> dict[st
         kind, out = found[title], folder / f"{title} {number}"
         count += disturbed(kind, out, source, seconds[title], rng, expected[title])
         shutil.rmtree(out, ignore_errors=True)
+        print(f"{count} kills: {out.name}, {kind.same} of {kind.ended} the same", file=sys.stderr, flush=True)
     return found
 
 
@@ -107,7 +109,7 @@ def disturbed(kind: Kind, out: Path, source: Path, seconds: float, rng: random.R
             process.send_signal(sent)
             kind.kills[sent.name] = kind.kills.get(sent.name, 0) + 1
             count += 1
-            code = process.wait(60)
+            code = process.wait(PATIENCE)
             expected_codes = {signal.SIGKILL: (-9, 0), signal.SIGINT: (130, 0, -2), signal.SIGTERM: (130, 0, 143, -15)}
             if code not in expected_codes[sent]:
                 kind.odd.append(f"exit code {code} after {sent.name}: {last_line(process)}")
@@ -117,7 +119,7 @@ def disturbed(kind: Kind, out: Path, source: Path, seconds: float, rng: random.R
             break
         time.sleep(0.5)  # a worker of a comparison ends with its parent
     process = start(command(kind, out, source))
-    if (code := process.wait(600)) != 0:
+    if (code := process.wait(PATIENCE)) != 0:
         kind.odd.append(f"exit code {code} when it went on: {last_line(process)}")
     kind.ended += 1
     if weights(out) == expected:

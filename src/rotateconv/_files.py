@@ -103,6 +103,32 @@ def read_regular(path: Path, largest: int, *, size: int | None = None) -> bytes:
         return file.read(found.st_size)
 
 
+@contextmanager
+def limited_memory(extra: int) -> Iterator[None]:
+    """On Linux, let what a file asks for beyond `extra` bytes fail: MemoryError, or what a library makes of it.
+
+    The limit is of the whole process, beyond the addresses that it has; other systems have none.
+
+    Example:
+        >>> with limited_memory(2**30):
+        ...     half = bytes(2**29)
+    """
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # another system than Linux
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, used + extra) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def parse_json(text: bytes | str) -> Any:
     """Return what a JSON text holds; ValueError for anything else.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotateconv._files import read_regular
+from rotateconv._files import limited_memory, read_regular
 from rotateconv.errors import ConfigError, DataError, InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
@@ -206,7 +206,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
-        with _limited_memory():
+        with limited_memory(ONNX_MEMORY):
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has classes of its own, without a common one
         raise InputError(f"ONNX Runtime cannot open {path}: {_first(error)}") from None
@@ -216,7 +216,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
 
     def run(images: Tensor) -> Tensor:
         try:
-            with _limited_memory():
+            with limited_memory(ONNX_MEMORY):
                 return torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
         except Exception as error:
             raise InputError(f"{path} cannot classify images of its input_size: {_first(error)}") from None
@@ -228,25 +228,6 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
         return run(pixels.permute(0, 2, 3, 1).contiguous()).log()
 
     return scores_of_pixels if given.type == "tensor(uint8)" else run, values
-
-
-@contextlib.contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Let a foreign graph ask for too much in vain: ONNX Runtime then raises."""
-    try:
-        import resource
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):  # another system than Linux
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [limit for limit in (soft, hard, used + ONNX_MEMORY) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -65,17 +65,15 @@ def outline_model(arguments: Mapping[str, Any]) -> nn.Module:
         raise InputError("its model is larger than any memory") from None
 
 
-def check_size(model: nn.Module, most: int) -> None:
-    """Raise ValueError if a model has more than `most` numbers: parameters and buffers.
+def check_size(model: nn.Module, most: int, advice: str = "give max_parameters") -> None:
+    """Raise ValueError if a model has more than `most` numbers: parameters and buffers; with advice to who means it.
 
     Example:
         >>> check_size(outline_model({"name": "resnet20"}), MAX_PARAMETERS)
     """
     count = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if count > most:
-        raise InputError(
-            f"its model has {count:,} numbers, more than the {most:,} allowed: if you trust it, give max_parameters"
-        )
+        raise InputError(f"its model has {count:,} numbers, more than the {most:,} allowed: if you trust it, {advice}")
 
 
 def _short(value: object) -> str:

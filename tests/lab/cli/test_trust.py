@@ -10,7 +10,7 @@ from commands import invoke
 from rotateconv.lab.data import images
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.loop import fit
-from rotateconv.models import MODELS
+from rotateconv.models import MODELS, described
 from small import Tiny, small_digits, tiny_config
 
 EVIL = """
@@ -101,3 +101,32 @@ def test_a_function_that_leaves_is_one_sentence() -> None:
     result = invoke(["evaluate", "evil", "--trust", "evil_notes:leaves"])
     assert result.exit_code == 2
     assert "cannot build a model with evil_notes:leaves: SystemExit" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "search"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width = 1000.0", "its model has 118,787,824,029 numbers, more than the 50,000,000 allowed"),
+        (
+            'model = "densenet40"\ngrowth = 10000',
+            "its model has 324,066,243,649 numbers, more than the 50,000,000 allowed: if",
+        ),
+        ("width = 1e300", "its model is larger than any memory"),
+    ],
+)
+def test_a_strangers_file_builds_no_huge_model(command: str, text: str, message: str) -> None:
+    if command == "compare":
+        text = text.replace('model = "densenet40"', 'models = ["densenet40"]')
+    Path("huge.toml").write_text(text)
+    result = invoke([command, "--config", "huge.toml"])
+    assert result.exit_code == 2, result.output
+    assert f"huge.toml: {message}" in result.stderr
+
+
+def test_a_huge_model_is_the_users_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(described, "MAX_PARAMETERS", 10)
+    Path("wide.toml").write_text('data = "digits"\nepochs = 1\nwidth = 0.25')
+    assert "wide.toml: its model has" in invoke(["train", "--config", "wide.toml"]).stderr
+    result = invoke(["train", "--config", "wide.toml", "--width", "0.25", "--model", "tiny", "--out", "wide"])
+    assert result.exit_code == 0, result.output

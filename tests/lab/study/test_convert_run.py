@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import io
 import shutil
 import zipfile
 from collections import Counter
@@ -376,10 +377,11 @@ def test_functions_that_build_no_net(factory: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model": w, "epoch": 3}])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_as_training_scripts_save_them(wrap: Any, prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("prefix", "new"), [("", True), ("module.", True), ("", False)])
+def test_weights_as_training_scripts_save_them(wrap: Any, prefix: str, new: bool, tmp_path: Path) -> None:
     net = two_layers()
-    torch.save(wrap({prefix + name: tensor for name, tensor in net.state_dict().items()}), tmp_path / "net.pt")
+    weights = wrap({prefix + name: tensor for name, tensor in net.state_dict().items()})
+    torch.save(weights, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
     found = read_weights_file(tmp_path / "net.pt")
     assert found.keys() == net.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
@@ -402,6 +404,11 @@ def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
     assert torch.load("bomb.pt", weights_only=True)["weight"].numel() == 10**6  # 4 MB of a file of 4 kB
+    legacy = io.BytesIO()
+    torch.save({"weight": torch.zeros(4)}, legacy, _use_new_zipfile_serialization=False)
+    before, _, after = legacy.getvalue().partition(b"cpu")
+    Path("legacy.pt").write_bytes(before + b"cpu" + after.replace(b"K\x04", b"J\xff\xff\xff\x7f", 1))  # 8 GB
+    Path("array.pt").write_bytes(b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.")  # 2 GB
     Path("text.pt").write_text("no weights")
     Path("toml.pt").write_text("epochs = = 3")  # an IndexError of the unpickler
     Path("text.safetensors").write_text("no weights")
@@ -413,6 +420,8 @@ def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("missing.pt", "cannot read missing.pt: No such file or directory"),
         ("code.pt", r"; it holds a \S+: save model.state_dict\(\)$"),
         ("bomb.pt", "bomb.pt is a compressed archive, which torch.save does not write: save the weights anew"),
+        ("legacy.pt", "it asks for far more memory than a file of its size holds"),
+        ("array.pt", "it asks for far more memory than a file of its size holds"),
         ("list.pt", "list.pt holds no state dict"),
         ("empty.pt", "empty.pt holds no state dict"),
     ]:

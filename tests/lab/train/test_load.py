@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from rotateconv import RotateConv2d
-from rotateconv.errors import RunError, RunInterrupted
+from rotateconv.errors import ConfigError, RunError, RunInterrupted
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.train.build import build_configured
+from rotateconv.lab.train.build import build_configured, configured_cost
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.run_folder import create_run, read_config
 from small import StopAt, Tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -87,6 +88,15 @@ def test_a_configuration_of_a_huge_model_takes_no_memory(tmp_path: Path, data: I
         (run / "config.json").write_text(json.dumps({**config, "width": width}))
         with pytest.raises(RunError, match=message):
             load_run(run)
+    with pytest.raises(ConfigError, match="larger than any memory"):
+        configured_cost(read_config(run), DataDescription.of(data))
+
+
+def test_a_folder_without_a_checkpoint_goes_on_with_no_huge_model(tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config(model="resnet20", width=1e5, epochs=1)
+    create_run(tmp_path / "run", config, DataDescription.of(data))
+    with pytest.raises(RunError, match=r"numbers, more than the 50,000,000 allowed: if you trust it, overwrite .*run"):
+        fit(config, tmp_path / "run", data=data, resume=True)
 
 
 @pytest.mark.parametrize(

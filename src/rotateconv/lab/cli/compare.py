@@ -4,14 +4,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from cyclopts import Parameter
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
-from rotateconv.lab.cli.settings import check_factory, check_names, data_name
+from rotateconv.lab.cli.settings import check_file, check_names, data_name
 from rotateconv.lab.config import RunConfig, make_config, overridden
 from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
 from rotateconv.lab.run_config import Names
@@ -43,7 +43,7 @@ class StudyKeys:
     """Models, commas between; resnet20."""
     convs: Names = ("conv3x3", "rotate4", "rotate2", "rotate2p")
     """Convolutions, commas between; conv3x3,rotate4,rotate2,rotate2p."""
-    seeds: Annotated[int, Ge(1)] = 3
+    seeds: Annotated[int, Ge(1), Le(1000)] = 3
     """Runs of each configuration: seeds 0, 1, ...; 3."""
     equal_params: bool = False
     """Add the dense model narrowed to each RotateConv model's parameters."""
@@ -108,7 +108,7 @@ def compare(
         if key in _CHOSEN:
             raise ConfigError(f"a comparison has no {key} of its own: give {_CHOSEN[key]}")
     base = make_config(file=config, foreign=_STUDY, changes=values, overrides=set_ or (), called=called)
-    check_factory(base, config, {*values, *overridden(set_ or ())})
+    check_file(base, config, {*values, *overridden(set_ or ())}, keys.models)
     if not sizes:
         options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
     if with_:

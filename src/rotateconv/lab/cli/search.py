@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
-from rotateconv.lab.cli.settings import check_factory, check_names, data_name
+from rotateconv.lab.cli.settings import check_file, check_names, data_name
 from rotateconv.lab.config import RunConfig, make_config, overridden
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def search(
     options.without_torchrun("search")
     values, called = options.read(RunConfig, changes)
     base = make_config(file=config, changes=values, overrides=set_ or (), called=called)
-    check_factory(base, config, {*values, *overridden(set_ or ())})
+    check_file(base, config, {*values, *overridden(set_ or ())})
     given = {
         "lr": lr_range,
         "weight_decay": weight_decay_range,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rotateconv.errors import ConfigError
+from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab import naming
 from rotateconv.lab.cli import options
 from rotateconv.lab.config import RunConfig, changed, make_config
@@ -53,18 +53,38 @@ def fine_tuned(
     return changed(fine_tuning(base, str(source)), rest, called)
 
 
-def check_factory(config: RunConfig, file: Path | None, named: Collection[str]) -> None:
-    """Raise RunError where a file, not the user, names the function that builds the model, unless it is trusted.
+def check_file(config: RunConfig, file: Path | None, named: Collection[str], models: Collection[str] = ()) -> None:
+    """Refuse what a file, not the user, asks for: a function that it names, unless it is trusted, or a huge model.
 
     Args:
         config: made from the file and the command line.
         file: TOML file, or None.
         named: keys that the command line gives.
-    """
-    if file is not None and config.factory is not None and "factory" not in named:
-        from rotateconv.lab.train.trust import check
+        models: that are trained, in place of the configuration's.
 
-        check(config.factory, file)
+    Raises:
+        RunError: the function that builds the model.
+        ConfigError: a width or growth with which the model has more numbers than any of ours.
+    """
+    if file is None:
+        return
+    if config.factory is not None:
+        if "factory" not in named:
+            from rotateconv.lab.train.trust import check
+
+            check(config.factory, file)
+        return
+    sizes = {"width": config.width, "growth": config.growth}
+    if all(key in named for key, value in sizes.items() if value not in (1.0, None)):
+        return
+    from rotateconv.models.described import MAX_PARAMETERS, check_size, outline_model
+
+    for model in models or [config.model]:
+        try:
+            outline = outline_model({"name": model, "conv": config.conv, **sizes})
+            check_size(outline, MAX_PARAMETERS, "give --width and --growth yourself")
+        except InputError as error:
+            raise ConfigError(f"{file}: {error}") from None
 
 
 def check_names(config: RunConfig, *, model: str | None = None, conv: str | None = None) -> None:

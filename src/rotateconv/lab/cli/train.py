@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rotateconv.lab.cli import options
-from rotateconv.lab.cli.settings import check_factory, check_names, fine_tuned, run_name
+from rotateconv.lab.cli.settings import check_file, check_names, fine_tuned, run_name
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.naming import counted
 from rotateconv.lab.run_config import SOURCE_KEYS
@@ -74,7 +74,7 @@ def train(
         run = out if out is not None else Path("runs", f"{source.name}{named}-{'qat' if settings.qat else 'tuned'}")
     else:
         settings = make_config(file=config, changes=values, overrides=set_ or (), called=called)
-        check_factory(settings, config, {*values, *overridden(set_ or ())})
+        check_file(settings, config, {*values, *overridden(set_ or ())})
         run = out if out is not None else Path("runs", run_name(settings))
     options.use_device(device)
     run_training(

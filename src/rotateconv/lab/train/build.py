@@ -18,6 +18,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.models import build_model
 from rotateconv.models.convs import deal_profiles
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.outline import outlined
 
 
 def build_configured(config: RunConfig, data: DataDescription) -> nn.Module:
@@ -47,6 +48,19 @@ def build_configured(config: RunConfig, data: DataDescription) -> nn.Module:
     return model
 
 
+def outline_configured(config: RunConfig, data: DataDescription) -> nn.Module:
+    """Return the configuration's model, which is not a user's own, for the price of neither memory nor time.
+
+    Raises:
+        ConfigError: its sizes are beyond any memory.
+    """
+    try:
+        with outlined():
+            return build_configured(config, data)
+    except (RuntimeError, OverflowError, TypeError):  # sizes that no integer of torch holds
+        raise ConfigError("the configuration asks for a model larger than any memory") from None
+
+
 def set_angle_grad_scale(model: nn.Module, config: RunConfig) -> None:
     """Give the RotateConv layers of a model the scale that a configuration has instead of their own."""
     for module in model.modules():
@@ -66,10 +80,10 @@ def _start(layer: RotateConv2d, config: RunConfig) -> None:
 def configured_cost(config: RunConfig, data: DataDescription) -> ModelCost:
     """Return what the configuration's model costs for one of these images."""
     # A user's own function may compute while it builds, which nothing can on the meta device.
-    device = "cpu" if config.factory is not None else "meta"
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        model = build_configured(config, data)
-    return cost(model, data.input_shape)
+    if config.factory is None:
+        return cost(outline_configured(config, data), data.input_shape)
+    with torch.random.fork_rng(devices=[]):
+        return cost(build_configured(config, data), data.input_shape)
 
 
 def conversion_filter(model: nn.Module, config: RunConfig) -> Callable[[str, nn.Conv2d], bool] | None:

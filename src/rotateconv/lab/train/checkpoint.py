@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
@@ -21,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from rotateconv._files import JSON_BYTES, TEMPORARY, parse_json, read_regular
+from rotateconv._files import JSON_BYTES, TEMPORARY, limited_memory, parse_json, read_regular
 from rotateconv.errors import InputError, RunError
 from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 
@@ -99,17 +98,23 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(list_checkpoints(folder)):
         try:
             files = {name: _read_file(path / name, *stated) for name, stated in _read_manifest(path).items()}
-            state = torch.load(io.BytesIO(files.pop("state.pt")), map_location="cpu", weights_only=True)
+            state = read_pickled(files.pop("state.pt"))
             weights = {name.removesuffix(".safetensors"): read_weights(data) for name, data in files.items()}
             if not isinstance(state, dict) or "model" not in weights:
                 raise InputError("it holds something else")
             return Checkpoint(path, weights, state, tuple(damaged))
-        # The bytes of anything make the unpickler raise anything.
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, UnpicklingError):
+        except Exception:  # the bytes of anything make the unpickler raise anything
             damaged.append(path)
     if damaged:
         raise RunError(f"every checkpoint in {folder} is damaged: overwrite the run to start again")
     return None
+
+
+def read_pickled(data: bytes) -> Any:
+    """Return what torch.save wrote; any error, MemoryError too, for a file that asks for more memory than it holds."""
+    # A pickle may call for a bytearray of any size, and one of torch before 1.6 for tensors of any.
+    with limited_memory(2 * len(data) + 2**29):
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

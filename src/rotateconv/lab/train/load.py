@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv._files import read_regular
-from rotateconv.errors import ConfigError, RunError
+from rotateconv.errors import ConfigError, InputError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
-from rotateconv.lab.train.build import build_configured
+from rotateconv.lab.train.build import build_configured, outline_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
 from rotateconv.lab.train.device import chosen_device
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_description, read_summary
 from rotateconv.lab.train.weights import check_weights, load_weights
-from rotateconv.nn.outline import outlined
+from rotateconv.models.described import MAX_PARAMETERS, check_size
 from rotateconv.quantization.pack import pack
 
 CALIBRATION = 2048
@@ -72,20 +72,21 @@ def load_run(run: str | Path) -> TrainedRun:
     return TrainedRun(config, model.eval(), data)
 
 
-def check_build(config: RunConfig, data: DataDescription, weights: dict[str, Tensor], run: Path) -> None:
-    """Raise RunError unless a run's weights are those of its configuration's model.
+def check_build(config: RunConfig, data: DataDescription, weights: dict[str, Tensor] | None, run: Path) -> None:
+    """Raise RunError unless a run's weights are those of its configuration's model; without any, if that is huge.
 
     A few bytes of configuration can ask for any memory: this takes none, but for a model of the user's own.
     """
     if config.factory is not None:
         return
     try:
-        with outlined():
-            check_weights(build_configured(config, data), weights, run)
-    except ConfigError as error:
+        outline = outline_configured(config, data)
+        if weights is None:
+            check_size(outline, MAX_PARAMETERS, f"overwrite {run}, which has no checkpoint, with a run of your own")
+        else:
+            check_weights(outline, weights, run)
+    except InputError as error:
         raise RunError(str(error)) from None
-    except (RuntimeError, OverflowError, TypeError):  # sizes that no integer of torch holds
-        raise RunError(f"the configuration of {run} asks for a model larger than any memory") from None
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:

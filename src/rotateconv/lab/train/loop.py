@@ -238,8 +238,9 @@ def _trained(
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
         images = data if data is not None else load_images(config)
-        if resume and (saved := load_checkpoint(run / CHECKPOINTS)) is not None:
-            check_build(config, read_description(run), saved.weights["model"], run)
+        if resume:
+            saved = load_checkpoint(run / CHECKPOINTS)
+            check_build(config, read_description(run), None if saved is None else saved.weights["model"], run)
         begun, start = (run, None) if resume else (begun, start)
         state = build_state(config, accelerator, images, run=begun, start=start)
         if config.factory is not None:

@@ -21,7 +21,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, set_angle_grad_scale
-from rotateconv.lab.train.checkpoint import LARGEST, read_weights
+from rotateconv.lab.train.checkpoint import LARGEST, read_pickled, read_weights
 from rotateconv.lab.train.load import calibration_batches, load_run
 from rotateconv.lab.train.run_folder import INITIAL, read_config
 from rotateconv.lab.train.weights import load_weights
@@ -224,7 +224,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
             return _without_wrappers(read_weights(read_regular(path, LARGEST)))
         data = read_regular(path, LARGEST)
         _refuse_compressed(data, path)
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        found = read_pickled(data)
     except ConfigError:
         raise
     except OSError as error:
@@ -246,6 +246,8 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """What stands in a file beside tensors; torch's own words advise to run the code in it."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return "; it asks for far more memory than a file of its size holds"
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f"; it holds a {found[1]}: save model.state_dict()" if found else ""
 

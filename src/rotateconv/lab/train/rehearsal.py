@@ -50,7 +50,8 @@ def rehearse(state: TrainingState) -> None:
         raise
     except Exception as error:  # the user's code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"the model of {config.factory} cannot {doing}: {reason}{_advice(state, size)}") from error
+        advice = "" if doing == "be saved" else _advice(state, size)
+        raise ConfigError(f"the model of {config.factory} cannot {doing}: {reason}{advice}") from error
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
