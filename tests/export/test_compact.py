@@ -110,16 +110,20 @@ def stack(name: str, channels: int, size: int, norm: bool) -> nn.Module:
 )
 @given(
     bits=st.tuples(st.integers(1, 8), st.integers(2, 8), st.integers(1, 8)),
+    part=st.sampled_from([None, 0.0, 0.3, 1.0]),
     channels=st.sampled_from([2, 4, 10]),
     size=st.sampled_from([3, 5, 7]),
     norm=st.booleans(),
 )
 def test_bits_are_bits(
-    name: str, bits: tuple[int, int, int], channels: int, size: int, norm: bool, tmp_path: Path
+    name: str, bits: tuple[int, int, int], part: float | None, channels: int, size: int, norm: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     model = lively(stack(name, channels, size, norm), (3, 9, 9))
     keywords = dict(zip(("weight_bits", "angle_bits", "dense_bits"), bits, strict=True))
+    if part is not None and bits[0] < 8:  # of the numbers of levels that there are with these bits
+        least = 2 ** (bits[0] - 1) + 1
+        keywords["weight_levels"] = least + round(part * (2 ** bits[0] - least))
     export_onnx(model, tmp_path / "small.onnx", input_size=(3, 9, 9), compact=True, **keywords)
     images = torch.rand(5, 3, 9, 9) * 2 - 0.5
     with torch.no_grad():

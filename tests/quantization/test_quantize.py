@@ -16,24 +16,38 @@ from rotateconv.quantization.primitives import (
     decode_weight,
     encode_angle,
     encode_weight,
+    from_digits,
     scale,
     to_bf16,
+    to_digits,
 )
 from rotateconv.quantization.qat import QuantizedTraining
 
 FULL = 2 * math.pi
 
 
-def slow_encode(row: list[float], bits: int) -> tuple[list[int], int]:
+LEVELS = (2, 3, 4, 5, 6, 7, 8, 11, 15, 16, 31, 63, 64, 127, 128, 255)
+
+
+def grid(levels: int) -> list[int]:
+    """The codes of so many levels, as the formula has them."""
+    return (
+        [2 * i - (levels - 1) for i in range(levels)] if levels % 2 == 0 else [i - levels // 2 for i in range(levels)]
+    )
+
+
+def slow_encode(row: list[float], levels: int) -> tuple[list[int], int]:
     """Codes and exponent of one slice, by trying every scale there is, in plain Python."""
-    limit = max(1, 2 ** (bits - 1) - 1)
+    codes_of = grid(levels)
+    limit = max(codes_of)
+    more = 1.5 if levels in (2, 3, 7, 15, 31, 63, 127, 255) else 1.0
     best: tuple[float, int, list[int]] | None = None
     largest = max(map(abs, row))
     for exponent in range(-200, 200):
         size = torch.tensor(2 ** (exponent / 8), dtype=torch.float32).item()
-        if size > 1.5 * largest / limit * 1.0001:
+        if size > more * largest / limit * 1.0001:
             break
-        codes = [max(-limit, min(limit, round(w / size))) if bits > 1 else -1 if w < 0 else 1 for w in row]
+        codes = [min(codes_of, key=lambda c, ratio=w / size: abs(c - ratio)) for w in row]  # type: ignore[misc]
         error = sum((w - c * size) ** 2 for w, c in zip(row, codes, strict=True))
         if best is None or error <= best[0]:
             best = error, exponent, codes
@@ -48,57 +62,60 @@ def test_the_scale_is_two_to_an_eighth_of_the_exponent() -> None:
     assert torch.equal(scale(exponents), expected)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_the_scale_has_the_least_squared_error_of_all(bits: int) -> None:
+@pytest.mark.parametrize("levels", LEVELS)
+def test_the_scale_has_the_least_squared_error_of_all(levels: int) -> None:
     weight = torch.randn(6, 25) * torch.tensor([1, 0.01, 5, 1, 1, 1])[:, None]
     weight[3] = weight[3] ** 3  # a few large ones, to be clipped
-    codes, exponents = encode_weight(weight, bits)
+    codes, exponents = encode_weight(weight, levels)
     for row, found, exponent in zip(weight.tolist(), codes.tolist(), exponents.tolist(), strict=True):
-        assert (found, exponent) == slow_encode(row, bits)
+        assert (found, exponent) == slow_encode(row, levels)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_codes_are_symmetric_and_within_their_bits(bits: int) -> None:
+@pytest.mark.parametrize("levels", LEVELS)
+def test_codes_are_symmetric_and_on_their_levels(levels: int) -> None:
     weight = torch.randn(8, 5, 7)
-    codes, exponents = encode_weight(weight, bits)
-    limit = 2 ** (bits - 1) - 1
+    codes, exponents = encode_weight(weight, levels)
+    limit = max(grid(levels))
+    assert set(codes.flatten().tolist()) <= set(grid(levels))
     assert limit / 1.5 - 0.5 <= codes.abs().amax() <= limit
-    assert torch.equal(encode_weight(-weight, bits)[0], -codes)
+    assert torch.equal(encode_weight(-weight, levels)[0], -codes)
+    assert torch.equal(from_digits(to_digits(codes, levels), levels), codes.short())
+    assert to_digits(codes, levels).max() < levels
     error = (decode_weight(codes, exponents) - weight).abs()
     size = scale(exponents)[:, None, None]
     clipped = codes.abs() == limit
-    assert (error <= size / 2 * 1.0001)[~clipped].all()
+    assert (error <= (size if levels % 2 == 0 else size / 2) * 1.0001)[~clipped].all()
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("columns", [1, 2, 3, 40])
-def test_rounding_weights_twice_changes_nothing(bits: int, columns: int) -> None:
+def test_rounding_weights_twice_changes_nothing(levels: int, columns: int) -> None:
     weight = torch.randn(500, columns) * torch.randn(500, 1).exp()
-    once = decode_weight(*encode_weight(weight, bits))
-    assert torch.equal(decode_weight(*encode_weight(once, bits)), once)
+    once = decode_weight(*encode_weight(weight, levels))
+    assert torch.equal(decode_weight(*encode_weight(once, levels)), once)
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e30, 3e38])
 def test_weights_of_any_size_stay_finite(size: float) -> None:
     weight = torch.linspace(-1, 1, 15)[None] * size
-    rounded = decode_weight(*encode_weight(weight, 4))
+    rounded = decode_weight(*encode_weight(weight, 15))
     assert rounded.isfinite().all()
     torch.testing.assert_close(rounded, weight, rtol=0, atol=max(0.1 * size, 1e-38))
 
 
 def test_zeros_and_nothing_stay() -> None:
-    codes, exponents = encode_weight(torch.zeros(2, 3), 4)
+    codes, exponents = encode_weight(torch.zeros(2, 3), 15)
     assert not codes.any()
     assert not exponents.any()
-    assert encode_weight(torch.empty(0, 4), 4)[0].shape == (0, 4)
-    assert encode_weight(torch.empty(2, 0), 4)[0].shape == (2, 0)
+    assert encode_weight(torch.empty(0, 4), 15)[0].shape == (0, 4)
+    assert encode_weight(torch.empty(2, 0), 15)[0].shape == (2, 0)
 
 
 def test_more_rows_than_fit_at_once_give_the_same() -> None:
     weight = torch.randn(40, 9000)
-    codes, exponents = encode_weight(weight, 4)
+    codes, exponents = encode_weight(weight, 15)
     for row in (0, 17, 39):
-        one, exponent = encode_weight(weight[row : row + 1], 4)
+        one, exponent = encode_weight(weight[row : row + 1], 15)
         assert torch.equal(one[0], codes[row])
         assert exponent == exponents[row]
 
@@ -162,7 +179,7 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
                 )
                 limit = 3 if spatial else 31
                 rows = tensor.detach().flatten(1)
-                units = rows / scale(encode_weight(rows, 3 if spatial else 6)[1])[:, None]
+                units = rows / scale(encode_weight(rows, 7 if spatial else 63)[1])[:, None]
                 torch.testing.assert_close(units, units.round(), rtol=0, atol=1e-4)
                 assert limit / 2 <= units.abs().max() <= limit + 1e-4
                 assert not spatial or len(rows[0].unique()) <= 7
@@ -172,11 +189,19 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
     assert {"weight", "running_var", "num_batches_tracked"} <= seen
 
 
+@pytest.mark.parametrize("levels", [None, 9, 16])
 @pytest.mark.parametrize("conv", CONVS)
-def test_quantizing_twice_changes_nothing(conv: str) -> None:
-    once = quantize(build_model("resnet20", conv, width=0.25))
-    twice = quantize(once).state_dict()
+def test_quantizing_twice_changes_nothing(conv: str, levels: int | None) -> None:
+    once = quantize(build_model("resnet20", conv, width=0.25), weight_levels=levels)
+    twice = quantize(once, weight_levels=levels).state_dict()
     assert all(torch.equal(tensor, twice[name]) for name, tensor in once.state_dict().items())
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (2, 4), (3, 5), (3, 6), (3, 8)])
+def test_weights_have_so_many_levels_and_a_zero_where_their_number_is_odd(bits: int, levels: int) -> None:
+    layer = quantize(RotateConv2d(64, 4, 3, taps="profile"), bits, 4, weight_levels=levels)
+    assert [len(row.unique()) for row in layer.weight] == [levels] * 4
+    assert bool((layer.weight == 0).any()) == (levels % 2 == 1)
 
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2", "rotate2p", "rotate4-g4", "rotate2p-g4"])
@@ -252,6 +277,11 @@ def test_dtypes_and_flags_are_kept(dtype: torch.dtype) -> None:
         ({"angle_bits": 1}, "angle_bits must be a whole number from 2 to 8, got 1"),
         ({"angle_bits": 5.0}, "angle_bits must be a whole number from 2 to 8, got 5.0"),
         ({"dense_bits": True}, "dense_bits must be a whole number from 1 to 8, got True"),
+        ({"weight_bits": 2, "weight_levels": 2}, "weight_levels must be from 3 to 4 with 2 bits, got 2"),
+        ({"weight_bits": 3, "weight_levels": 9}, "weight_levels must be from 5 to 8 with 3 bits, got 9"),
+        ({"weight_bits": 1, "weight_levels": 3}, "weight_levels must be 2 with 1 bits, got 3"),
+        ({"weight_bits": 8, "weight_levels": 254}, "weight_levels must be 255 with 8 bits, got 254"),
+        ({"weight_levels": 15.0}, "weight_levels must be from 9 to 16 with 4 bits, got 15.0"),
     ],
 )
 def test_bits_out_of_range(arguments: dict[str, int], match: str) -> None:

@@ -20,7 +20,7 @@ from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.factored import OuterConv2d
 from rotateconv.nn.masked import MaskedConv2d
-from rotateconv.quantization.primitives import encode_angle, encode_weight, levels, scale, to_bf16, to_digits
+from rotateconv.quantization.primitives import encode_angle, encode_weight, scale, to_bf16, to_digits
 from rotateconv.quantization.quantize import Entry
 
 _EXACT = 2e-6
@@ -109,10 +109,10 @@ class _Reader:
         weight, index = module.weight, None
         if entry.codebook is not None:
             index, weight = nearest_multiple(weight.detach(), entry.codebook.detach())
-        codes, exponents = encode_weight(weight, entry.bits)
-        digits = to_digits(codes, entry.bits).cpu().numpy()
+        codes, exponents = encode_weight(weight, entry.levels)
+        digits = to_digits(codes, entry.levels).cpu().numpy()
         sizes = factor * scale(exponents).cpu().double().numpy() ** (2 if isinstance(module, OuterConv2d) else 1)
-        form = Form("dense", levels(entry.bits), kernel.shape[2:])
+        form = Form("dense", entry.levels, kernel.shape[2:])
         layer = Layer(key, kernel.shape, digits, sizes[:, None], bias)
         if isinstance(module, MaskedConv2d):
             form, layer = self.mask(form, layer, module)
@@ -129,10 +129,10 @@ class _Reader:
     def codebook(self, key: str, module: CodebookConv2d) -> str:
         """Take the kernels of a codebook like those of a dense layer."""
         entry = next(entry for entry in self.entries.values() if entry.tensor is module.codebook)
-        codes, exponents = encode_weight(module.codebook, entry.bits)
+        codes, exponents = encode_weight(module.codebook, entry.levels)
         sizes = scale(exponents).cpu().double().numpy()[:, None]
-        form = Form("dense", levels(entry.bits), tuple(codes.shape[2:]))
-        digits = to_digits(codes, entry.bits).cpu().numpy()
+        form = Form("dense", entry.levels, tuple(codes.shape[2:]))
+        digits = to_digits(codes, entry.levels).cpu().numpy()
         layer = Layer(f"{key} codebook", tuple(codes.shape), digits, sizes)
         self.forms.setdefault(form, []).append(layer)
         return layer.name

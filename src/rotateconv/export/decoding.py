@@ -91,7 +91,8 @@ class Body:
         Args:
             values: Whole numbers, of any shape, at least one.
             bound: Above all of them.
-            centered: Whether the graph has them as float32 around zero: number - bound // 2, and -1 and 1 of two.
+            centered: Whether the graph has them as float32 around zero: number - bound // 2; of an even
+                bound 2 · number - (bound - 1).
         """
         name = self.name()
         self._streams.setdefault((max(2, bound), centered), []).append((name, values.ravel()))
@@ -128,8 +129,9 @@ class Body:
             numbers = self.op("MatMul", numbers, self.ints(*(radix.base**place for place in range(radix.parts))))
         if not centered:
             return numbers
-        numbers = self.op("Mul", numbers, self.ints(2)) if bound == 2 else numbers
-        return self.float(self.op("Sub", numbers, self.ints(max(1, bound // 2))))
+        if bound % 2 == 0:
+            numbers = self.op("Mul", numbers, self.ints(2))
+        return self.float(self.op("Sub", numbers, self.ints(bound // 2 if bound % 2 else bound - 1)))
 
 
 def floats(body: Body, tensors: dict[str, NDArray[Any]]) -> None:

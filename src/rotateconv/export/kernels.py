@@ -100,7 +100,7 @@ def _line(body: Body, form: Form, layers: Sequence[Layer], codes: str) -> Sequen
     """Slices with a weight beside the center take the next angle each; what the others take changes no kernel."""
     digits = np.concatenate([layer.digits for layer in layers]) - form.levels // 2
     moving = np.arange(form.taps) != form.taps // 2 if form.taps > 1 else np.ones(1, dtype=bool)
-    used = (digits * moving).any(1) if form.levels > 2 else np.ones(len(digits), dtype=bool)
+    used = (digits * moving).any(1) if form.levels % 2 else np.ones(len(digits), dtype=bool)
     kept = used if used.any() else np.arange(len(used)) == 0
     angle, table = _angles(body, form, _joined(layer.angles for layer in layers)[kept])
     if not used.all():

@@ -5,7 +5,7 @@ Every key is declared here once. Options, TOML keys, `--set`, config.json and do
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -39,16 +39,26 @@ Place = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(va
 SOURCE_KEYS = ("recipe", "data", "model", "conv", "width", "growth", "dropout", "factory")
 """Keys that a run has from the one that it goes on from."""
 
-QAT_KEYS = ("weight_bits", "angle_bits", "dense_bits", "qat_scales")
+QAT_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "qat_scales")
 """Keys of training with qat, none without it."""
 
 
 class Bits(NamedTuple):
-    """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers."""
+    """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers.
+
+    Also the levels of a weight, where they are not those that so many bits have by themselves.
+    """
 
     weight: int = 4
     angle: int = 5
     dense: int = 8
+    levels: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `quantize`, `pack` and the like."""
+        weight, angle, dense, levels = self
+        return {"weight_bits": weight, "angle_bits": angle, "dense_bits": dense, "weight_levels": levels}
 
 
 @one_sentence
@@ -68,7 +78,7 @@ class RunConfig:
     Example:
         >>> config = RunConfig(conv="rotate2p", epochs=6, qat=True)
         >>> config.lr, config.bits
-        (0.1, Bits(weight=4, angle=5, dense=8))
+        (0.1, Bits(weight=4, angle=5, dense=8, levels=None))
     """
 
     recipe: str = "digits"
@@ -187,6 +197,8 @@ class RunConfig:
     """With qat: of an angle; 5."""
     dense_bits: Annotated[int | None, Ge(1), Le(8)] = None
     """With qat: of a weight of the stem, of 1x1 and linear layers; 8."""
+    weight_levels: Annotated[int | None, Ge(2), Le(255)] = None
+    """With qat: values of a weight, to 2^weight_bits; an odd number of them has a 0; none for 2^weight_bits - 1."""
     qat_scales: Literal["searched", "learned"] | None = None
     """With qat: scales of the weights, searched at every step, or learned (LSQ); searched."""
 
@@ -227,10 +239,12 @@ class RunConfig:
                 raise ConfigError(
                     f"{field.name} says what dense convolutions become: set convert_taps too, or leave it out"
                 )
-        if self.prune and (self.source is None or self.weight_bits == 1):
+        even = self.weight_bits == 1 or (self.weight_levels is not None and self.weight_levels % 2 == 0)
+        if self.prune and (self.source is None or even):
             raise ConfigError(
-                f"prune takes weights from a trained source, and 1 bit has no zero: got source={self.source} and "
-                f"weight_bits={self.weight_bits}; set source (--source) and more bits, or leave it out"
+                "prune takes weights from a trained source, and 1 bit and even weight_levels have no zero: got "
+                f"source={self.source}, weight_bits={self.weight_bits} and weight_levels={self.weight_levels}; set "
+                "source (--source) and more bits, or leave it out"
             )
         _ = self.rotate  # refuses options that exclude each other
         for key, default in zip(QAT_KEYS, (*Bits(), "searched"), strict=True):
@@ -238,6 +252,13 @@ class RunConfig:
                 object.__setattr__(self, key, default)
             elif not self.qat and getattr(self, key) is not None:
                 raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
+        if self.weight_levels is not None and self.weight_bits is not None:
+            least, most = 2 ** (self.weight_bits - 1) + 1, min(2**self.weight_bits, 255)
+            if not (most if self.weight_bits == 8 else least) <= self.weight_levels <= most:
+                raise ConfigError(
+                    f"weight_levels must be from {least} to {most} with weight_bits={self.weight_bits}, got "
+                    f"{self.weight_levels}"
+                )
 
     @property
     def rotate(self) -> "RotateConfig | None":
@@ -260,7 +281,7 @@ class RunConfig:
         """Bits of the numbers that the run trains for; None without `qat`."""
         if self.weight_bits is None or self.angle_bits is None or self.dense_bits is None:
             return None
-        return Bits(self.weight_bits, self.angle_bits, self.dense_bits)
+        return Bits(self.weight_bits, self.angle_bits, self.dense_bits, self.weight_levels)
 
 
 FINISHED_KEYS = (

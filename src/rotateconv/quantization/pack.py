@@ -19,6 +19,7 @@ from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.pack_description import PackedDescription
 from rotateconv.quantization.pack_file import LARGEST, PackedFile, read_packed, write_packed
 from rotateconv.quantization.pack_streams import check_counts, decode, encode
+from rotateconv.quantization.primitives import levels_of
 from rotateconv.quantization.quantize import Entry, entries, quantize
 
 
@@ -29,6 +30,7 @@ def pack(
     weight_bits: int = 4,
     angle_bits: int = 5,
     dense_bits: int = 8,
+    weight_levels: int | None = None,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -43,7 +45,7 @@ def pack(
     Args:
         model: Of float32 numbers; not changed.
         path: The file to write, exactly; whole or not at all.
-        weight_bits, angle_bits, dense_bits: As in quantize.
+        weight_bits, angle_bits, dense_bits, weight_levels: As in quantize.
         classes: Names of the classes, in the order of the outputs.
         mean, std: Per channel, of images between 0 and 1: the model sees (image - mean) / std.
         input_size: (channels, height, width) of an image.
@@ -60,9 +62,8 @@ def pack(
         >>> sum(parameter.numel() for parameter in model.parameters())
         61850
     """
-    quantized = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits)
-    bits = [weight_bits, angle_bits, dense_bits]
-    tensors = entries(quantized, *bits)
+    quantized = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits, weight_levels=weight_levels)
+    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels)
     for entry in tensors:
         if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
             raise InputError(
@@ -73,7 +74,8 @@ def pack(
         architecture=type(model).__qualname__,
         build=build,
         layers=layers,
-        bits=bits,
+        bits=[weight_bits, angle_bits, dense_bits],
+        levels=None if weight_levels in (None, levels_of(weight_bits)) else weight_levels,
         layout=_layout(tensors),
         classes=None if classes is None else list(classes),
         mean=None if mean is None else list(mean),
@@ -119,7 +121,7 @@ def load_packed(
     packed = read_packed(path, max(LARGEST, 10 * max_parameters))
     try:
         skeleton = _skeleton(packed, model, max_parameters)
-        decode(entries(skeleton, *packed.description.bits), packed.codes)
+        decode(_entries(skeleton, packed.description), packed.codes)
     except ValueError as error:
         raise InputError(f"cannot load {path}: {error}") from error
     return (fuse(skeleton) if fused else skeleton).eval()
@@ -184,10 +186,15 @@ def _put(model: nn.Module, description: PackedDescription) -> None:
 
 def _check_tensors(model: nn.Module, packed: PackedFile, other: str) -> None:
     description = packed.description
-    tensors = entries(model, *description.bits)
+    tensors = _entries(model, description)
     if _layout(tensors) != description.layout:
         raise InputError(f"it holds the numbers of a {description.architecture} with other tensors than {other}")
     check_counts(tensors, packed.stored)
+
+
+def _entries(model: nn.Module, description: PackedDescription) -> list[Entry]:
+    weight, angle, dense = description.bits
+    return entries(model, weight, angle, dense, description.levels)
 
 
 def _build(arguments: dict[str, Any]) -> nn.Module:

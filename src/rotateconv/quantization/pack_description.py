@@ -49,6 +49,7 @@ class PackedDescription:
         architecture: Name of the model's class.
         layers: Options of the RotateConv2d layers that the model does not have by itself, by name.
         bits: Of weights, angles and dense layers, as in quantize.
+        levels: Of weights, as weight_levels in quantize.
         layout: Hash of the names, kinds and shapes of its tensors.
         build: Arguments of build_model; None for a model that it did not build.
         classes: Names of the classes, in the order of the outputs; None where pack was given none.
@@ -63,6 +64,7 @@ class PackedDescription:
     layers: dict[str, RotateConfig]
     bits: list[int]
     layout: str
+    levels: int | None = None
     build: dict[str, Any] | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
@@ -76,6 +78,8 @@ class PackedDescription:
         for key in ("bits", "classes", "mean", "std", "input_size"):
             if (value := getattr(self, key)) is not None or key == "bits":
                 check_list(key, value)
+        if self.levels is not None and not _is_size(self.levels):
+            raise InputError("levels must be a whole number above 0")
         if self.input_size is not None and math.prod(self.input_size) > LARGEST_INPUT:
             size = " x ".join(map(str, self.input_size))
             raise InputError(f"input_size {size} is larger than {LARGEST_INPUT:,} numbers")

@@ -17,7 +17,6 @@ from rotateconv.quantization.primitives import (
     encode_angle,
     encode_weight,
     from_digits,
-    levels,
     to_bf16,
     to_digits,
 )
@@ -32,7 +31,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
     Returns:
         By name: the codes, uint8, of all entries one after the other, and their width in bits.
 
-            weight, dense        c + m of every weight, with m = 2^(bits-1) - 1; with 1 bit, whether it is positive
+            weight, dense        c + m of every weight, half of it where the number of levels is even
             scale                the exponents of all slices as int16: all low bytes, then all high bytes
             angle                of the angles that have an effect
             mantissa             sign and fraction of every bfloat16
@@ -51,8 +50,8 @@ def encode(tensors: Sequence[Entry]) -> Streams:
         widths["weight" if entry.kind == "codebook" else entry.kind] = entry.bits
         if entry.codebook is not None:
             index, factor = nearest_multiple(values, entry.codebook.detach().cpu())
-            codes, scale = encode_weight(factor, entry.bits)
-            weights["weight"].append(to_digits(codes.flatten(), entry.bits))
+            codes, scale = encode_weight(factor, entry.levels)
+            weights["weight"].append(to_digits(codes.flatten(), entry.levels))
             scales.append(scale)
             indices.append(index.flatten().to(torch.uint8))
         elif entry.positions is not None:
@@ -60,8 +59,8 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             integers.append(numbers)
             indices.append(index)
         elif entry.kind in weights:
-            codes, scale = encode_weight(values, entry.bits)
-            weights[entry.kind].append(to_digits(codes.flatten(), entry.bits))
+            codes, scale = encode_weight(values, entry.levels)
+            weights[entry.kind].append(to_digits(codes.flatten(), entry.levels))
             scales.append(scale)
         elif entry.kind == "angle":
             angles.append(encode_angle(values, entry.bits, entry.period)[~entry.unused().cpu()])
@@ -141,9 +140,9 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
             _check(entry, (index < len(entry.codebook)).all())
         if entry.kind in ("weight", "dense", "codebook"):
             digits = reader.take("dense" if entry.kind == "dense" else "weight", count).view(shape)
-            codes = from_digits(digits, entry.bits)
+            codes = from_digits(digits, entry.levels)
             exponents = reader.take("scale", shape[0])
-            _check(entry, (digits < levels(entry.bits)).all() & _within(exponents, *EXPONENT_RANGE))
+            _check(entry, (digits < entry.levels).all() & _within(exponents, *EXPONENT_RANGE))
             value = decode_weight(codes, exponents)
             if entry.codebook is not None:
                 value = value[..., None, None] * entry.codebook.detach().cpu()[index]

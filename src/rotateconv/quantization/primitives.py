@@ -10,30 +10,32 @@ from rotateconv.errors import InputError
 EXPONENT_RANGE = (-8 * 126, 8 * 127)  # of scales, in eighths of an octave: the normal float32 numbers
 
 
-def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def encode_weight(weight: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """The nearest codes c and scale exponents e, symmetric, for every slice o of the first dimension.
 
     ::
 
-        ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8),   |c| <= m = 2^(bits-1) - 1;   with 1 bit, c is -1 or 1 and m = 1
+        ŵ[o, ...] = c[o, ...] · 2^(e[o] / 8)
+        an odd number L of levels:  c = -m .. m,         m = (L - 1) / 2    0 is one of them (mid-tread)
+        an even one:                c = ±1, ±3, .. ±m,   m = L - 1          0 is not (mid-rise)
 
     The scale, one of eight per octave, is the one with the least squared error of the weights Σ (w - ŵ)²: it may
-    clip the largest, and is at most 1.5 · max|w| / m. Searching up to there makes quantization idempotent: what is
-    on such a grid is found again, exactly.
+    clip the largest, and is at most max|w| / m, or 1.5 times that with 2 or 2^b - 1 levels. Searching up to there
+    makes quantization idempotent: what is on such a grid is found again, exactly.
 
     Args:
         weight: (out, ...), floating point.
-        bits: 1 to 8.
+        levels: 2 to 128, or 255.
 
     Returns:
         The codes, int8 in the shape of weight, and the exponents, int16 (out,). A slice of zeros has e = 0; with
-        1 bit, which has no zero, codes of 1 and the smallest scale, 2^-126.
+        an even number of levels, codes of 1 and the smallest scale, 2^-126.
 
     Raises:
         ValueError: If a weight is not finite.
 
     Example:
-        >>> codes, exponent = encode_weight(torch.tensor([[0.75, -0.25, 0.5]]), bits=3)
+        >>> codes, exponent = encode_weight(torch.tensor([[0.75, -0.25, 0.5]]), levels=7)
         >>> codes, exponent
         (tensor([[ 3, -1,  2]], dtype=torch.int8), tensor([-16], dtype=torch.int16))
 
@@ -47,15 +49,15 @@ def encode_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     if rows.numel() == 0:
         return codes.view(weight.shape), exponents
     # Every candidate of many rows at once, a few million numbers at a time.
-    steps = _candidates(bits)
+    steps = _candidates(levels)
     chunk = max(1, 2**22 // (rows.shape[1] * len(steps)))
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
-        codes[part], exponents[part] = _encode_rows(rows[part].float(), bits)
+        codes[part], exponents[part] = _encode_rows(rows[part].float(), levels)
     return codes.view(weight.shape), exponents
 
 
-def encode_weight_at(weight: Tensor, sizes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def encode_weight_at(weight: Tensor, sizes: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """The codes at given scales, and the exponents nearest to these, as `encode_weight` returns them.
 
     A scale that `encode_weight` would not try for these weights becomes the nearest one that it tries. So what is
@@ -64,21 +66,21 @@ def encode_weight_at(weight: Tensor, sizes: Tensor, bits: int) -> tuple[Tensor, 
     Args:
         weight: (out, ...), floating point.
         sizes: Scales, (out,).
-        bits: 1 to 8.
+        levels: As in encode_weight.
 
     Raises:
         ValueError: If a weight is not finite.
 
     Example:
-        >>> encode_weight_at(torch.tensor([[0.75, -0.25, 0.5]]), torch.tensor([0.2]), bits=3)
+        >>> encode_weight_at(torch.tensor([[0.75, -0.25, 0.5]]), torch.tensor([0.2]), levels=7)
         (tensor([[ 3, -1,  3]], dtype=torch.int8), tensor([-19], dtype=torch.int16))
     """
     rows = _rows(weight).float()
-    top = _largest_exponents(rows, bits)
+    top = _largest_exponents(rows, levels)
     # Of a scale of 0 the logarithm is minus infinity, of one below it is no number: both become the smallest.
     exponents = (8 * torch.log2(sizes.detach().double())).round().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    exponents = exponents.clamp(top - _candidates(bits)[-1], top).clamp(*EXPONENT_RANGE)
-    codes = _nearest_codes(rows / scale(exponents)[:, None], bits)
+    exponents = exponents.clamp(top - _candidates(levels)[-1], top).clamp(*EXPONENT_RANGE)
+    codes = _nearest_codes(rows / scale(exponents)[:, None], levels)
     return codes.to(torch.int8).view(weight.shape), exponents.to(torch.int16)
 
 
@@ -98,40 +100,40 @@ def scale(exponents: Tensor) -> Tensor:
     return torch.exp2(exponents.double() / 8).float()
 
 
-def levels(bits: int) -> int:
-    """The number of codes that a weight of so many bits can have.
+def levels_of(bits: int) -> int:
+    """The number of levels that a weight of so many bits has unless others are asked for: 2^bits - 1, one of them 0.
 
     Example:
-        >>> [levels(bits) for bits in (1, 2, 4)]
+        >>> [levels_of(bits) for bits in (1, 2, 4)]
         [2, 3, 15]
     """
     return 2 if bits == 1 else 2**bits - 1
 
 
-def largest_code(bits: int) -> int:
-    """The largest code m of a weight: 2^(bits-1) - 1, and 1 with 1 bit."""
-    return max(1, levels(bits) // 2)
+def largest_code(levels: int) -> int:
+    """The largest code m of a weight: (L - 1) / 2, and L - 1 for an even number L of levels."""
+    return levels // 2 if levels % 2 else levels - 1
 
 
-def to_digits(codes: Tensor, bits: int) -> Tensor:
-    """Codes of weights as whole numbers from 0, uint8: c + m, and (c + 1) / 2 with 1 bit.
+def to_digits(codes: Tensor, levels: int) -> Tensor:
+    """Codes of weights as whole numbers from 0, uint8: c + m, and (c + m) / 2 for an even number of levels.
 
     Example:
-        >>> to_digits(torch.tensor([-1, 0, 1]), 2), to_digits(torch.tensor([-1, 1]), 1)
-        (tensor([0, 1, 2], dtype=torch.uint8), tensor([0, 1], dtype=torch.uint8))
+        >>> to_digits(torch.tensor([-1, 0, 1]), 3), to_digits(torch.tensor([-1, 1, 3]), 4)
+        (tensor([0, 1, 2], dtype=torch.uint8), tensor([1, 2, 3], dtype=torch.uint8))
     """
-    numbers = codes.short()
-    return ((numbers + 1) // 2 if bits == 1 else numbers + levels(bits) // 2).to(torch.uint8)
+    digits: Tensor = (codes.short() + largest_code(levels)) // (1 if levels % 2 else 2)
+    return digits.to(torch.uint8)
 
 
-def from_digits(digits: Tensor, bits: int) -> Tensor:
+def from_digits(digits: Tensor, levels: int) -> Tensor:
     """The codes, int16, of `to_digits`'s numbers.
 
     Example:
-        >>> from_digits(torch.tensor([0, 1], dtype=torch.uint8), 1)
+        >>> from_digits(torch.tensor([0, 1], dtype=torch.uint8), 2)
         tensor([-1,  1], dtype=torch.int16)
     """
-    return digits.short() * 2 - 1 if bits == 1 else digits.short() - levels(bits) // 2
+    return digits.short() * (1 if levels % 2 else 2) - largest_code(levels)
 
 
 def encode_angle(angle: Tensor, bits: int, period: float) -> Tensor:
@@ -193,9 +195,9 @@ def angle_period(taps: str) -> float:
     return math.pi if taps == "shared" else 2 * math.pi
 
 
-def _candidates(bits: int) -> range:
-    """Steps below the largest scale that are tried: the fewer the bits, the more is gained by clipping."""
-    return range(4 * (10 - bits))
+def _candidates(levels: int) -> range:
+    """Steps below the largest scale that are tried: the fewer the levels, the more is gained by clipping."""
+    return range(4 * (10 - (levels - 1).bit_length()))
 
 
 def _rows(weight: Tensor) -> Tensor:
@@ -203,29 +205,33 @@ def _rows(weight: Tensor) -> Tensor:
     return weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
 
 
-def _largest_exponents(rows: Tensor, bits: int) -> Tensor:
-    """Of the scales that are tried: the largest not above 1.5 · max|w| / m; 0 for a row of zeros."""
+def _largest_exponents(rows: Tensor, levels: int) -> Tensor:
+    """Of the scales that are tried: the largest not above 1.5 (or 1) · max|w| / m; 0 for a row of zeros."""
     largest = rows.abs().amax(1).double() if rows.shape[1] else rows.new_zeros(len(rows), dtype=torch.float64)
+    # What has this scale must be given a largest code for which the scale is tried again: of 1.5 that is so where
+    # there are 2 or 2^b - 1 levels.
+    more = 1.5 if levels == 2 or levels & (levels + 1) == 0 else 1.0
     # The sliver makes 1.5 · max|w| / m itself a candidate where it is a scale, whatever the logarithm's rounding.
-    return (8 * torch.log2(1.5 * largest / largest_code(bits)) + 1e-3).floor().nan_to_num(neginf=0)
+    return (8 * torch.log2(more * largest / largest_code(levels)) + 1e-3).floor().nan_to_num(neginf=0)
 
 
-def _nearest_codes(ratios: Tensor, bits: int) -> Tensor:
+def _nearest_codes(ratios: Tensor, levels: int) -> Tensor:
     """The codes nearest to weights over their scale, as floats; the tensor given is overwritten."""
-    limit = largest_code(bits)
-    return torch.where(ratios < 0, -1.0, 1.0) if bits == 1 else ratios.round_().clamp_(-limit, limit)
+    limit = largest_code(levels)
+    codes = ratios.round_() if levels % 2 else ratios.div_(2).floor_().mul_(2).add_(1)
+    return codes.clamp_(-limit, limit)
 
 
-def _encode_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _encode_rows(rows: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     largest = rows.abs().amax(1)
-    steps = torch.tensor(list(_candidates(bits)), device=rows.device)
-    exponents = (_largest_exponents(rows, bits)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
+    steps = torch.tensor(list(_candidates(levels)), device=rows.device)
+    exponents = (_largest_exponents(rows, levels)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
     sizes = scale(exponents)[..., None]
-    codes = _nearest_codes(rows[:, None] / sizes, bits)  # [row, candidate, column]
+    codes = _nearest_codes(rows[:, None] / sizes, levels)  # [row, candidate, column]
     error = (codes * sizes - rows[:, None]).double().square_().sum(-1)
     best = error.argmin(1)  # the first, so the largest scale, of equal ones
     index = torch.arange(len(rows), device=rows.device)
-    found = torch.where(largest > 0, exponents[index, best], float(EXPONENT_RANGE[0]) if bits == 1 else 0.0)
+    found = torch.where(largest > 0, exponents[index, best], 0.0 if levels % 2 else float(EXPONENT_RANGE[0]))
     return codes[index, best].to(torch.int8), found.to(torch.int16)
 
 

@@ -24,10 +24,10 @@ class QuantizedTraining:
     output channel, from that start: where m is the largest code and N the number of weights of the scale s,
     ::
 
-        ŵ = s · c,   c = round(w / s) within ±m
+        ŵ = s · c,   c = the nearest code to w / s, within ±m
         ∂ŵ/∂s = c - w/s where |w/s| <= m, else c;   times 1 / sqrt(N · m)
         ∂ŵ/∂w = 1       where |w/s| <= m, else 0
-        with 1 bit, c = sign(w):  ∂ŵ/∂s = c,  ∂ŵ/∂w = 1
+        with 2 levels, c = sign(w):  ∂ŵ/∂s = c,  ∂ŵ/∂w = 1
 
     The pass sees a learned scale on the grid of eighths of an octave that files hold, within those that a search
     would try. After the training, `quantize(model, ..., scales=quantized.scales)` with the same bits has the
@@ -36,7 +36,7 @@ class QuantizedTraining:
 
     Args:
         model: The plain model, not a wrapper of it.
-        weight_bits, angle_bits, dense_bits: As in quantize.
+        weight_bits, angle_bits, dense_bits, weight_levels: As in quantize.
         scales: "searched", or "learned": then `scales` holds parameters that the optimizer takes too.
 
     Attributes:
@@ -67,17 +67,18 @@ class QuantizedTraining:
         angle_bits: int = 5,
         *,
         dense_bits: int = 8,
+        weight_levels: int | None = None,
         scales: Literal["searched", "learned"] = "searched",
     ) -> None:
         self.model = model
-        self.bits = (weight_bits, angle_bits, dense_bits)
+        self.bits = (weight_bits, angle_bits, dense_bits, weight_levels)
         tensors = entries(model, *self.bits)  # bits out of range are the caller's mistake now, not at the first step
         if scales not in ("searched", "learned"):
             raise InputError(f"scales must be 'searched' or 'learned', got {scales!r}")
         self.scales: dict[str, nn.Parameter] = {}
         for entry in tensors if scales == "learned" else ():
             if entry.kind in ("weight", "dense"):
-                self.scales[entry.name] = nn.Parameter(scale(encode_weight(entry.tensor, entry.bits)[1]))
+                self.scales[entry.name] = nn.Parameter(scale(encode_weight(entry.tensor, entry.levels)[1]))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -104,21 +105,21 @@ class QuantizedTraining:
 
 def _share_gradient(entry: Entry, size: nn.Parameter, before: Tensor | None) -> None:
     """Give a scale its part of the gradient that a pass added to that of the weights, and clip theirs."""
-    codes, exponents = encode_weight_at(entry.tensor, size, entry.bits)
+    codes, exponents = encode_weight_at(entry.tensor, size, entry.levels)
     # A scale that the weights left behind would be far from where it has an effect.
     size.clamp_(scale(exponents - 0.5), scale(exponents + 0.5))
     found = entry.tensor.grad
     if found is None:
         return
-    limit = largest_code(entry.bits)
+    limit = largest_code(entry.levels)
     added = found if before is None else found - before
     ratio = entry.tensor / scale(exponents).view(-1, *[1] * (codes.dim() - 1))
-    inside = (ratio.abs() <= limit) & (entry.bits > 1)
+    inside = (ratio.abs() <= limit) & (entry.levels > 2)
     slope = codes - torch.where(inside, ratio, 0)
     share = (added * slope).flatten(1).sum(1) if codes.dim() > 1 else added * slope
     share = share / (codes[:1].numel() * limit) ** 0.5
     size.grad = share if size.grad is None else size.grad + share
-    if entry.bits > 1:
+    if entry.levels > 2:
         found.sub_(added.masked_fill(inside, 0))
 
 

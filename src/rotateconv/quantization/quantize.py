@@ -22,6 +22,7 @@ from rotateconv.quantization.primitives import (
     encode_angle,
     encode_weight,
     encode_weight_at,
+    levels_of,
     to_bf16,
 )
 
@@ -34,6 +35,7 @@ def quantize(
     angle_bits: int = 5,
     *,
     dense_bits: int = 8,
+    weight_levels: int | None = None,
     calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
     scales: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
@@ -41,7 +43,7 @@ def quantize(
 
     ::
 
-        convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8), |c| < 2^(bits-1)   see primitives.encode_weight
+        convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8)                      see primitives.encode_weight
         angles               θ̂ = q · period / 2^bits                               see primitives.encode_angle
         codebook slices      ŵ[o,i] = c[o,i] · 2^(e[o]/8) · codebook[n]            see nn.codebook.CodebookConv2d
         everything else      bfloat16: profiles, biases, norms and their statistics; integers stay
@@ -49,8 +51,11 @@ def quantize(
     `weight_bits` are for what has a spatial kernel: every RotateConv2d, MaskedConv2d, OuterConv2d, the factors of a
     CodebookConv2d, and a dense convolution beyond 1x1 that is neither the model's first nor grouped. With 2 bits
     these are ternary weight networks (TWN), with 1 bit the binary weights with a scale of XNOR-Net (BWN), with the
-    scale per output channel. `dense_bits` are for the first convolution, 1x1 and grouped ones, linear layers and the
-    kernels of a codebook: few numbers in a model for small images, and they suffer most from quantization.
+    scale per output channel. `weight_levels` says how many of the 2^bits codes there are: an odd number of levels has
+    0 in the middle, an even one has none and lies around it. One weight for a whole slice is worth most without a 0,
+    which would drop the slice with its angle.
+    `dense_bits` are for the first convolution, 1x1 and grouped ones, linear layers and the kernels of a codebook: few
+    numbers in a model for small images, and they suffer most from quantization.
     The period of an angle is a full turn, and half of one with taps="shared". A slice whose taps all become 0
     (the center one aside, which does not move) has no direction: its angle becomes 0, which saves its bits in a
     packed file and changes no kernel.
@@ -60,6 +65,8 @@ def quantize(
         weight_bits: 1 to 8; of 1 bit is the sign, times the scale.
         angle_bits: 2 to 8.
         dense_bits: 1 to 8.
+        weight_levels: Above 2^(weight_bits-1), at most 2^weight_bits (and 128, or 255); None for 2^weight_bits - 1, and
+            2 with 1 bit.
         calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
             statistics again behind the quantized weights. None keeps those of the training, which with 3 bits and
             fewer no longer fit.
@@ -82,7 +89,7 @@ def quantize(
         Ordonez, Redmon, Farhadi, "XNOR-Net", ECCV 2016, section 3.1.
     """
     quantized = copy_model(model)
-    tensors = entries(quantized, weight_bits, angle_bits, dense_bits)
+    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels)
     quantize_in_place(tensors, scales)
     if calibration is not None:
         recalibrate(quantized, calibration)
@@ -100,6 +107,7 @@ class Entry:
         kind: "weight", "dense" (codes with one scale per slice), "codebook" (such a code a slice, times a kernel of the
             codebook), "angle", "bf16" (bfloat16) or "integer" (as it is).
         bits: Of a code; 16 for "bf16", 64 for "integer".
+        levels: Number of values of such a code of a weight; else 0.
         layers: The layers that an angle belongs to, else empty; nearly always one.
         positions: Of a kernel, where the tensor counts them; else None.
         codebook: (K, k, k), whose multiples the slices of the tensor are; else None.
@@ -109,6 +117,7 @@ class Entry:
     tensor: Tensor
     kind: Kind
     bits: int
+    levels: int = 0
     layers: tuple[RotateConv2d, ...] = ()
     positions: int | None = None
     codebook: Tensor | None = None
@@ -123,7 +132,9 @@ class Entry:
         return torch.stack([_unused(layer) for layer in self.layers]).all(0)
 
 
-def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int) -> list[Entry]:
+def entries(
+    model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int, weight_levels: int | None = None
+) -> list[Entry]:
     """Every tensor of a model's state dict once, in its order, but the angles at the end.
 
     Raises:
@@ -136,6 +147,8 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
     ):
         if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
             raise InputError(f"{name} must be a whole number from {least} to 8, got {bits!r}")
+    weight_levels = check_levels(weight_bits, weight_levels)
+    levels: dict[Kind, int] = {"weight": weight_levels, "codebook": weight_levels, "dense": levels_of(dense_bits)}
     bits_of: dict[Kind, int] = {
         "weight": weight_bits,
         "dense": dense_bits,
@@ -160,8 +173,30 @@ def entries(model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int
             counts = isinstance(module, MaskedConv2d) and key == "position"
             positions = math.prod(module.kernel_size) if counts else None  # type: ignore[arg-type]
             codebook = module.codebook if kind == "codebook" and isinstance(module, CodebookConv2d) else None
-            found[id(tensor)] = Entry(name, tensor, kind, bits_of[kind], owners, positions, codebook)
+            found[id(tensor)] = Entry(
+                name, tensor, kind, bits_of[kind], levels.get(kind, 0), owners, positions, codebook
+            )
     return sorted(found.values(), key=lambda entry: entry.kind == "angle")
+
+
+def check_levels(bits: int, levels: int | None) -> int:
+    """The number of levels of a weight of so many bits.
+
+    Raises:
+        ValueError: If codes of so many bits are too few for the levels, or one bit less would do.
+
+    Example:
+        >>> check_levels(2, None), check_levels(2, 4)
+        (3, 4)
+    """
+    if levels is None:
+        return levels_of(bits)
+    least, most = 2 ** (bits - 1) + 1, 2**bits if bits < 8 else 255
+    right = isinstance(levels, int) and not isinstance(levels, bool) and least <= levels <= most
+    if not right or (bits == 8 and levels != most):
+        allowed = f"from {least} to {most}" if 1 < bits < 8 else f"{most}"
+        raise InputError(f"weight_levels must be {allowed} with {bits} bits, got {levels!r}")
+    return levels
 
 
 @torch.no_grad()
@@ -192,10 +227,10 @@ def _quantized(entry: Entry, sizes: Tensor | None, keep_unused: bool) -> Tensor:
         return to_bf16(entry.tensor)
     if entry.codebook is not None:
         index, factor = nearest_multiple(entry.tensor, entry.codebook)  # which is quantized already
-        return decode_weight(*encode_weight(factor, entry.bits))[..., None, None] * entry.codebook[index]
+        return decode_weight(*encode_weight(factor, entry.levels))[..., None, None] * entry.codebook[index]
     if sizes is None:
-        return decode_weight(*encode_weight(entry.tensor, entry.bits))
-    return decode_weight(*encode_weight_at(entry.tensor, sizes, entry.bits))
+        return decode_weight(*encode_weight(entry.tensor, entry.levels))
+    return decode_weight(*encode_weight_at(entry.tensor, sizes, entry.levels))
 
 
 def _unused(layer: RotateConv2d) -> Tensor:

@@ -1,50 +1,60 @@
 """The bits of a quantized model as options: those that it was trained with, unless others are asked for."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from rotateconv.lab.run_config import Bits
 
-WeightBits = Annotated[
-    int | None,
-    Parameter(
-        name="--weight-bits", metavar="INTEGER", help="Of a weight of a convolution, 1 to 8.", show_default=False
-    ),
-]
-AngleBits = Annotated[
-    int | None, Parameter(name="--angle-bits", metavar="INTEGER", help="Of an angle, 2 to 8.", show_default=False)
-]
-DenseBits = Annotated[
-    int | None,
-    Parameter(
-        name="--dense-bits",
-        metavar="INTEGER",
-        help="Of a weight of the stem, of 1x1 convolutions and linear layers, 1 to 8.",
-        show_default=False,
-    ),
-]
+if TYPE_CHECKING:
+    from rotateconv.quantization.pack_description import PackedDescription
+
+_Whole = Parameter(metavar="INTEGER", show_default=False)
 
 
-def choose(source: Path, trained: Bits | None, asked: tuple[int | None, int | None, int | None], default: Bits) -> Bits:
-    """Return the bits that were asked for, else those that a model has; a warning where the two are not the same.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Asked:
+    """The bits that a command is given; None where it says nothing."""
 
-    Args:
-        source: Of the model, for the warning.
-        trained: Bits that the model was trained with or has, None for one that is not quantized.
-        asked: Those of the command; None where it says nothing.
-        default: For a model that is not quantized.
-    """
-    found = Bits(*(given if given is not None else own for given, own in zip(asked, trained or default, strict=True)))
-    if trained is not None and found != trained:
-        warnings.warn(
-            f"{source} has {described(trained)}, and is quantized again to {described(found)}: less accurate than a "
-            "model that was trained with these bits",
-            stacklevel=2,
-        )
-    return found
+    weight_bits: Annotated[int | None, _Whole, Parameter(help="Of a weight of a convolution, 1 to 8.")] = None
+    angle_bits: Annotated[int | None, _Whole, Parameter(help="Of an angle, 2 to 8.")] = None
+    dense_bits: Annotated[
+        int | None, _Whole, Parameter(help="Of a weight of the stem, of 1x1 convolutions and linear layers, 1 to 8.")
+    ] = None
+    weight_levels: Annotated[
+        int | None, _Whole, Parameter(help="Values of such a weight, to 2^bits; an odd number of them has a 0.")
+    ] = None
+
+    def choose(self, source: Path, trained: Bits | None, default: Bits) -> Bits:
+        """Return the bits that were asked for, else those that a model has; a warning where they are not the same.
+
+        Args:
+            source: Of the model, for the warning.
+            trained: Bits that the model was trained with or has, None for one that is not quantized.
+            default: For a model that is not quantized.
+        """
+        own = trained or default
+        weight = own.weight if self.weight_bits is None else self.weight_bits
+        levels = own.levels if self.weight_levels is None and weight == own.weight else self.weight_levels
+        angle = own.angle if self.angle_bits is None else self.angle_bits
+        found = Bits(weight, angle, own.dense if self.dense_bits is None else self.dense_bits, levels)
+        if trained is not None and found != trained:
+            warnings.warn(
+                f"{source} has {described(trained)}, and is quantized again to {described(found)}: less accurate than "
+                "a model that was trained with these bits",
+                stacklevel=2,
+            )
+        return found
+
+
+def packed_bits(description: "PackedDescription") -> Bits:
+    """Return the bits of a packed file."""
+    weight, angle, dense = description.bits
+    return Bits(weight, angle, dense, description.levels)
 
 
 def described(bits: Bits) -> str:
@@ -54,4 +64,5 @@ def described(bits: Bits) -> str:
         >>> described(Bits())
         '4 bits per weight, 5 per angle, 8 in stem, 1x1 and linear layers'
     """
-    return f"{bits.weight} bits per weight, {bits.angle} per angle, {bits.dense} in stem, 1x1 and linear layers"
+    levels = "" if bits.levels is None else f" ({bits.levels} levels)"
+    return f"{bits.weight} bits per weight{levels}, {bits.angle} per angle, {bits.dense} in stem, 1x1 and linear layers"

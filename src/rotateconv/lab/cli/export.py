@@ -52,9 +52,7 @@ def export(
         options.switch("--with-preprocessing", "ONNX that takes uint8 images of any size and gives probabilities."),
     ] = False,
     model: options.BuiltBy = None,
-    weight_bits: bits.WeightBits = None,
-    angle_bits: bits.AngleBits = None,
-    dense_bits: bits.DenseBits = None,
+    asked: bits.Asked = bits.Asked(),  # noqa: B008
     license: Annotated[
         str | None,
         Parameter(
@@ -83,14 +81,14 @@ def export(
         raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file and a model card hold it")
     if to == "hub":
         options.refuse({"--model": model}, "--to hub, which takes a run folder")
-        _save_for_hub(source, out, (weight_bits, angle_bits, dense_bits), license)
+        _save_for_hub(source, out, asked, license)
         return
     own: Bits | None
     if source.is_file():
         trained_model, packed = load_packed_file(source, model)
         if packed.input_size is None:
             raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
-        own = Bits(*packed.bits)
+        own = bits.packed_bits(packed)
         size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
     else:
         options.refuse({"--model": model}, "a run folder, which says what builds its model")
@@ -98,20 +96,19 @@ def export(
         trained_model, data, own = trained.model, trained.data, trained.config.bits
         size, classes, mean, std = list(data.input_shape), list(data.classes), list(data.mean), list(data.std)
     small = to == "onnx" and (own is not None if compact is None else compact)
-    asked = (weight_bits, angle_bits, dense_bits)
-    if not small and any(asked):
-        raise ConfigError("--weight-bits, --angle-bits and --dense-bits have no meaning without --compact")
+    if not small and asked != bits.Asked():
+        raise ConfigError(
+            "--weight-bits, --weight-levels, --angle-bits and --dense-bits have no meaning without --compact"
+        )
     if to == "onnx":
-        chosen = bits.choose(source, own, asked, Bits(angle=4)) if small else Bits()
+        chosen = asked.choose(source, own, Bits(angle=4)) if small else Bits()
         done = export_onnx(
             trained_model,
             out,
             input_size=size,
             compact=small,
             preprocessing=with_preprocessing,
-            weight_bits=chosen.weight,
-            angle_bits=chosen.angle,
-            dense_bits=chosen.dense,
+            **chosen.arguments,
             classes=classes,
             mean=mean,
             std=std,
@@ -136,15 +133,13 @@ def export(
     facts(make_console(), rows)
 
 
-def _save_for_hub(
-    run: Path, folder: Path, asked: tuple[int | None, int | None, int | None], license: str | None
-) -> None:
+def _save_for_hub(run: Path, folder: Path, asked: bits.Asked, license: str | None) -> None:
     """Write a run as a folder of the Hub's form, and print what is in it."""
     from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.hub_folder import CARD, save_for_hub
     from rotateconv.lab.train.run_folder import read_config
 
-    chosen = bits.choose(run, read_config(run, trusting=True).bits, asked, Bits(angle=4))
+    chosen = asked.choose(run, read_config(run, trusting=True).bits, Bits(angle=4))
     try:
         files = save_for_hub(run, folder, license=license or "mit", bits=chosen)
     except ImportError as error:

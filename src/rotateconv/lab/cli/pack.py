@@ -24,9 +24,7 @@ def pack(
     /,
     *,
     out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
-    weight_bits: bits.WeightBits = None,
-    angle_bits: bits.AngleBits = None,
-    dense_bits: bits.DenseBits = None,
+    asked: bits.Asked = bits.Asked(),  # noqa: B008
     calibrate: Annotated[
         bool,
         options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate."),
@@ -59,7 +57,7 @@ def pack(
     from rotateconv.quantization.quantize import quantize
 
     trained = load_run(run)
-    chosen = bits.choose(run, trained.config.bits, (weight_bits, angle_bits, dense_bits), Bits())
+    chosen = asked.choose(run, trained.config.bits, Bits())
     data, model = trained.data, trained.model
     console = make_console()
     statistics = "of the training"
@@ -70,13 +68,13 @@ def pack(
         if DataDescription.of(images) != data:
             raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
         batches = calibration_batches(model, trained.config, data, images.train)
-        model = quantize(model, chosen.weight, chosen.angle, dense_bits=chosen.dense, calibration=batches).cpu()
+        model = quantize(model, **chosen.arguments, calibration=batches).cpu()
         statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"
-    pack_model(model, data, out, weight_bits=chosen.weight, angle_bits=chosen.angle, dense_bits=chosen.dense)
+    pack_model(model, data, out, chosen)
     size = out.stat().st_size
     accuracy = "not measured: --no-evaluate"
     if evaluate:
-        kept = quantize(model, chosen.weight, chosen.angle, dense_bits=chosen.dense)
+        kept = quantize(model, **chosen.arguments)
         accuracy = validation_accuracy(dataclasses.replace(trained, model=kept), console)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     facts(

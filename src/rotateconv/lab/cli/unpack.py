@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.bits import described, packed_bits
 
 EXAMPLES = options.examples(
     ("What is in a file:", "rotateconv unpack digits.rotateconv"),
@@ -36,11 +37,10 @@ def unpack(
     if out is None:
         options.refuse({"--fused": fused, "--model": model}, "no --out")
     description = describe_packed(file)
-    weight, angle, dense = description.bits
     rows = {
         "file": f"{file}: {file.stat().st_size:,} bytes, undamaged",
         "model": packed_name(description),
-        "bits": f"{weight} per weight, {angle} per angle, {dense} in stem, 1x1 and linear layers",
+        "bits": described(packed_bits(description)),
     }
     if description.classes is not None:
         rows["classes"] = ", ".join(description.classes)

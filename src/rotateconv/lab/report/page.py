@@ -7,6 +7,7 @@ from rotateconv.errors import RunError, nearest
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.report.blocks import fill_blocks
 from rotateconv.lab.report.figures import picture_names, size_picture
+from rotateconv.lab.report.frontier import frontier_picture, make_points, points_table, rivalries, rivalry_table
 from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
 from rotateconv.lab.report.tables import (
     STUDY,
@@ -47,6 +48,16 @@ SIZES_CAPTION = (
     "split, mean ± standard deviation over n runs. Models that were not trained with quantized numbers are packed with "
     "`--calibrate`. The last column is the accuracy above that of the dense models at the same bytes, read off the "
     "line through the best of them (bytes on a logarithmic scale); none of that size: -."
+)
+_RIVALRIES = (
+    "For each budget the model of a family with the best validation accuracy among those whose packed file is not "
+    "larger (by 2 % at most); one of several seeds before one of a single seed. Test accuracies in percent, "
+    "differences in points with 95 % confidence intervals by Welch's t-test. A verdict needs a p-value below "
+    f"{LEVEL:g} after Benjamini and Hochberg's correction over this table."
+)
+_FRONTIER = (
+    "Accuracies in percent, mean ± standard deviation (n - 1) over seeds; bits of a weight and, behind the plus, of an "
+    "angle. Minutes are of the epochs with quantized numbers alone, on a processor that did other work too."
 )
 _CONVERSIONS = (
     "Test accuracy in percent, one run each: of the trained dense model, of the RotateConv layers fitted to it, of the "
@@ -91,6 +102,8 @@ def make_block(kind: str, study: str, studies: Studies, folder: str = f"{PICTURE
         return _conversions(found) if found.conversions else "Not measured yet: `rotateconv convert`"
     if kind == "sizes":
         return _sizes(study, found.sizes, folder) if found.sizes else "Not measured yet: `rotateconv compare --sizes`"
+    if kind == "frontier":
+        return _frontier(study, found, folder) if found.files else "Not measured yet: `python benchmarks/bytes.py`"
     if not found.runs:
         names = _named(study, studies)
         commands = [f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in names]
@@ -109,6 +122,7 @@ def gathered(study: str, studies: Studies) -> StudyRecord:
         contrasts={conv: others for one in found for conv, others in one.contrasts.items()},
         sizes=found[0].sizes,
         conversions=tuple(conversion for one in found for conversion in one.conversions),
+        files={name: size for one in found for name, size in one.files.items()},
     )
 
 
@@ -202,6 +216,16 @@ def _sizes(study: str, sizes: SizesTable, folder: str) -> str:
     return f"{sizes_text(sizes)}\n\n{_image(size_picture(study), folder)}"
 
 
+def _frontier(study: str, found: StudyRecord, folder: str) -> str:
+    groups = make_groups(found.runs)
+    points = make_points(groups, found.files)
+    parts = [protocol([point.group for point in points]), _image(frontier_picture(study), folder)]
+    rivals = rivalries(points)
+    if rivals:
+        parts += [rivalry_table(rivals).markdown(), _RIVALRIES]
+    return "\n\n".join([*parts, points_table(points).markdown(), _FRONTIER, *_failures(groups)])
+
+
 def _conversions(found: StudyRecord) -> str:
     return f"{conversion_table(found.conversions).markdown()}\n\n{_CONVERSIONS}"
 
@@ -242,6 +266,6 @@ _TEXTS: dict[str, Callable[[StudyRecord, Sequence[Group]], str]] = {
     "validation": _validations,
     "angles": _angles,
 }
-KINDS = (*_TEXTS, "pictures", "sizes", "conversions")
+KINDS = (*_TEXTS, "pictures", "sizes", "conversions", "frontier")
 """What a block of a page can show of a study: texts about its runs, the files of `draw_study` in the folder `PICTURES`,
-accuracy against bytes, and what `rotateconv convert` found."""
+accuracy against bytes, after training and with it, and what `rotateconv convert` found."""

@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 import math
+import re
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import PRESETS, RunConfig
@@ -166,7 +168,7 @@ def make_groups(runs: Sequence[RunRecord]) -> list[Group]:
     """
     found: dict[RunConfig, list[RunRecord]] = {}
     for run in runs:
-        found.setdefault(dataclasses.replace(run.config, seed=0), []).append(run)
+        found.setdefault(_seedless(run.config), []).append(run)
     keys = sorted(field.name for field in dataclasses.fields(RunConfig) if field.name not in _OF_THE_MODEL)
     varying = [key for key in keys if len({getattr(config, key) for config in found}) > 1]
     groups = []
@@ -235,10 +237,10 @@ def contrasts(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) ->
             if one is not None:
                 found.append(one)
     order = ("loses", "not decided", "one seed: not decided", "wins")
-    return sorted(_corrected(found), key=lambda one: (order.index(one.verdict), one.difference))
+    return sorted(corrected(found), key=lambda one: (order.index(one.verdict), one.difference))
 
 
-def _corrected(found: Sequence[Contrast]) -> list[Contrast]:
+def corrected(found: Sequence[Contrast]) -> list[Contrast]:
     """Return contrasts with p-values corrected for their number.
 
     Reference:
@@ -249,6 +251,15 @@ def _corrected(found: Sequence[Contrast]) -> list[Contrast]:
     tested = [one.p_value for one in found if one.p_value is not None]
     adjusted = iter(false_discovery_control(tested) if tested else ())
     return [dataclasses.replace(one, adjusted=None if one.p_value is None else float(next(adjusted))) for one in found]
+
+
+def _seedless(config: RunConfig) -> RunConfig:
+    """Return a configuration that all seeds share: a source or teacher of the same seed goes by its name without it."""
+    ends = re.compile(rf"-s(eed)?{config.seed}$")
+    names: dict[str, Any] = {
+        key: ends.sub("", name) for key in ("source", "teacher") if (name := getattr(config, key)) is not None
+    }
+    return dataclasses.replace(config, seed=0, **names)
 
 
 def _beside(group: Group, groups: Sequence[Group]) -> list[Group]:

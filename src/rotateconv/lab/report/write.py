@@ -8,6 +8,7 @@ from rotateconv.errors import RunError
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.figures import draw_sizes, draw_study, size_picture
+from rotateconv.lab.report.frontier import draw_frontier, frontier_picture, make_points
 from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, gathered, to_markdown
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
@@ -55,6 +56,10 @@ def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ())
         elif kind == "sizes" and found.sizes:
             _make(folder)
             draw_sizes(found.sizes, folder / size_picture(study))
+        elif kind == "frontier" and found.files:
+            _make(folder)
+            points = make_points(make_groups(found.runs), found.files)
+            draw_frontier(points, folder / frontier_picture(study))
     write_bytes(page, filled.encode())
 
 

@@ -15,6 +15,7 @@ from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import read_toml
 from rotateconv.lab.naming import run_name
+from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.study.angles import analysis_from_json
 from rotateconv.lab.study.conversions import ConversionRecord, conversion_from_json
 from rotateconv.lab.study.plan import contrasts_from
@@ -44,7 +45,18 @@ SIZES = "sizes.json"
 CONVERSIONS = "conversions.json"
 """Name of the record of conversions that a study may keep."""
 
+FILES = "files.json"
+"""Name of the record of the bytes of the files that were written of a study's runs, by their names."""
+
 _SOURCES = ("source", "teacher")
+
+
+@dataclass(frozen=True)
+class FileBytes(Plain):
+    """Bytes of a run's packed file and of its compact ONNX file, None where none was written."""
+
+    packed: int
+    compact: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +68,14 @@ class StudyRecord:
         contrasts: As `Study.contrasts`.
         sizes: Accuracy against bytes, or None.
         conversions: What `rotateconv convert` found.
+        files: Bytes of files, by the run's name.
     """
 
     runs: tuple[RunRecord, ...] = ()
     contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: SizesTable | None = None
     conversions: tuple[ConversionRecord, ...] = ()
+    files: Mapping[str, FileBytes] = field(default_factory=dict)
 
 
 def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
@@ -120,7 +134,12 @@ def read_study(folder: Path) -> StudyRecord:
         contrasts_from(read_toml(folder / STUDY).get("contrasts", {})) if (folder / STUDY).is_file() else {},
         read_sizes(folder),
         tuple(conversion_from_json(value, file) for value in conversions),
+        {name: from_json(FileBytes, value, folder / FILES) for name, value in _files(folder).items()},
     )
+
+
+def _files(folder: Path) -> Mapping[str, Any]:
+    return read_json(folder / FILES) if (folder / FILES).is_file() else {}
 
 
 def read_sizes(folder: Path) -> SizesTable | None:

@@ -178,20 +178,10 @@ def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
     packed, compact = config.bits or Bits(), config.bits or Bits(angle=4)
 
     def pack(file: Path) -> None:
-        weight, angle, dense = packed
-        pack_model(model, data, file, weight_bits=weight, angle_bits=angle, dense_bits=dense)
+        pack_model(model, data, file, packed)
 
     def export(file: Path) -> None:
-        weight, angle, dense = compact
-        export_onnx(
-            model,
-            file,
-            input_size=data.input_shape,
-            compact=True,
-            weight_bits=weight,
-            angle_bits=angle,
-            dense_bits=dense,
-        )
+        export_onnx(model, file, input_size=data.input_shape, compact=True, **compact.arguments)
 
     return (
         FileSize("dense: every kernel written out, float32", configured_cost(config, data).fused_bytes),

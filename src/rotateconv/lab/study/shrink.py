@@ -381,8 +381,7 @@ class _Search:
             return self._export(model, bits, Path(folder, ONNX))
 
     def _pack(self, model: nn.Module, bits: Bits, path: Path) -> int:
-        weight, angle, dense = bits
-        pack_model(model, self.data, path, weight_bits=weight, angle_bits=angle, dense_bits=dense)
+        pack_model(model, self.data, path, bits)
         return path.stat().st_size
 
     def _export(self, model: nn.Module, bits: Bits, path: Path) -> int:
@@ -392,9 +391,7 @@ class _Search:
             path,
             input_size=data.input_shape,
             compact=True,
-            weight_bits=bits.weight,
-            angle_bits=bits.angle,
-            dense_bits=bits.dense,
+            **bits.arguments,
             classes=data.classes,
             mean=data.mean,
             std=data.std,

@@ -85,9 +85,8 @@ class Candidate(Plain):
             "convert_angle_groups": form.angle_groups,
             "convert_fit": "outputs",
         }
-        bits = dict(zip(("weight_bits", "angle_bits", "dense_bits"), self.bits, strict=True))
-        changes = {**({} if form.taps is None else lines), **bits, "qat": True, "epochs": epochs}
-        return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+        changes = {**({} if form.taps is None else lines), **self.bits.arguments, "qat": True, "epochs": epochs}
+        return dataclasses.replace(base, **changes)
 
 
 @dataclass(frozen=True)

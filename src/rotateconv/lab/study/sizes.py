@@ -17,6 +17,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import layers_label, model_label
 from rotateconv.lab.plain import Plain, from_json
+from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.quantize import quantize
@@ -256,12 +257,12 @@ def _measure(
     if width == FLOAT:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         return size, evaluate_split(model, config, data, images.test).accuracy
-    angle, dense = (_ANGLE_BITS[width], 8) if config.bits is None else config.bits[1:]
+    bits = config.bits or Bits(width, _ANGLE_BITS[width])
     batches = None if config.qat else calibration_batches(model, config, data, images.train)
-    quantized = quantize(model, width, angle, dense_bits=dense, calibration=batches).cpu()
+    quantized = quantize(model, **bits.arguments, calibration=batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.rotateconv")
-        pack_model(quantized, data, file, weight_bits=width, angle_bits=angle, dense_bits=dense)
+        pack_model(quantized, data, file, bits)
         size = file.stat().st_size
     return size, evaluate_split(quantized, config, data, images.test).accuracy
 

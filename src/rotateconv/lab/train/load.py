@@ -15,6 +15,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
+from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.build import build_configured, outline_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
 from rotateconv.lab.train.device import chosen_device
@@ -119,16 +120,12 @@ def _last_weights(run: Path) -> dict[str, Tensor]:
     return checkpoint.weights.get("average", checkpoint.weights["model"])
 
 
-def pack_model(
-    model: nn.Module, data: DataDescription, path: str | Path, *, weight_bits: int, angle_bits: int, dense_bits: int
-) -> None:
+def pack_model(model: nn.Module, data: DataDescription, path: str | Path, bits: Bits) -> None:
     """Pack a model, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
     pack(
         model,
         path,
-        weight_bits=weight_bits,
-        angle_bits=angle_bits,
-        dense_bits=dense_bits,
+        **bits.arguments,
         classes=data.classes,
         mean=data.mean,
         std=data.std,

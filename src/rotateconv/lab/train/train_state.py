@@ -115,7 +115,7 @@ class TrainingState:
         bits = self.config.bits
         if bits is None:
             return self.exact_result
-        return quantize(self.exact_result, bits.weight, bits.angle, dense_bits=bits.dense, scales=self.scales)
+        return quantize(self.exact_result, **bits.arguments, scales=self.scales)
 
     @property
     def scales(self) -> Mapping[str, Tensor]:
@@ -201,7 +201,7 @@ def build_state(
     if config.bits is not None:
         assert config.qat_scales is not None
         bits = config.bits
-        qat = QuantizedTraining(model, bits.weight, bits.angle, dense_bits=bits.dense, scales=config.qat_scales)
+        qat = QuantizedTraining(model, **bits.arguments, scales=config.qat_scales)
     learned = [] if qat is None else list(qat.scales.values())
     average_scales = None
     if config.ema_decay is not None and learned:

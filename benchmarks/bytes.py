@@ -1,0 +1,123 @@
+"""Accuracy against bytes on one footing: the runs of experiments/bytes, and the sizes of their files.
+
+    python benchmarks/bytes.py --data-dir DATA/cifar10-jpeg --work runs/bytes            # all that is missing
+    python benchmarks/bytes.py --work runs/bytes --list                                  # its commands alone
+    python benchmarks/bytes.py --data-dir DATA/cifar10-jpeg --work runs/bytes --record   # of the finished ones
+
+The footing: a model is trained with float32 numbers first; then it, or what it is converted to, goes on with quantized
+ones for the same number of epochs, with the dense model of full width and the same seed as the teacher. Every run is a
+command of rotateconv, resumed where it was stopped. The last step writes records.jsonl and files.json there, of which
+`rotateconv report` makes the table and the picture.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rotateconv.lab.report.write import write_records
+from rotateconv.lab.study.records import find_studies
+
+STUDY = Path(__file__).resolve().parents[1] / "experiments" / "bytes"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the study, and the command that trains it in the folder of the study's runs."""
+
+    name: str
+    command: tuple[str, ...]
+    quantized: bool
+
+
+def runs(points: dict, data_dir: str) -> Iterator[Run]:
+    """Yield the runs in the order of the file, seed by seed; a source comes before what goes on from it."""
+    made = set()
+    for seed in range(max(point.get("seeds", 1) for point in points["point"])):
+        for point in points["point"]:
+            if seed >= point.get("seeds", 1):
+                continue
+            dense = f"f-conv3x3-x1-s{seed}"
+            width, trained = point.get("width", 1.0), point.get("source", "conv3x3")
+            source = f"f-{trained}-x{width:g}-s{seed}"
+            for conv, wide in (("conv3x3", 1.0), (trained, width)):
+                name = f"f-{conv}-x{wide:g}-s{seed}"
+                if name not in made:
+                    made.add(name)
+                    options = [*points["float"], "--conv", conv, "--width", f"{wide:g}", "--seed", str(seed)]
+                    yield Run(name, ("train", *options, "--data-dir", data_dir, "--out", name), quantized=False)
+            bits = {key: point[key] for key in ("weight_bits", "weight_levels", "angle_bits") if key in point}
+            form = f"{point['taps']}-taps" if "taps" in point else point.get("conv", trained)
+            levels = f"l{bits['weight_levels']}" if "weight_levels" in bits else ""
+            angles = f"a{bits['angle_bits']}" if "angle_bits" in bits else ""
+            extra = point.get("options", [])
+            more = "".join(f"-{word.lstrip('-').replace('=', '-')}" for word in extra if word != "--set")
+            name = f"{form}-x{width:g}-w{bits['weight_bits']}{levels}{angles}{more}-s{seed}"
+            options = [f"--{key.replace('_', '-')}={value}" for key, value in bits.items()]
+            if "taps" in point:
+                command = ["convert", source, "--taps", point["taps"], "--qat"]
+            elif "conv" in point:
+                command = ["train", "--source", source, "--conv", point["conv"], "--qat"]
+            else:
+                command = ["finish", source]
+            common = [*points["finish"], "--teacher", dense, "--data-dir", data_dir, "--out", name]
+            yield Run(name, (*command, *options, *extra, *common), quantized=True)
+
+
+def train(run: Run, work: Path) -> None:
+    """Train a run, unless it is finished; what it prints goes to a file beside its folder."""
+    if (work / run.name / "summary.json").is_file():
+        return
+    print(shlex.join(["rotateconv", *run.command]), flush=True)
+    resumed = (work / run.name / "config.json").is_file() and run.command[0] == "train"
+    command = ("train", "--resume", run.name) if resumed else run.command
+    with (work / f"{run.name}.log").open("a") as log:
+        subprocess.run([sys.executable, "-m", "rotateconv", *command], cwd=work, stdout=log, stderr=log, check=True)
+
+
+def measure(run: Run, work: Path) -> dict[str, int]:
+    """Return the bytes of a run's packed file and compact ONNX file, which are written beside its folder."""
+    found = {}
+    for key, end, command in (("packed", "rcp", "pack"), ("compact", "onnx", "export")):
+        file = work / f"{run.name}.{end}"
+        if not file.is_file():
+            options = ["--no-evaluate"] if command == "pack" else ["--compact"]
+            words = [sys.executable, "-m", "rotateconv", command, run.name, "--out", file.name, *options]
+            subprocess.run(words, cwd=work, stdout=subprocess.DEVNULL, check=True)
+        found[key] = file.stat().st_size
+    return found
+
+
+def record(finished: list[Run], work: Path) -> None:
+    """Write the record of the study."""
+    write_records(find_studies(work / run.name for run in finished), STUDY / "records.jsonl")
+    sizes = {run.name: measure(run, work) for run in finished if run.quantized}
+    (STUDY / "files.json").write_text(json.dumps(sizes, indent=1) + "\n")
+
+
+def main() -> None:
+    """Train what is missing, or write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", default="cifar10-jpeg", help="folder of cifar10-jpeg: train/ and test/")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--list", action="store_true", help="print the commands, and train nothing")
+    parser.add_argument("--record", action="store_true", help="write the record of finished runs alone")
+    arguments = parser.parse_args()
+    found = list(runs(tomllib.loads((STUDY / "points.toml").read_text()), arguments.data_dir))
+    if arguments.list:
+        print("\n".join(shlex.join(["rotateconv", *run.command]) for run in found))
+        return
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if not arguments.record:
+        for run in found:
+            train(run, arguments.work)
+    record([run for run in found if (arguments.work / run.name / "summary.json").is_file()], arguments.work)
+
+
+if __name__ == "__main__":
+    main()

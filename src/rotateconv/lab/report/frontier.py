@@ -1,0 +1,204 @@
+"""Accuracy against bytes of models that were trained with quantized numbers, rivals beside lines of every kind."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rotateconv.lab.report.canvas import bar, legend, make_figure, save, scale_bytes
+from rotateconv.lab.report.colors import layers_color
+from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, corrected
+from rotateconv.lab.report.tables import Table, difference, number, spread
+from rotateconv.lab.study.records import FileBytes
+
+BUDGETS = (15_000, 20_000, 28_000, 40_000, 60_000)
+"""Bytes of a packed file for which the best of each family are compared."""
+_ROOM = 1.02  # a file may be so much larger than a budget: sizes differ by a percent between seeds
+
+FAMILIES: Mapping[str, Callable[[str], bool]] = {
+    "RotateConv": lambda label: label.startswith(("rotate", "line")) or "taps" in label,
+    "dense": lambda label: label.startswith("conv"),
+    "others": lambda label: True,
+}
+"""What a family is told by, of the label of its layers; the first that holds."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A group of runs with the files that were written of them.
+
+    Attributes:
+        group: Of one configuration, with all its seeds.
+        packed: Bytes of the packed file, mean over the runs.
+        compact: Of the compact ONNX file; None where there is none.
+    """
+
+    group: Group
+    packed: float
+    compact: float | None
+
+    @property
+    def family(self) -> str:
+        """A key of `FAMILIES`."""
+        return next(name for name, holds in FAMILIES.items() if holds(self.group.label))
+
+    @property
+    def bits(self) -> str:
+        """Of a weight, with the number of levels where it is not 2^bits - 1, and of an angle where there is one."""
+        bits = self.group.config.bits
+        assert bits is not None
+        levels = "" if bits.levels is None else f" ({bits.levels} levels)"
+        return f"{bits.weight}{levels}" + (f" + {bits.angle}" if self.family == "RotateConv" else "")
+
+    @property
+    def accuracy(self) -> Sample:
+        """On the test split."""
+        assert self.group.accuracy is not None
+        return self.group.accuracy
+
+    @property
+    def validation(self) -> float:
+        """What a point is chosen by."""
+        assert self.group.validation is not None
+        return self.group.validation.mean
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """The best RotateConv model within a budget, by validation accuracy, and the best of another family."""
+
+    budget: int
+    ours: Point
+    theirs: Point
+    contrast: Contrast
+
+
+def make_points(groups: Sequence[Group], files: Mapping[str, FileBytes]) -> list[Point]:
+    """Return a point per group whose runs were quantized and whose files were all measured, smallest first."""
+    points = []
+    for group in groups:
+        found = [files[run.name] for run in group.runs if run.name in files]
+        if group.config.bits is None or not found or len(found) < len(group.runs) or group.validation is None:
+            continue
+        compact = [one.compact for one in found if one.compact is not None]
+        size = statistics.fmean(compact) if len(compact) == len(found) else None
+        points.append(Point(group, statistics.fmean(one.packed for one in found), size))
+    return sorted(points, key=lambda point: point.packed)
+
+
+def rivalries(points: Sequence[Point]) -> list[Rivalry]:
+    """Return who is best within each budget, chosen on the validation split; p-values are corrected over all of them.
+
+    A point of several seeds is preferred to one of a single seed, which nothing could be decided with.
+    """
+
+    def best(family: str, budget: int) -> Point | None:
+        fits = [point for point in points if point.family == family and point.packed <= budget * _ROOM]
+        return max(fits, key=lambda point: (point.accuracy.n > 1, point.validation), default=None)
+
+    found = []
+    for budget in BUDGETS:
+        ours = best("RotateConv", budget)
+        for family in FAMILIES:
+            theirs = best(family, budget) if family != "RotateConv" else None
+            if ours is not None and theirs is not None:
+                one = contrast(ours.group, theirs.group)
+                assert one is not None
+                found.append(Rivalry(budget, ours, theirs, one))
+    tested = corrected([one.contrast for one in found])
+    return [dataclasses.replace(one, contrast=test) for one, test in zip(found, tested, strict=True)]
+
+
+def points_table(points: Sequence[Point]) -> Table:
+    """Return a row per point."""
+    rows = []
+    for point in points:
+        group = point.group
+        result = group.runs[0].result
+        multiply_adds = "-" if result.multiply_adds is None else f"{result.multiply_adds / 1e6:,.1f} M"
+        minutes = statistics.median(run.result.seconds for run in group.runs) / 60
+        validation = Sample.of(run.curves.validation_accuracy[-1] for run in group.runs)
+        rows.append(
+            (
+                *(point.family, group.label, point.bits, number(point.packed), number(point.compact)),
+                *(spread(point.accuracy), spread(validation), str(point.accuracy.n), multiply_adds, f"{minutes:.0f}"),
+            )
+        )
+    head = ("family", "layers", "bits", "packed bytes", "compact ONNX", "test accuracy %", "validation accuracy %")
+    return Table((*head, "n", "multiply-adds", "minutes"), tuple(rows), 3)
+
+
+def rivalry_table(found: Sequence[Rivalry]) -> Table:
+    """Return a row per budget and rival family."""
+    rows = []
+    for one in found:
+        sides = [
+            cell
+            for point in (one.ours, one.theirs)
+            for cell in (f"{point.group.label}, {point.bits} bits, {number(point.packed)} B", spread(point.accuracy))
+        ]
+        corrected_p = "-" if one.contrast.adjusted is None else f"{one.contrast.adjusted:.3f}"
+        rows.append((f"{one.budget // 1000} KB", *sides, one.contrast.verdict, difference(one.contrast), corrected_p))
+    head = ("budget", "best RotateConv", "test %", "best rival of a family", "test %", "verdict")
+    return Table((*head, "difference, points", "p, corrected"), tuple(rows), 1)
+
+
+def frontier_picture(study: str) -> str:
+    """Return the name of a study's picture of accuracy against bytes, as `draw_frontier` draws it.
+
+    Example:
+        >>> frontier_picture("gpu/bytes")
+        'gpu-bytes-frontier.png'
+    """
+    return f"{study.replace('/', '-')}-frontier.png"
+
+
+def draw_frontier(points: Sequence[Point], path: Path) -> None:
+    """Draw test accuracy over bytes of the packed file: a color per kind of layers, a line through each family's best.
+
+    Args:
+        points: Of `make_points`; at least one.
+        path: Of the picture; PNG, SVG or PDF.
+    """
+    first = points[0].group
+    names = " and ".join(dict.fromkeys(point.group.model for point in points))
+    figure, (axes,) = make_figure(1, 1, 6.4, f"{first.runs[0].data.name}, {names}: trained with quantized numbers")
+    axes.set(xlabel="kilobytes of the packed file (log scale)", ylabel="test accuracy (%)", xscale="log")
+    styles = {"RotateConv": ("-", "o"), "dense": ("--", "s"), "others": (":", "^")}
+    entries = []
+    for family, (line, marker) in styles.items():
+        own = [point for point in points if point.family == family]
+        best: list[Point] = []
+        for point in own:
+            if not best or point.accuracy.mean > best[-1].accuracy.mean:
+                best.append(point)
+        if best:
+            color = layers_color(best[-1].group.label)
+            axes.plot(
+                *zip(*((point.packed / 1e3, point.accuracy.mean) for point in best), strict=True),
+                line,
+                color=color,
+                linewidth=1.2,
+            )
+        for point in own:
+            color = layers_color(point.group.label)
+            bars = [[length] for length in bar(point.accuracy)]
+            axes.errorbar(
+                [point.packed / 1e3],
+                [point.accuracy.mean],
+                yerr=bars,
+                color=color,
+                marker=marker,
+                markerfacecolor=color if point.accuracy.n > 1 else "white",
+                capsize=2,
+                elinewidth=0.8,
+            )
+            name = point.group.label.partition(" x")[0] if family == "dense" else point.group.label
+            entries.append((f"{family}: {name}", color, color, marker))
+    sizes = [point.packed / 1e3 for point in points]
+    scale_bytes(axes, min(sizes) / 1.15, max(sizes) * 1.15)
+    entries = list(dict.fromkeys(entries))
+    entries.append(("white: one seed", "#777777", "white", "o"))
+    legend(figure, entries)
+    save(figure, path)
