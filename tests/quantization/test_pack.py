@@ -1,5 +1,6 @@
 """Packing: the round trip, the sizes, architectures of one's own, and what cannot be packed."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from rotateconv import CONVS, RotateConv2d, build_model, convert, fuse, load_packed, pack, quantize
+from rotateconv.convert.fuse import fold_statistics
 from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.nn.masked import MaskedConv2d
 from rotateconv.quantization.pack import describe_packed
@@ -77,6 +79,40 @@ def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path
     assert described.bits == [weight, angle, dense]
     # What is so without being said is not in the file: older versions read it.
     assert described.levels == (None if count in (2, 2**weight - 1) else count)
+
+
+@pytest.mark.parametrize("conv", ["rotate2p", "conv3x3"])
+def test_folded_norms_compute_the_same_in_fewer_bytes(conv: str, tmp_path: Path) -> None:
+    model = build_model("resnet20", conv, width=0.5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.1, 9)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, fold in (("kept", False), ("folded", True)):
+        pack(model, tmp_path / name, weight_bits=8, angle_bits=8, fold_norms=fold)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    channels = sum(len(module.weight) for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    kept, folded = ((tmp_path / name).stat().st_size for name in ("kept", "folded"))
+    assert kept - folded > 1.5 * channels
+    exact = copy.deepcopy(model).eval()
+    fold_statistics(exact)
+    images = torch.randn(4, 3, 32, 32)
+    expected, loaded = model.eval()(images), load_packed(tmp_path / "folded")
+    torch.testing.assert_close(exact(images), expected, rtol=1e-4, atol=1e-5)
+    assert (loaded(images) - expected).abs().max() < 0.05 * expected.abs().max()
+    norms = [module for module in loaded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all((norm.running_mean == 0).all() and (norm.running_var == 1).all() for norm in norms)
+
+
+def test_norms_without_statistics_or_weights_are_not_folded() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.BatchNorm1d(3, track_running_stats=False))
+    nn.init.normal_(model[0].running_mean)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fold_statistics(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_what_is_quantized_already_is_packed_without_loss(tmp_path: Path) -> None:

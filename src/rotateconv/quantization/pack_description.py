@@ -87,10 +87,12 @@ class PackedDescription:
             check_build(self.build)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the file holds: plain values, the layers under the key "lines", without what is None."""
+        """What the file holds: plain values without what is None; layers of the same options together, as "lines"."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        layers = values.pop("layers")
-        values["lines"] = {name: config.to_dict() for name, config in layers.items()}
+        together: dict[RotateConfig, list[str]] = {}
+        for name, config in values.pop("layers").items():
+            together.setdefault(config, []).append(name)
+        values["lines"] = [[config.to_dict(), names] for config, names in together.items()]
         return {key: value for key, value in values.items() if value is not None}
 
     @classmethod
@@ -101,15 +103,28 @@ class PackedDescription:
             ValueError: If a key is missing or unknown, or a value is not one that it can have.
         """
         rest = dict(values)
-        lines = rest.pop("lines", {})
-        if not isinstance(lines, Mapping):
-            raise InputError("lines must be an object of the layers by name")
+        layers = _layers(rest.pop("lines", []))
         names = [field.name for field in fields(cls) if field.name != "layers"]
         if unknown := sorted(set(rest) - set(names)):
             raise InputError(f"unknown key {unknown[0]!r}")
         if missing := [name for name in ("architecture", "bits", "layout") if name not in rest]:
             raise InputError(f"its key {missing[0]!r} is missing")
-        return cls(layers={name: RotateConfig.from_dict(options) for name, options in lines.items()}, **rest)
+        return cls(layers=layers, **rest)
+
+
+def _layers(lines: object) -> dict[str, RotateConfig]:
+    """The options of layers by name, from pairs of options and names, or as older files have them, by name."""
+    if isinstance(lines, Mapping):
+        lines = [[options, [name]] for name, options in lines.items()]
+    if not isinstance(lines, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in lines):
+        raise InputError("lines must be pairs of options and the names of layers that have them")
+    layers: dict[str, RotateConfig] = {}
+    for options, names in lines:
+        config = RotateConfig.from_dict(options)
+        if not isinstance(names, list) or not all(map(_is_text, names)) or set(names) & set(layers):
+            raise InputError("lines must name each layer once")
+        layers.update(dict.fromkeys(names, config))
+    return layers
 
 
 def parse_description(text: object) -> tuple[PackedDescription, dict[str, Stored]]:

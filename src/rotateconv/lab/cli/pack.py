@@ -29,6 +29,10 @@ def pack(
         bool,
         options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate."),
     ] = False,
+    fold_norms: Annotated[
+        bool,
+        options.switch("--fold-norms", "Put the norms' statistics into their weights: smaller, for inference alone."),
+    ] = False,
     evaluate: Annotated[
         bool,
         Parameter(
@@ -54,6 +58,7 @@ def pack(
     from rotateconv.lab.cli.loading import load_shown, validation_accuracy
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.train.load import CALIBRATION, calibration_batches, load_run, pack_model
+    from rotateconv.quantization.pack import describe_packed, load_packed
     from rotateconv.quantization.quantize import quantize
 
     trained = load_run(run)
@@ -70,11 +75,11 @@ def pack(
         batches = calibration_batches(model, trained.config, data, images.train)
         model = quantize(model, **chosen.arguments, calibration=batches).cpu()
         statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"
-    pack_model(model, data, out, chosen)
+    pack_model(model, data, out, chosen, fold_norms=fold_norms)
     size = out.stat().st_size
     accuracy = "not measured: --no-evaluate"
     if evaluate:
-        kept = quantize(model, **chosen.arguments)
+        kept = load_packed(out, model=model if describe_packed(out).build is None else None)
         accuracy = validation_accuracy(dataclasses.replace(trained, model=kept), console)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
     facts(

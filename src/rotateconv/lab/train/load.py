@@ -120,12 +120,15 @@ def _last_weights(run: Path) -> dict[str, Tensor]:
     return checkpoint.weights.get("average", checkpoint.weights["model"])
 
 
-def pack_model(model: nn.Module, data: DataDescription, path: str | Path, bits: Bits) -> None:
+def pack_model(
+    model: nn.Module, data: DataDescription, path: str | Path, bits: Bits, *, fold_norms: bool = False
+) -> None:
     """Pack a model, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
     pack(
         model,
         path,
         **bits.arguments,
+        fold_norms=fold_norms,
         classes=data.classes,
         mean=data.mean,
         std=data.std,
