@@ -23,7 +23,7 @@ from rotateconv.kernels import separable
 
 CHANNELS, SIZES, GROUPS, KERNELS = (16, 32, 64, 128, 256), (7, 14, 28, 56), (1, 2, 4), (3, 5, 7)
 BATCH = 4
-CELL, MAP, POINT, CALL = (
+ADD, MAP, POINT, CALL = (
     (2, 3, 4, 6, 9, 12),
     (30, 40, 50, 60, 70, 85),
     (1.2, 1.5, 2.0, 2.5, 3.0),
@@ -92,7 +92,7 @@ def fit(rows: list[Case], mode: str, dtype: str) -> None:
     rows = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
     key, now = (mode, DTYPES[dtype]), losses(rows)
     before, found = separable._COSTS[key], {}
-    for values in (before, *product(CELL, MAP, POINT, CALL)):  # of equally good ones the present costs
+    for values in (before, *product(ADD, MAP, POINT, CALL)):  # of equally good ones the present costs
         separable._COSTS[key] = separable._Costs(*map(float, values))
         these = losses(rows)
         found.setdefault((max(these), statistics.mean(these)), separable._COSTS[key])

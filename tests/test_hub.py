@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rotateconv import build_model
@@ -14,11 +15,13 @@ from rotateconv import build_model
 pytest.importorskip("huggingface_hub")
 from rotateconv.hub import RotateConvNet
 
+WEIGHTS = "model.safetensors"
+
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2p", "mask4", "rotate4-fixed"])
 def test_what_is_saved_is_loaded(conv: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = RotateConvNet("resnet20", conv, num_classes=3, in_channels=1, width=0.25, classes=["a", "b", "c"])
-    model.net.norm.running_mean.normal_()
+    model.model.norm.running_mean.normal_()
     state = torch.get_rng_state()
     model.save_pretrained(tmp_path)
     loaded = RotateConvNet.from_pretrained(tmp_path)
@@ -42,10 +45,20 @@ def test_a_folder_holds_json_and_safetensors(tmp_path: Path) -> None:
 
 def test_a_net_of_build_model(tmp_path: Path) -> None:
     net = build_model("resnet20", "rotate2", width=0.25)
-    RotateConvNet.from_net(net, classes=[str(i) for i in range(10)]).save_pretrained(tmp_path)
+    RotateConvNet.from_model(net, classes=[str(i) for i in range(10)]).save_pretrained(tmp_path)
     loaded = RotateConvNet.from_pretrained(tmp_path)
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.net.state_dict().items())
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.model.state_dict().items())
     assert loaded.classes == [str(i) for i in range(10)]
+
+
+def test_weights_under_their_first_names_are_read(tmp_path: Path) -> None:
+    model = RotateConvNet("resnet20", "rotate2", width=0.25)
+    model.save_pretrained(tmp_path)
+    first = {name.replace("model.", "net.", 1): tensor for name, tensor in load_file(tmp_path / WEIGHTS).items()}
+    assert len(first) == len(model.state_dict())
+    save_file(first, tmp_path / WEIGHTS)
+    loaded = RotateConvNet.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_it_can_be_pushed() -> None:
@@ -54,13 +67,13 @@ def test_it_can_be_pushed() -> None:
 
 def test_other_nets() -> None:
     with pytest.raises(ValueError, match="expected a model of build_model with a conv of CONVS, got a Linear"):
-        RotateConvNet.from_net(nn.Linear(2, 2))
+        RotateConvNet.from_model(nn.Linear(2, 2))
     net = build_model("resnet20", width=0.25)
     net.classifier = nn.Linear(16, 3)
     with pytest.raises(
         ValueError, match="the model is not what build_model built any more: size mismatch for classifier"
     ):
-        RotateConvNet.from_net(net)
+        RotateConvNet.from_model(net)
 
 
 def test_folders_that_are_wrong(tmp_path: Path) -> None:
@@ -76,7 +89,7 @@ def test_folders_that_are_wrong(tmp_path: Path) -> None:
         RotateConvNet.from_pretrained(tmp_path)
     file.write_bytes(data)
     config.write_text(config.read_text().replace("0.25", "0.5"))
-    with pytest.raises(ValueError, match=r"does not fit its config\.json: size mismatch for net\."):
+    with pytest.raises(ValueError, match=r"does not fit its config\.json: size mismatch for model\."):
         RotateConvNet.from_pretrained(tmp_path)
     config.write_text(config.read_text().replace("rotate4", "rotate5"))
     with pytest.raises(ValueError, match="unknown conv 'rotate5'"):
@@ -95,7 +108,7 @@ def test_folders_that_are_wrong(tmp_path: Path) -> None:
         ({"std": [0]}, "std must be a list of finite numbers above 0"),
         ({"layers": {"stem": {"taps": []}}}, "taps must be one of"),
         ({"layers": ["stem"]}, "layers must be options by the name of a convolution"),
-        ({"num_classes": 11}, r"does not fit its config\.json: size mismatch for net\.classifier"),
+        ({"num_classes": 11}, r"does not fit its config\.json: size mismatch for model\.classifier"),
     ],
 )
 def test_configurations_of_another_model(changes: dict[str, object], match: str, tmp_path: Path) -> None:
@@ -116,9 +129,9 @@ def test_configurations_that_are_no_object(text: str, tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     model = RotateConvNet("resnet20", width=0.25)
-    model.net.classifier.bias.data[0] = float("nan")
+    model.model.classifier.bias.data[0] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds numbers that are not finite: net\.classifier\.bias"):
+    with pytest.raises(ValueError, match=r"holds numbers that are not finite: model\.classifier\.bias"):
         RotateConvNet.from_pretrained(tmp_path)
 
 
@@ -126,7 +139,7 @@ def test_a_larger_model_is_loaded_for_who_allows_it(tmp_path: Path) -> None:
     RotateConvNet("resnet20", width=0.25).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="more than the 1,000 allowed"):
         RotateConvNet.from_pretrained(tmp_path, max_parameters=1000)
-    assert RotateConvNet.from_pretrained(tmp_path, max_parameters=100_000).net
+    assert RotateConvNet.from_pretrained(tmp_path, max_parameters=100_000).model
 
 
 @pytest.mark.parametrize("kind", ["ImportError", "RuntimeError"])

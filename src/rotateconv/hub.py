@@ -1,6 +1,7 @@
 """Models on the Hugging Face Hub, or in folders of its form: needs the extra `hub`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class RotateConvNet(
 ):
     """A model of `build_model` with the Hub's save_pretrained, from_pretrained and push_to_hub.
 
-    A folder holds config.json, the arguments below, and model.safetensors, the state dict of `net`; nothing in
+    A folder holds config.json, the arguments below, and model.safetensors, the state dict; nothing in
     it can run code.
 
     Args:
@@ -47,7 +48,7 @@ class RotateConvNet(
             by name: of a model that was converted.
 
     Attributes:
-        net: What build_model gave.
+        model: What build_model gave.
 
     Raises:
         ValueError: If build_model does not know or cannot build the model.
@@ -76,17 +77,17 @@ class RotateConvNet(
         layers: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.net = build_model(name, conv, num_classes, in_channels, width, growth=growth, dropout=dropout)
+        self.model = build_model(name, conv, num_classes, in_channels, width, growth=growth, dropout=dropout)
         try:
-            put_layers(self.net, {name: RotateConfig.from_dict(options) for name, options in (layers or {}).items()})
+            put_layers(self.model, {name: RotateConfig.from_dict(options) for name, options in (layers or {}).items()})
         except AttributeError as error:
             raise InputError(f"layers must be options by the name of a convolution of {name}: {error}") from None
         self.classes, self.mean, self.std = classes, mean, std
 
     @classmethod
-    def from_net(
+    def from_model(
         cls,
-        net: nn.Module,
+        model: nn.Module,
         *,
         classes: list[str] | None = None,
         mean: list[float] | None = None,
@@ -97,23 +98,23 @@ class RotateConvNet(
         Raises:
             ValueError: If it is not one of build_model's, or was changed since in another way.
         """
-        arguments: dict[str, Any] | None = getattr(net, "build_arguments", None)
+        arguments: dict[str, Any] | None = getattr(model, "build_arguments", None)
         if arguments is None:
-            raise InputError(f"expected a model of build_model with a conv of CONVS, got a {type(net).__name__}")
+            raise InputError(f"expected a model of build_model with a conv of CONVS, got a {type(model).__name__}")
         with torch.random.fork_rng(devices=[]):
-            added = added_layers(net, build_model(**arguments))
+            added = added_layers(model, build_model(**arguments))
             layers = {name: config.to_dict() for name, config in added.items()}
-            model = cls(**arguments, classes=classes, mean=mean, std=std, layers=layers or None)
+            found = cls(**arguments, classes=classes, mean=mean, std=std, layers=layers or None)
         try:
-            model.net.load_state_dict(net.state_dict())
+            found.model.load_state_dict(model.state_dict())
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
             raise InputError(f"the model is not what build_model built any more: {first}") from None
-        return model
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         """The scores (N, num_classes) of normalized images (N, in_channels, H, W)."""
-        logits: Tensor = self.net(images)
+        logits: Tensor = self.model(images)
         return logits
 
     @classmethod
@@ -186,6 +187,7 @@ class RotateConvNet(
             raise InputError(f"cannot read {file}: {error.strerror}") from None
         except SafetensorError as error:
             raise InputError(f"{file} is no safetensors file, or it was cut off: {error}") from None
+        weights = {re.sub(r"^net\.", "model.", name): tensor for name, tensor in weights.items()}  # of before 0.1.0
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
                 raise InputError(f"{file} holds numbers that are not finite: {name}")

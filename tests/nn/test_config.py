@@ -87,9 +87,9 @@ def test_options_survive_on_the_hub(config: RotateConfig, tmp_path: Path) -> Non
 
     model = build_model("resnet20", "rotate2p-g4", width=0.25)
     put_layers(model, {"stages.1.0.conv2": config})
-    RotateConvNet.from_net(model).save_pretrained(tmp_path)
+    RotateConvNet.from_model(model).save_pretrained(tmp_path)
     loaded = RotateConvNet.from_pretrained(tmp_path)
-    assert rotate_configs(loaded.net) == rotate_configs(model)
+    assert rotate_configs(loaded.model) == rotate_configs(model)
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(loaded(images), model.eval()(images))
 

@@ -184,7 +184,7 @@ class _Sums:
         for part, wanted in zip(x.split(rows), y.split(rows), strict=True):
             patches = F.unfold(part.float(), layer.kernel_size, layer.dilation, padding, layer.stride)
             kept = (torch.rand(patches[:, 0].shape, generator=self.generator) < share).to(part.device)
-            xs = patches.transpose(1, 2)[kept].unflatten(1, (groups, -1)).transpose(0, 1)  # [group, position, cell]
+            xs = patches.transpose(1, 2)[kept].unflatten(1, (groups, -1)).transpose(0, 1)  # [group, position, number]
             ys = wanted.float().flatten(2).transpose(1, 2)[kept].unflatten(1, (groups, -1)).transpose(0, 1)
             self.count += xs.shape[1]
             self.xx += xs.mT @ xs
@@ -227,7 +227,8 @@ def _fit(layer: RotateConv2d, source: nn.Conv2d, sums: _Sums, centered: bool) ->
 
     def kernels(module: RotateConv2d | nn.Conv2d) -> Tensor:
         kernel: Tensor = module.kernel() if isinstance(module, RotateConv2d) else module.weight
-        return kernel.double().reshape(layer.groups, layer.out_channels // layer.groups, -1)  # [group, out, in · cell]
+        # [group, out, in · position]
+        return kernel.double().reshape(layer.groups, layer.out_channels // layer.groups, -1)
 
     def error() -> float:
         kernel = kernels(layer)

@@ -31,7 +31,7 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
 
     For a given angle the best weights are a linear least-squares problem with a closed form, so what is left is
     one number per slice: it is searched over a grid of the whole turn, then refined in float64 to rounding by the
-    zero of the derivative, one cell of the grid at a time because the derivative jumps at the kinks. With
+    zero of the derivative, one interval of the grid at a time because the derivative jumps at the kinks. With
     taps="profile" the slices of a row share their profile: profile and angles take turns, from several starts,
     and a Gauss-Newton iteration with the weights and angles projected out finishes. With `angle_groups` the
     slices of a group share the angle, and the best profile is the largest eigenvector of a T x T matrix.
@@ -61,7 +61,7 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
     check_path(path)
     _check_kernel(kernel, taps, angle_groups)
     size = kernel.shape[-1]
-    slices = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32)).flatten(-2)  # [..., cell]
+    slices = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32)).flatten(-2)  # [..., position]
     if kernel.numel() == 0:
         return _fit_nothing(kernel, taps, path, angle_groups)
     exponent = _exponents(slices, taps, angle_groups)
@@ -82,7 +82,7 @@ def fit_line(kernel: Tensor, taps: Taps = "free", path: Path = "circle", *, angl
 
 
 def _exponents(slices: Tensor, taps: Taps, angle_groups: int | None) -> Tensor:
-    """The power of two next above the largest number of what is fitted together, for every slice of [..., cell].
+    """The power of two next above the largest number of what is fitted together, for every slice of [..., position].
 
     Squares of tiny and of huge kernels would leave the range of their dtype, so each is fitted in its own unit; a
     power of two, because that changes no digit.
@@ -119,17 +119,17 @@ def _fit_nothing(kernel: Tensor, taps: Taps, path: Path, angle_groups: int | Non
 
 
 def _fit_bundles(bundles: Tensor, taps: Taps, size: int, path: Path) -> LineFit:
-    """Fit [bundle, slice, cell], where the slices of a bundle share one angle (and one profile)."""
+    """Fit [bundle, slice, position], where the slices of a bundle share one angle (and one profile)."""
     box = torch.ones(1, size, device=bundles.device, dtype=torch.float64)
     segments = Segments(size, path, box if taps == "shared" else None, rank_one=taps == "profile")
     searched = segments._replace(outer=taps == "free")
     # Half a turn later, free taps are the same in reverse order and shared taps are the same: half a turn is all.
     angles = grid_angles(bundles.device)[: GRID // 2]
-    start, _ = best_on_grid(searched.cells(bundles), searched.basis(angles).to(bundles.dtype), segments.rank_one)
+    start, _ = best_on_grid(searched.positions(bundles), searched.basis(angles).to(bundles.dtype), segments.rank_one)
 
     def fit(part: Tensor, start: Tensor) -> tuple[Tensor, ...]:
         part = part.double()
-        angle = refine(searched.cells(part), angles[start], searched)
+        angle = refine(searched.positions(part), angles[start], searched)
         basis = segments.basis(angle)
         weight = solve(part, basis, segments.rank_one)  # [bundle, slice, vector]
         residual = (part - weight @ basis).norm(dim=-1)
@@ -145,10 +145,10 @@ def _fit_bundles(bundles: Tensor, taps: Taps, size: int, path: Path) -> LineFit:
 
 
 def _fit_groups(slices: Tensor, taps: Taps, size: int, path: Path, groups: int) -> LineFit:
-    """Fit [out, in, cell]: at each input channel, the slices of a group of output channels are one bundle."""
-    out, inputs, cells = slices.shape
-    bundles = slices.view(groups, out // groups, inputs, cells).transpose(1, 2)  # [group, in, out in group, cell]
-    fit = _fit_bundles(bundles.reshape(groups * inputs, out // groups, cells), taps, size, path)
+    """Fit [out, in, position]: at each input channel, the slices of a group of output channels are one bundle."""
+    out, inputs, positions = slices.shape
+    bundles = slices.view(groups, out // groups, inputs, positions).transpose(1, 2)  # [group, in, out, position]
+    fit = _fit_bundles(bundles.reshape(groups * inputs, out // groups, positions), taps, size, path)
     return LineFit(
         fit.weight.view(groups, inputs, out // groups, -1).transpose(1, 2).reshape(out, inputs, -1),
         fit.angle.view(groups, inputs),
@@ -158,13 +158,13 @@ def _fit_groups(slices: Tensor, taps: Taps, size: int, path: Path, groups: int) 
 
 
 def _fit_rows(slices: Tensor, size: int, path: Path) -> LineFit:
-    """Fit [..., in, cell], where the slices of a row share a profile and each has its own angle."""
-    rows = slices.flatten(0, -3) if slices.dim() > 3 else slices.view(-1, *slices.shape[-2:])  # [row, in, cell]
+    """Fit [..., in, position], where the slices of a row share a profile and each has its own angle."""
+    rows = slices.flatten(0, -3) if slices.dim() > 3 else slices.view(-1, *slices.shape[-2:])  # [row, in, position]
     inputs = rows.shape[1]
     profile, angle = fit_profiles(rows, size, path)
 
     def fit(part: Tensor, angle: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
-        lines = line_kernel(profile, angle, size, path).flatten(1)[:, None]  # [slice, 1, cell]
+        lines = line_kernel(profile, angle, size, path).flatten(1)[:, None]  # [slice, 1, position]
         part = part.double()
         weight = solve(part, lines)
         return weight[:, 0], (part - weight @ lines).norm(dim=-1)[:, 0]

@@ -77,13 +77,13 @@ class _Descent:
         # Half a turn later free taps are the same in reverse order, and shared taps are the same.
         turn = _ANGLES if taps == "profile" and self.own else _ANGLES // 2
         angles = torch.arange(turn, device=self.angle.device, dtype=torch.float64) * (2 * torch.pi / _ANGLES)
-        self.angles, self.splats = angles, tap_splats(angles, size, path).flatten(2)  # [angle, tap, cell]
+        self.angles, self.splats = angles, tap_splats(angles, size, path).flatten(2)  # [angle, tap, position]
         self._reset()
 
     def _reset(self) -> None:
         channels = range(self.weight.shape[1])
         slices = [self._slices(self.weight[:, i], self.angle[:, i], self._profiles(i)) for i in channels]
-        self.kernel = torch.stack(slices, 1)  # [out, in, cell]
+        self.kernel = torch.stack(slices, 1)  # [out, in, position]
         self.missing = self.moments.outputs - self.kernel.flatten(1) @ self.moments.inputs
 
     def _profiles(self, channel: int) -> Tensor | None:
@@ -91,7 +91,7 @@ class _Descent:
         return self.profile if self.own or self.profile is None else self.profile[:, channel]
 
     def _slices(self, weight: Tensor, angle: Tensor, profile: Tensor | None) -> Tensor:
-        """The slices [out, cell] of an input channel: weights [out, vector], angles and profiles of each bundle."""
+        """The slices [out, position] of an input channel: weights [out, vector], angles and profiles of each bundle."""
         bundle = len(weight) // len(angle)
         taps = weight if profile is None else weight * profile.repeat_interleave(bundle, 0)
         return line_kernel(taps, angle.repeat_interleave(bundle, 0), self.size, self.path).flatten(1)
@@ -102,7 +102,7 @@ class _Descent:
         lower = torch.linalg.cholesky(self.moments.inputs[place, place])
         old = self.kernel[:, channel]
         target = torch.linalg.solve_triangular(lower, self.missing[:, place].mT, upper=False).mT + old @ lower
-        bundles = target.unflatten(0, (len(self.angle), -1))  # [bundle, slice, cell]
+        bundles = target.unflatten(0, (len(self.angle), -1))  # [bundle, slice, position]
         index, weight, profile = self._search(bundles, lower)
         angle = self.angles[index]
         new = self._slices(weight, angle, self._profiles(channel) if profile is None else profile)
@@ -120,7 +120,7 @@ class _Descent:
 
     def _search(self, bundles: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The best angle (its index), weights [out, vector] and profile of each bundle, in the basis of `lower`."""
-        basis = self.splats @ lower  # [angle, tap, cell]
+        basis = self.splats @ lower  # [angle, tap, position]
         if self.profile is not None and self.own:
             return *self._search_profiles(bundles[:, 0], basis), None
         if self.taps == "shared":
@@ -149,7 +149,7 @@ class _Descent:
         assert self.profile is not None
         out = len(self.weight)
         vectors = (self.weight[..., None] * tap_splats(self.angle, self.size, self.path).flatten(-2)).transpose(1, 2)
-        vectors = vectors.reshape(out, self.size, -1)  # [out, tap, in · cell]
+        vectors = vectors.reshape(out, self.size, -1)  # [out, tap, in · position]
         seen = vectors @ self.moments.inputs
         gram = seen @ vectors.mT
         gram = gram + 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-300) * torch.eye(

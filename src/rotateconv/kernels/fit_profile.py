@@ -48,7 +48,7 @@ _EFFORT = Effort()
 
 
 class Grid(NamedTuple):
-    """Angles to search: [angle], float64, and at each the splats of the taps, [angle, tap, cell]."""
+    """Angles to search: [angle], float64, and at each the splats of the taps, [angle, tap, position]."""
 
     angles: Tensor
     basis: Tensor
@@ -69,7 +69,7 @@ def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
     more: there Gauss-Newton in float64 reaches rounding, once no slice is left on the wrong side of a kink.
 
     Args:
-        rows: [row, slice, cell], floating point.
+        rows: [row, slice, position], floating point.
         size: k.
         path: "circle" or "square".
 
@@ -85,8 +85,8 @@ def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
         return part / part.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
 
     # The largest temporaries of a row: what the angles explain of its slices, their kernels, a basis for each slice.
-    slices, cells = rows.shape[1], size**2
-    each, kernels = max(slices, cells), slices * size * cells
+    slices, positions = rows.shape[1], size**2
+    each, kernels = max(slices, positions), slices * size * positions
     everywhere = torch.arange(len(rows), device=rows.device)
     profile, angle, left = in_chunks(
         lambda places: _start(unit(places), grid), max(each * GRID // _EFFORT.coarse, kernels), everywhere
@@ -166,17 +166,17 @@ def _free_taps(rows: Tensor, basis: Tensor) -> Tensor:
     """The taps [row, slice, tap] of every slice by itself at the angle of the basis that explains most of it."""
     slices = rows.flatten(0, 1)[:, None]
     index, _ = best_on_grid(slices, basis)
-    inverse = torch.linalg.pinv(basis.mT)[index]  # [slice, tap, cell]
+    inverse = torch.linalg.pinv(basis.mT)[index]  # [slice, tap, position]
     taps: Tensor = inverse @ slices.mT
     return taps.view(*rows.shape[:2], -1)
 
 
 def _alternate(rows: Tensor, profile: Tensor, basis: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Angles for the profile, profile for the angles, ...: the profile, its angles (indices) and what they explain."""
-    count, vectors, cells = basis.shape
+    count, vectors, positions = basis.shape
     gram = (basis @ basis.mT).flatten(1)  # [angle, tap * tap]
     for turn in range(turns + 1):
-        lines, length = _unit((profile @ basis.transpose(0, 1).flatten(1)).view(-1, count, cells))
+        lines, length = _unit((profile @ basis.transpose(0, 1).flatten(1)).view(-1, count, positions))
         share = rows @ lines.mT  # [row, slice, angle]
         most, index = share.abs().max(-1)
         if turn < turns:
@@ -185,8 +185,8 @@ def _alternate(rows: Tensor, profile: Tensor, basis: Tensor, turns: int) -> tupl
             place = (index + count * torch.arange(len(rows), device=rows.device)[:, None]).flatten()
             squares = rows.new_zeros(len(rows) * count).index_add_(0, place, weight.square().flatten())
             weighted = (weight[..., None] * rows).flatten(0, 1)
-            sums = rows.new_zeros(len(rows) * count, cells).index_add_(0, place, weighted)
-            moments = sums.view(-1, count * cells) @ basis.mT.reshape(-1, vectors)
+            sums = rows.new_zeros(len(rows) * count, positions).index_add_(0, place, weighted)
+            moments = sums.view(-1, count * positions) @ basis.mT.reshape(-1, vectors)
             profile = _solve_normal((squares.view(-1, count) @ gram).view(-1, vectors, vectors), moments)
     return profile, index, most.square().sum(1)
 
@@ -201,7 +201,7 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
     """
 
     def taps(at: Tensor) -> Tensor:
-        return tap_splats(at, size, path).flatten(-2)  # [row, slice, tap, cell]
+        return tap_splats(at, size, path).flatten(-2)  # [row, slice, tap, position]
 
     def explained(profile: Tensor, angle: Tensor) -> Tensor:
         lines = (profile[:, None, None] @ taps(angle))[:, :, 0]
@@ -212,14 +212,13 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
     scale, active = torch.ones_like(value), torch.ones_like(value, dtype=torch.bool)
     for _ in range(_EFFORT.steps):
         basis, slopes = taps(angle), tap_slopes(angle, size, path).flatten(-2)
-        line, turned = (
-            (profile[:, None, None] @ vectors)[:, :, 0] for vectors in (basis, slopes)
-        )  # [row, slice, cell]
+        # [row, slice, position]
+        line, turned = ((profile[:, None, None] @ vectors)[:, :, 0] for vectors in (basis, slopes))
         weight = (line * rows).sum(-1, keepdim=True) / line.square().sum(-1, keepdim=True).clamp(min=1e-30)
         # What the weight and the angle of a slice can take up by themselves lies along these two directions.
         along, _ = _unit(line)
         across, speed = _unit(turned - along * (along * turned).sum(-1, keepdim=True))
-        directions = torch.stack([along, across], -2)  # [row, slice, 2, cell]
+        directions = torch.stack([along, across], -2)  # [row, slice, 2, position]
         design, residual = weight[..., None] * basis, rows - weight * line
         free = design - (design @ directions.mT) @ directions
         change = _normal_solve(free, residual, gauge=profile)
@@ -243,11 +242,11 @@ def _gauss_newton(rows: Tensor, profile: Tensor, angle: Tensor, size: int, path:
 
 
 def _normal_solve(design: Tensor, rows: Tensor, gauge: Tensor | None = None) -> Tensor:
-    """Least squares Σ_{slice, cell} (rows - profile · design)² for the profile [row, tap].
+    """Least squares Σ_{slice, position} (rows - profile · design)² for the profile [row, tap].
 
     Args:
-        design: [row, slice, tap, cell].
-        rows: [row, slice, cell].
+        design: [row, slice, tap, position].
+        rows: [row, slice, position].
         gauge: [row, tap], a direction that changes nothing and stays at 0, if there is one.
     """
     normal = torch.einsum("rstc,rsuc->rtu", design, design)

@@ -9,9 +9,9 @@ from torch import Tensor
 from rotateconv.kernels.line import Path, tap_slopes, tap_splats
 
 GRID = 720  # angles in a full turn that are tried first: half a degree apart
-CELL = 2 * torch.pi / GRID
+STEP = 2 * torch.pi / GRID
 _CHUNK = 1 << 21  # numbers in the largest temporary
-_OFF = 1e-9  # from a grid angle into its cell: exactly on a kink, the derivative is the mean of both sides
+_OFF = 1e-9  # from a grid angle into its interval: exactly on a kink, the derivative is the mean of both sides
 _STEPS = 12  # of regula falsi; it ends at rounding after about six
 
 
@@ -21,7 +21,7 @@ class Segments(NamedTuple):
     size: k. path: "circle" or "square".
     profile: None for free taps, else [bundle, tap] or [1, tap].
     rank_one: the slices of a bundle must use multiples of one segment: the profile is unknown but shared.
-    outer: leave out the center tap and the center cell. A free center tap fits that cell exactly at every angle,
+    outer: leave out the center tap and the center position. A free center tap fits that one exactly at every angle,
         so the best angle is the same without it; and a large center cannot drown the rest in rounding.
     """
 
@@ -32,7 +32,7 @@ class Segments(NamedTuple):
     outer: bool = False
 
     def basis(self, angle: Tensor) -> Tensor:
-        """[bundle] angles -> [bundle, vector, cell], the vectors that the weights multiply."""
+        """[bundle] angles -> [bundle, vector, position], the vectors that the weights multiply."""
         return self._combined(tap_splats(angle, self.size, self.path).flatten(2))
 
     def slope(self, angle: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ class Segments(NamedTuple):
             return self
         return self._replace(profile=self.profile[index])
 
-    def cells(self, slices: Tensor) -> Tensor:
-        """Those of all cells [..., cell] that the family is compared on."""
+    def positions(self, slices: Tensor) -> Tensor:
+        """Those of all positions [..., position] that the family is compared on."""
         return _without_middle(slices) if self.outer else slices
 
     def _combined(self, taps: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ def solve(bundles: Tensor, basis: Tensor, rank_one: bool = False) -> Tensor:
     """The least-squares weights of slices in a basis.
 
     Args:
-        bundles: [bundle, slice, cell].
-        basis: [bundle, vector, cell].
+        bundles: [bundle, slice, position].
+        basis: [bundle, vector, position].
         rank_one: the slices of a bundle must use multiples of one vector of the span: the best one.
 
     Returns:
@@ -94,7 +94,7 @@ def solve(bundles: Tensor, basis: Tensor, rank_one: bool = False) -> Tensor:
 
 
 def best_on_grid(bundles: Tensor, basis: Tensor, rank_one: bool = False) -> tuple[Tensor, Tensor]:
-    """For every bundle, the index of the basis [angle, vector, cell] that explains most of it, and how much."""
+    """For every bundle, the index of the basis [angle, vector, position] that explains most of it, and how much."""
     count, vectors, _ = basis.shape
     lower = torch.linalg.cholesky(basis @ basis.mT)
     orthonormal = torch.linalg.solve_triangular(lower, basis, upper=False).flatten(0, 1)
@@ -113,14 +113,14 @@ def best_on_grid(bundles: Tensor, basis: Tensor, rank_one: bool = False) -> tupl
 
 
 def refine(bundles: Tensor, angle: Tensor, segments: Segments) -> Tensor:
-    """Climb from the best angles of the grid to the maximum of what the segments explain, in the next cell.
+    """Climb from the best angles of the grid to the maximum of what the segments explain, in the next interval.
 
     With W the best weights, the explained part f(θ) = ‖W·S(θ)‖² has the derivative 2·⟨X - W·S, W·S'⟩: its zero is
-    bracketed by the cell and found by regula falsi (Illinois), in float64, to rounding. The kinks of a 3 x 3
-    kernel lie on the grid; where f rises to both sides of one, both cells are searched.
+    bracketed by the interval and found by regula falsi (Illinois), in float64, to rounding. The kinks of a 3 x 3
+    kernel lie on the grid; where f rises to both sides of one, both intervals are searched.
 
     Args:
-        bundles: [bundle, slice, cell], float64.
+        bundles: [bundle, slice, position], float64.
         angle: [bundle], float64, on the grid.
         segments: of these bundles.
 
@@ -133,7 +133,7 @@ def refine(bundles: Tensor, angle: Tensor, segments: Segments) -> Tensor:
         rising = (side * _slope(bundles, start, segments) > 0).nonzero()[:, 0]
         if len(rising):
             part, family = bundles[rising], segments.of(rising)
-            found = _climb(part, start[rising], start[rising] + side * (CELL - 2 * _OFF), family)
+            found = _climb(part, start[rising], start[rising] + side * (STEP - 2 * _OFF), family)
             value = _explained(part, found, family)
             better = value > most[rising]
             best = best.index_put((rising[better],), found[better])
@@ -171,7 +171,7 @@ def _slope(bundles: Tensor, angle: Tensor, segments: Segments) -> Tensor:
 
 def grid_angles(device: torch.device) -> Tensor:
     """The angles of the grid, [GRID], from 0 on, in float64: the kinks must lie on it."""
-    return torch.arange(GRID, device=device, dtype=torch.float64) * CELL
+    return torch.arange(GRID, device=device, dtype=torch.float64) * STEP
 
 
 def _without_middle(tensor: Tensor) -> Tensor:

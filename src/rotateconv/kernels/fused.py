@@ -107,12 +107,12 @@ class _LineKernel(torch.autograd.Function):
             return kernel
         weight, angle = _computable(weight, angle)
         for part in _parts(angle):
-            cells = kernel[part].movedim((-2, -1), (0, 1))
+            positions = kernel[part].movedim((-2, -1), (0, 1))
             if channels_last and dtype == angle.dtype:
-                _forward(weight[part], angle[part], size, path, cells)
+                _forward(weight[part], angle[part], size, path, positions)
             else:
-                out = angle.new_empty(cells.shape)
-                cells.copy_(_forward(weight[part], angle[part], size, path, out))
+                out = angle.new_empty(positions.shape)
+                positions.copy_(_forward(weight[part], angle[part], size, path, out))
         return kernel
 
     @staticmethod
@@ -138,11 +138,11 @@ class _ClosedKernel(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, angle)
         ctx.scale = scale
-        cells = [cell.to(dtype) for cell in _cells_3(*_computable(weight, angle))]
+        positions = [position.to(dtype) for position in _positions_3(*_computable(weight, angle))]
         if channels_last and angle.dim() == 2:
             out, inputs = angle.shape
-            return torch.stack(cells, 1).view(out, 3, 3, inputs).permute(0, 3, 1, 2)
-        return torch.stack(cells, -1).view(*angle.shape, 3, 3)
+            return torch.stack(positions, 1).view(out, 3, 3, inputs).permute(0, 3, 1, 2)
+        return torch.stack(positions, -1).view(*angle.shape, 3, 3)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -271,7 +271,7 @@ def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path
     half = size // 2
     position, taps = _position(angle, path), _taps_first(weight, size)
     position = torch.hardshrink(position, 4 * torch.finfo(position.dtype).eps)  # `on_axis`
-    grad = _cells_first(grad.to(position.dtype))  # G
+    grad = _positions_first(grad.to(position.dtype))  # G
     reversed_grad = grad.flip(0, 1)  # G~
     grad_taps = position.new_empty(size, *angle.shape)
     grad_taps[half] = grad[half, half]
@@ -301,7 +301,7 @@ def _backward(weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path
 
 
 def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
-    """The 3 x 3 kernels of the circle, [row, col, ...], cell by cell: the tap 1 lies sin θ up and cos θ right.
+    """The 3 x 3 kernels of the circle, [row, col, ...], position by position: the tap 1 lies sin θ up and cos θ right.
 
     With W = (weight[1], weight[-1]) times the columns' shares (left, mid, right) of either tap, the rows are
     up · W_1 + down · W_-1, level · (W_1 + W_-1) and down · W_1 + up · W_-1.
@@ -311,18 +311,18 @@ def _forward_3(weight: Tensor, angle: Tensor, out: Tensor) -> Tensor:
     up, right = sin.relu(), cos.relu()
     down, left = up - sin, right - cos
     level, mid = 1 - (up + down), 1 - (right + left)
-    cells = out.flatten(0, 1).unbind()
+    positions = out.flatten(0, 1).unbind()
     for col, (share, other_share) in enumerate(((left, right), (mid, mid), (right, left))):
         mine, others = tap * share, other * other_share
-        torch.mul(mine, up, out=cells[col]).addcmul_(others, down)
-        torch.mul(mine, down, out=cells[6 + col]).addcmul_(others, up)
-        torch.mul(mine.add_(others), level, out=cells[3 + col])
-    cells[4].add_(center)
+        torch.mul(mine, up, out=positions[col]).addcmul_(others, down)
+        torch.mul(mine, down, out=positions[6 + col]).addcmul_(others, up)
+        torch.mul(mine.add_(others), level, out=positions[3 + col])
+    positions[4].add_(center)
     return out
 
 
-def _cells_3(weight: Tensor, angle: Tensor) -> list[Tensor]:
-    """The nine cells of `_forward_3`, without writing in place."""
+def _positions_3(weight: Tensor, angle: Tensor) -> list[Tensor]:
+    """The nine positions of `_forward_3`, without writing in place."""
     *_, other, center, tap = weight.expand(*weight.shape[:-1], 3).unbind(-1)
     sin, cos = angle.sin(), angle.cos()
     up, right = sin.relu(), cos.relu()
@@ -351,7 +351,8 @@ def _backward_3(weight: Tensor, angle: Tensor, grad: Tensor) -> tuple[list[Tenso
     sin, cos = torch.hardshrink(angle.sin(), tiny), torch.hardshrink(angle.cos(), tiny)
     height, width = sin.abs(), cos.abs()
     (cc, ec, oc), (ce, ee, oe), (co, eo, oo) = (
-        _even_and_odd(*part.unbind()) for part in _even_and_odd(*reversed(_cells_first(grad.to(angle.dtype)).unbind(1)))
+        _even_and_odd(*part.unbind())
+        for part in _even_and_odd(*reversed(_positions_first(grad.to(angle.dtype)).unbind(1)))
     )
     rows, cols = torch.addcmul(ec, width, ee), torch.addcmul(ce, height, ee)
     even = torch.addcmul(cc, width, ce).addcmul_(height, rows).addcmul_(sin * cos, oo)
@@ -391,11 +392,11 @@ def _taps_first(weight: Tensor, size: int) -> Tensor:
     return taps if len(taps) == size else taps.expand(size, *taps.shape[1:])
 
 
-def _cells_first(kernels: Tensor) -> Tensor:
+def _positions_first(kernels: Tensor) -> Tensor:
     """Kernels (..., k, k) as [row, col, ...], in an order in memory in which operations run along it."""
-    cells = kernels.movedim((-2, -1), (0, 1))
+    positions = kernels.movedim((-2, -1), (0, 1))
     along = kernels.dim() == 4 and kernels.stride(1) == 1  # channels-last is as good as contiguous
-    return cells if along else cells.contiguous()
+    return positions if along else positions.contiguous()
 
 
 def _distances(position: Tensor, t: int, half: int) -> Tensor:

@@ -12,7 +12,7 @@ from rotateconv.kernels.line import Path
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator, no-untyped-def"
 # ruff: noqa: N803
 
-_CELLS_A_PROGRAM = 1024  # cells of kernels: 64 slices of 3 x 3, 8 of 9 x 9
+_POSITIONS_A_PROGRAM = 1024  # positions of kernels: 64 slices of 3 x 3, 8 of 9 x 9
 
 
 def line_kernel_forward(weight: Tensor, angle: Tensor, size: int, path: Path, out: Tensor) -> None:
@@ -66,13 +66,13 @@ def _strides(kernels: Tensor, length: int, size: int) -> tuple[int, ...]:
 
 def compile_options(size: int, shared: bool, square: bool, dtype: torch.dtype) -> dict[str, object]:
     """The constants that a kernel is compiled for, by the names they have in it."""
-    cells = triton.next_power_of_2(size * size)
+    positions = triton.next_power_of_2(size * size)
     return {
         "SHARED": shared,
         "SQUARE": square,
         "SIZE": size,
-        "CELLS": cells,
-        "BLOCK": max(1, _CELLS_A_PROGRAM // cells),
+        "POSITIONS": positions,
+        "BLOCK": max(1, _POSITIONS_A_PROGRAM // positions),
         "COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32,
         "TINY": 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps,
     }
@@ -94,7 +94,7 @@ def _launch(
         kernel[(triton.cdiv(angle.numel(), options["BLOCK"]),)](*arguments, **options)
 
 
-# A program has BLOCK slices; [BLOCK, CELLS] holds a number for every cell of their kernels, SIZE² of them used.
+# A program has BLOCK slices; [BLOCK, POSITIONS] holds a number for every position of their kernels, SIZE² of them used.
 
 
 @triton.jit
@@ -193,32 +193,32 @@ def write_slices(
     PROFILE: tl.constexpr,
     SQUARE: tl.constexpr,
     SIZE: tl.constexpr,
-    CELLS: tl.constexpr,
+    POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """The kernels of the slices `index`."""
     half: tl.constexpr = SIZE // 2
     inside = index < count
-    cell = tl.arange(0, CELLS)
-    cell_row = (cell // SIZE - half).to(COMPUTE)[None, :]
-    cell_col = (cell % SIZE - half).to(COMPUTE)[None, :]
+    position = tl.arange(0, POSITIONS)
+    grid_row = (position // SIZE - half).to(COMPUTE)[None, :]
+    grid_col = (position % SIZE - half).to(COMPUTE)[None, :]
 
     theta = tl.load(angle + index, mask=inside, other=0.0).to(COMPUTE)
     row, col = _direction(tl.sin(theta), tl.cos(theta), SQUARE)
-    total = tl.zeros((BLOCK, CELLS), dtype=COMPUTE)
+    total = tl.zeros((BLOCK, POSITIONS), dtype=COMPUTE)
     for tap in tl.static_range(SIZE):
         place = tap - half
         value = _tap_weight(
             weight, profile, index, inside, length, tap, step_weight, step_tap, SHARED, PROFILE, SIZE, COMPUTE
         )
-        splat = _hat((place * row)[:, None] - cell_row) * _hat((place * col)[:, None] - cell_col)
+        splat = _hat((place * row)[:, None] - grid_row) * _hat((place * col)[:, None] - grid_col)
         total += value[:, None] * splat
 
     slice_at = (index // length) * step_out + (index % length) * step_in
-    cell_at = (cell // SIZE) * step_row + (cell % SIZE) * step_col
-    written = inside[:, None] & (cell < SIZE * SIZE)[None, :]
-    tl.store(kernels + slice_at[:, None] + cell_at[None, :], total.to(kernels.dtype.element_ty), mask=written)
+    position_at = (position // SIZE) * step_row + (position % SIZE) * step_col
+    written = inside[:, None] & (position < SIZE * SIZE)[None, :]
+    tl.store(kernels + slice_at[:, None] + position_at[None, :], total.to(kernels.dtype.element_ty), mask=written)
 
 
 @triton.jit
@@ -244,7 +244,7 @@ def write_gradients(
     PROFILE: tl.constexpr,
     SQUARE: tl.constexpr,
     SIZE: tl.constexpr,
-    CELLS: tl.constexpr,
+    POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
@@ -252,14 +252,14 @@ def write_gradients(
     """The gradients of the slices `index`, and with PROFILE what each adds to that of its row's profile."""
     half: tl.constexpr = SIZE // 2
     inside = index < count
-    cell = tl.arange(0, CELLS)
-    cell_row = (cell // SIZE - half).to(COMPUTE)[None, :]
-    cell_col = (cell % SIZE - half).to(COMPUTE)[None, :]
+    position = tl.arange(0, POSITIONS)
+    grid_row = (position // SIZE - half).to(COMPUTE)[None, :]
+    grid_col = (position % SIZE - half).to(COMPUTE)[None, :]
     slice_at = (index // length) * step_out + (index % length) * step_in
-    cell_at = (cell // SIZE) * step_row + (cell % SIZE) * step_col
-    used = inside[:, None] & (cell < SIZE * SIZE)[None, :]
-    # Zero outside of the kernel, so that the sums over CELLS are those over its cells.
-    kernel_grad = tl.load(grad + slice_at[:, None] + cell_at[None, :], mask=used, other=0.0).to(COMPUTE)
+    position_at = (position // SIZE) * step_row + (position % SIZE) * step_col
+    used = inside[:, None] & (position < SIZE * SIZE)[None, :]
+    # Zero outside of the kernel, so that the sums over POSITIONS are those over its positions.
+    kernel_grad = tl.load(grad + slice_at[:, None] + position_at[None, :], mask=used, other=0.0).to(COMPUTE)
 
     theta = tl.load(angle + index, mask=inside, other=0.0).to(COMPUTE)
     sin = tl.sin(theta)
@@ -275,8 +275,8 @@ def write_gradients(
         value = _tap_weight(
             weight, profile, index, inside, length, tap, step_weight, step_tap, SHARED, PROFILE, SIZE, COMPUTE
         )
-        to_row = (place * row)[:, None] - cell_row
-        to_col = (place * col)[:, None] - cell_col
+        to_row = (place * row)[:, None] - grid_row
+        to_col = (place * col)[:, None] - grid_col
         rows = _hat(to_row)
         cols = _hat(to_col)
         splat_sum = tl.sum(kernel_grad * rows * cols, axis=1)
@@ -313,7 +313,7 @@ def _forward(
     SHARED: tl.constexpr,
     SQUARE: tl.constexpr,
     SIZE: tl.constexpr,
-    CELLS: tl.constexpr,
+    POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
@@ -321,7 +321,7 @@ def _forward(
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     write_slices(
         weight, weight, angle, kernels, index, count, length, step_out, step_in, step_row, step_col,
-        step_weight, step_tap, SHARED, False, SQUARE, SIZE, CELLS, BLOCK, COMPUTE,
+        step_weight, step_tap, SHARED, False, SQUARE, SIZE, POSITIONS, BLOCK, COMPUTE,
     )  # fmt: skip
 
 
@@ -344,7 +344,7 @@ def _backward(
     SHARED: tl.constexpr,
     SQUARE: tl.constexpr,
     SIZE: tl.constexpr,
-    CELLS: tl.constexpr,
+    POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
@@ -352,5 +352,6 @@ def _backward(
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     write_gradients(
         weight, weight, angle, grad, grad_weight, grad_weight, grad_angle, index, count, length, scale, step_out,
-        step_in, step_row, step_col, step_weight, step_tap, SHARED, False, SQUARE, SIZE, CELLS, BLOCK, COMPUTE, TINY,
+        step_in, step_row, step_col, step_weight, step_tap, SHARED, False, SQUARE, SIZE, POSITIONS, BLOCK,
+        COMPUTE, TINY,
     )  # fmt: skip

@@ -207,7 +207,7 @@ def _forward_batch(
     SQUARE: tl.constexpr,
     LAST: tl.constexpr,
     SIZE: tl.constexpr,
-    CELLS: tl.constexpr,
+    POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
@@ -219,7 +219,7 @@ def _forward_batch(
     index = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) + tl.arange(0, BLOCK)
     write_slices(
         weight, profile, angle, kernels + first * SIZE * SIZE, index, count, length, step_out, step_in, step_row,
-        step_col, 1 if SHARED or PROFILE else SIZE, 1, SHARED, PROFILE, SQUARE, SIZE, CELLS, BLOCK, COMPUTE,
+        step_col, 1 if SHARED or PROFILE else SIZE, 1, SHARED, PROFILE, SQUARE, SIZE, POSITIONS, BLOCK, COMPUTE,
     )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def _backward_batch(
     SQUARE: tl.constexpr,
     LAST: tl.constexpr,
     SIZE: tl.constexpr,
-    CELLS: tl.constexpr,
+    POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
     TINY: tl.constexpr,
@@ -251,5 +251,5 @@ def _backward_batch(
     write_gradients(
         weight, profile, angle, grad + first * SIZE * SIZE, grad_weight + first * taps, grad_profile + first * SIZE,
         grad_angle + first, index, count, length, tl.load(scales + layer), step_out, step_in, step_row, step_col,
-        taps, 1, SHARED, PROFILE, SQUARE, SIZE, CELLS, BLOCK, COMPUTE, TINY,
+        taps, 1, SHARED, PROFILE, SQUARE, SIZE, POSITIONS, BLOCK, COMPUTE, TINY,
     )  # fmt: skip

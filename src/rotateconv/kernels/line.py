@@ -175,7 +175,7 @@ def tap_slopes(angle: Tensor, kernel_size: int = 3, path: Path = "circle") -> Te
 def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
     """The Gram matrix of the taps' splats on the grid, averaged over all angles.
 
-    With S_t(θ) the splat (splat) of tap t::
+    With S_t(θ) the splat of tap t::
 
         gram[s, t] = mean over θ of Σ_{r,c} S_s(θ)[r,c] · S_t(θ)[r,c]
 
@@ -193,7 +193,7 @@ def mean_gram(kernel_size: int, path: Path = "circle") -> Tensor:
         ValueError: If kernel_size is even or below 3, or path is unknown.
 
     Example:
-        >>> mean_gram(3)[1, 1].item()  # the center tap always fills one cell
+        >>> mean_gram(3)[1, 1].item()  # the center tap always fills one position
         1.0
     """
     return torch.tensor(_mean_gram(kernel_size, path), device="cpu", dtype=torch.float64)
@@ -264,7 +264,7 @@ def _mean_gram(kernel_size: int, path: Path) -> list[list[float]]:
     # One quarter of a turn is enough: kernel(θ + π/2) = rot90(kernel(θ)) has the same inner products.
     count = 1024
     angle = (torch.arange(count, device="cpu", dtype=torch.float64) + 0.5) * (torch.pi / 2 / count)
-    splats = tap_splats(angle, kernel_size, path).flatten(2)  # [angle, tap, cell]
+    splats = tap_splats(angle, kernel_size, path).flatten(2)  # [angle, tap, position]
     gram: list[list[float]] = (splats @ splats.mT).mean(0).tolist()
     return gram
 

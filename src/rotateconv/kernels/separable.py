@@ -16,13 +16,13 @@ class _Costs(NamedTuple):
     """Costs on a CPU in multiply-adds of the dense convolution.
 
     Attributes:
-        cell: A multiply-add of a line filter.
+        add: A multiply-add of a line filter.
         map: A number of a filtered map, written and read again.
         point: A multiply-add of the pointwise convolution.
         call: One more call of a convolution.
     """
 
-    cell: float
+    add: float
     map: float
     point: float
     call: float
@@ -140,7 +140,7 @@ def prefers_separable(
     For each position of the output, in multiply-adds of the dense convolution::
 
         dense      in · out · k²
-        separable  in · (G · (k² · cell + map) + out · point) + 2G · call / positions
+        separable  in · (G · (k² · add + map) + out · point) + 2G · call / positions
 
     Args:
         in_channels, out_channels: of the layer.
@@ -156,9 +156,9 @@ def prefers_separable(
     """
     mode = "training" if training else "inference"
     costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32]
-    cells = kernel_size**2
-    dense = in_channels * out_channels * cells
-    filters = groups * (cells * costs.cell + costs.map)
+    size = kernel_size**2
+    dense = in_channels * out_channels * size
+    filters = groups * (size * costs.add + costs.map)
     calls = 0.0 if positions is None else 2 * groups * costs.call / max(1, positions)
     return in_channels * (filters + out_channels * costs.point) + calls < dense
 

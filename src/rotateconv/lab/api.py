@@ -14,7 +14,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.records import read_run
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.train.evaluate import Evaluation
-from rotateconv.lab.train.load import evaluate_split, load_run
+from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.run_folder import SUMMARY
 
 
@@ -87,4 +87,4 @@ def evaluate(
         raise ConfigError(f"split must be train, validation or test, not {split!r}")
     trained = load_run(run)
     images = data if data is not None else load_images(trained.config)
-    return evaluate_split(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
+    return evaluate_model(trained.model, trained.config, trained.data, getattr(images, split), batch_size)

@@ -1,4 +1,7 @@
-"""Exceptions as exit codes with one sentence: 2 the user's mistake, 1 ours or the machine's, 130 interrupted."""
+"""Exceptions as exit codes with one sentence: 2 the user's mistake, 1 ours or the machine's, 130 interrupted.
+
+Not a part of `cli`, since the processes of a study explain their failures too.
+"""
 
 import errno
 import sys

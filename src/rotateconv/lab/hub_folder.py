@@ -12,7 +12,7 @@ from rotateconv.lab.report.model_card import CARD_PICTURE, HubFile, model_card
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.records import read_run
-from rotateconv.lab.train.load import evaluate_split, load_run
+from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.run_folder import SUMMARY, disk_errors, write_bytes
 
 CARD, WEIGHTS, ONNX = "README.md", "model.safetensors", "model.onnx"
@@ -56,7 +56,7 @@ def save_for_hub(
     record, description = read_run(run), trained.data
     images = data if data is not None else load_images(trained.config)
     bits = bits or trained.config.bits or Bits(angle=4)
-    model = RotateConvNet.from_net(
+    model = RotateConvNet.from_model(
         trained.model,
         classes=list(description.classes),
         mean=list(description.mean),
@@ -77,7 +77,7 @@ def save_for_hub(
         notes={"license": license},
     )
     opened = open_file(folder / ONNX)
-    compact = evaluate_split(opened.model, opened.config, opened.data, images.test)
+    compact = evaluate_model(opened.model, opened.config, opened.data, images.test)
     own = "float32" if trained.config.bits is None else f"float32, each one of {trained.config.bits.weight} bits"
     files = (
         HubFile(WEIGHTS, f"weights, {own}", (folder / WEIGHTS).stat().st_size, record.result.test_accuracy),

@@ -56,9 +56,9 @@ def _kaiming(layer: nn.Conv2d) -> None:
 def _along_the_grid(layer: RotateConv2d) -> None:
     """A row of taps where o + i is even, a column where it is odd."""
     out_channels, fan, taps = layer.weight.shape
-    cell = torch.arange(out_channels)[:, None] + torch.arange(fan)
-    layer.angle.copy_(cell % 2 * (math.pi / 2))
-    # No tap is spread over several cells: the norm of a slice is that of its taps, not a mean over angles.
+    place = torch.arange(out_channels)[:, None] + torch.arange(fan)
+    layer.angle.copy_(place % 2 * (math.pi / 2))
+    # No tap is spread over several positions: the norm of a slice is that of its taps, not a mean over angles.
     layer.weight.normal_(0, math.sqrt(2 / (fan * taps)))
 
 
@@ -79,7 +79,7 @@ def deal_profiles(layer: RotateConv2d) -> None:
 
 
 def wider(make: Callable[..., Layer], more: int = 1, spread: int = 1) -> Callable[..., Layer]:
-    """`make` with `more` cells on each side of the kernel, `spread` apart, and as much more padding: the same output.
+    """`make` with a kernel of `more` positions on each side, `spread` apart, and as much more padding: the same output.
 
     Example:
         >>> wider(nn.Conv2d, 2)(8, 8, 3, padding=1).kernel_size, wider(nn.Conv2d, 0, 2)(8, 8, 3, padding=1).padding

@@ -38,7 +38,7 @@ def pair(name: str, value: Size, least: int) -> tuple[int, int]:
 def padding_pair(
     padding: Size | str, kernel_size: int, stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int]:
-    """The padding on each side, in cells; an odd kernel needs the same on both sides also for "same".
+    """The padding on each side, in pixels; an odd kernel needs the same on both sides also for "same".
 
     Args:
         padding: a number, a (height, width) pair, "same" or "valid".

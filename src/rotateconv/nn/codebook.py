@@ -122,7 +122,7 @@ class CodebookConv2d(ConvBase):
         kept becomes the next entry.
         """
         self.weight.copy_(self._checked(kernel))
-        slices = self.weight.flatten(0, 1).flatten(1).double()  # [slice, cell]
+        slices = self.weight.flatten(0, 1).flatten(1).double()  # [slice, position]
         lines = slices[slices.square().sum(1).argmax()][None]
         for _ in range(len(self.codebook) - 1):
             kept = (slices @ _unit(lines).T).square().amax(1)

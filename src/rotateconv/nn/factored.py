@@ -83,7 +83,7 @@ class SeparableConv2d(nn.Module):
         """Take the two convolutions nearest to a dense kernel, (out, in/groups, k, k): a singular value per channel."""
         groups = self.pointwise.groups
         kernel = kernel.detach().unflatten(0, (groups, -1))  # [group, o, i, r, c]
-        u, s, v = torch.linalg.svd(kernel.transpose(1, 2).flatten(3).double(), full_matrices=False)  # of [o, cell]
+        u, s, v = torch.linalg.svd(kernel.transpose(1, 2).flatten(3).double(), full_matrices=False)  # of [o, position]
         root = s[..., :1].sqrt()
         self.pointwise.weight.copy_((u[..., 0] * root).transpose(1, 2).flatten(0, 1)[..., None, None])
         self.depthwise.weight.copy_((v[..., 0, :] * root).view_as(self.depthwise.weight))

@@ -35,7 +35,7 @@ class MaskedConv2d(ConvBase):
 
     Attributes:
         weight: (out, in/groups, kept), drawn with the expected kernel norm of Kaiming-normal.
-        position: (out, in/groups, kept), int16 buffer: ascending cells of the kernel, counted row by row.
+        position: (out, in/groups, kept), int16 buffer: ascending positions of the kernel, counted row by row.
         bias: (out) or None.
 
     Raises:
@@ -85,12 +85,12 @@ class MaskedConv2d(ConvBase):
         if self.weight.is_meta:
             return
         out_channels, fan, kept = self.weight.shape
-        seed, cells = int(torch.randint(SEEDS, (), device="cpu")), self.kernel_size[0] ** 2
+        seed, positions = int(torch.randint(SEEDS, (), device="cpu")), self.kernel_size[0] ** 2
         with torch.no_grad():
             if self.patterns is None:
-                self.position.copy_(positions_of_seed(seed, out_channels * fan, cells, kept).view_as(self.position))
+                self.position.copy_(positions_of_seed(seed, out_channels * fan, positions, kept).view_as(self.position))
             else:
-                drawn = positions_of_seed(seed, self.patterns, cells, kept)
+                drawn = positions_of_seed(seed, self.patterns, positions, kept)
                 self.position.copy_(drawn[torch.randint(self.patterns, (out_channels, fan), device="cpu")])
             self.weight.normal_(0, math.sqrt(2 / (fan * kept)))
             self._reset_bias()
@@ -104,24 +104,24 @@ class MaskedConv2d(ConvBase):
     @torch.no_grad()
     def fit(self, kernel: Tensor) -> None:
         """Keep the largest numbers of each slice of a dense kernel, or those of the best pattern; see ConvBase."""
-        cells = self._checked(kernel).flatten(-2)
-        position = cells.abs().topk(self.weight.shape[-1], -1).indices.sort(-1).values
+        numbers = self._checked(kernel).flatten(-2)
+        position = numbers.abs().topk(self.weight.shape[-1], -1).indices.sort(-1).values
         if self.patterns is not None:
             natural, counts = position.flatten(0, -2).unique(dim=0, return_counts=True)
             library = natural[counts.argsort(stable=True, descending=True)[: self.patterns]]  # [pattern, kept]
             # The pattern that keeps the most of a slice leaves the least of it out.
-            mass = torch.stack([cells[..., pattern].square().sum(-1) for pattern in library], -1)
+            mass = torch.stack([numbers[..., pattern].square().sum(-1) for pattern in library], -1)
             position = library[mass.argmax(-1)]
         self.position.copy_(position)
-        self.weight.copy_(cells.gather(-1, position))
+        self.weight.copy_(numbers.gather(-1, position))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        position, cells = state_dict.get(f"{prefix}position"), self.kernel_size[0] ** 2
+        position, positions = state_dict.get(f"{prefix}position"), self.kernel_size[0] ** 2
         # A file may come from anybody, and an index outside the kernel ends a process on a GPU.
-        if position is not None and not position.is_meta and not _ascending(position, cells):
-            lists[-1].append(f"{prefix}position must be ascending positions of {cells}")
+        if position is not None and not position.is_meta and not _ascending(position, positions):
+            lists[-1].append(f"{prefix}position must be ascending positions of {positions}")
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
@@ -131,23 +131,23 @@ class MaskedConv2d(ConvBase):
         return f"{super().extra_repr()}, kept={self.weight.shape[-1]}{patterns}"
 
 
-def _ascending(position: Tensor, cells: int) -> bool:
+def _ascending(position: Tensor, positions: int) -> bool:
     """Whether each slice's positions ascend and lie in the kernel."""
-    inside = (position >= 0) & (position < cells)
+    inside = (position >= 0) & (position < positions)
     return bool(inside.all() and (position.long().diff(dim=-1) > 0).all())
 
 
-def positions_of_seed(seed: int, slices: int, cells: int, kept: int) -> Tensor:
+def positions_of_seed(seed: int, slices: int, positions: int, kept: int) -> Tensor:
     """Random positions, the same for a seed on every machine and in every language: docs/packed-format.md.
 
     ::
 
-        n = slice · cells + cell,   x = mix(n + seed · 2654435761 mod 2^32),   mix of MurmurHash3
-        a slice keeps the cells with the smallest x
+        n = slice · positions + position,   x = mix(n + seed · 2654435761 mod 2^32),   mix of MurmurHash3
+        a slice keeps the positions with the smallest x
 
     Args:
         seed: From 0 to `SEEDS` - 1.
-        slices, cells, kept: Numbers of slices, of positions of a kernel, and of those that a slice keeps.
+        slices, positions, kept: Numbers of slices, of positions of a kernel, and of those that a slice keeps.
 
     Returns:
         int64, (slices, kept), ascending.
@@ -156,15 +156,15 @@ def positions_of_seed(seed: int, slices: int, cells: int, kept: int) -> Tensor:
         >>> positions_of_seed(7, 2, 9, 4).tolist()
         [[1, 4, 6, 8], [4, 5, 6, 8]]
     """
-    return _positions(torch.tensor([seed], device="cpu"), slices, cells, kept)[0]
+    return _positions(torch.tensor([seed], device="cpu"), slices, positions, kept)[0]
 
 
-def seed_of_positions(position: Tensor, cells: int) -> int | None:
+def seed_of_positions(position: Tensor, positions: int) -> int | None:
     """The seed whose positions these are, or None.
 
     Args:
         position: (slices, kept), ascending.
-        cells: Positions of a kernel.
+        positions: Positions of a kernel.
 
     Example:
         >>> seed_of_positions(positions_of_seed(7, 30, 9, 4), 9), seed_of_positions(torch.arange(4).expand(30, 4), 9)
@@ -174,14 +174,14 @@ def seed_of_positions(position: Tensor, cells: int) -> int | None:
     seeds = torch.arange(SEEDS)
     for count in (1, 4, slices):  # one slice leaves a few hundred seeds, four leave one
         count = min(count, slices)
-        seeds = seeds[(_positions(seeds, count, cells, kept) == position[:count]).flatten(1).all(1)]
+        seeds = seeds[(_positions(seeds, count, positions, kept) == position[:count]).flatten(1).all(1)]
     return int(seeds[0]) if len(seeds) else None
 
 
-def _positions(seeds: Tensor, slices: int, cells: int, kept: int) -> Tensor:
+def _positions(seeds: Tensor, slices: int, positions: int, kept: int) -> Tensor:
     """(seed, slices, kept)."""
-    keys = _mixed(torch.arange(slices * cells, device="cpu") + seeds[:, None] * 2654435761)
-    return keys.view(len(seeds), slices, cells).argsort(stable=True, dim=-1)[..., :kept].sort(-1).values
+    keys = _mixed(torch.arange(slices * positions, device="cpu") + seeds[:, None] * 2654435761)
+    return keys.view(len(seeds), slices, positions).argsort(stable=True, dim=-1)[..., :kept].sort(-1).values
 
 
 def _mixed(x: Tensor) -> Tensor:

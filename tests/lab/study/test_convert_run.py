@@ -29,7 +29,7 @@ from rotateconv.lab.train.build import build_configured, build_from
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, RunWarning
-from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
+from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
@@ -115,7 +115,7 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     recalibrate(calibrated, Batches(data.train, len(data.train), mean=data.mean, std=data.std))
     description = DataDescription.of(data)
     accuracies = {
-        key: evaluate_split(net, settings(dense), description, split).accuracy
+        key: evaluate_model(net, settings(dense), description, split).accuracy
         for key, net, split in [
             ("source validation", load_run(dense).model, data.validation),
             ("fitted validation", expected, data.validation),
@@ -253,7 +253,7 @@ def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, d
     again = quantize(net, 3, 4)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
     assert result.bits == (3, 4, 8)
-    accuracy = evaluate_split(net, settings(dense), DataDescription.of(data), data.test).accuracy
+    accuracy = evaluate_model(net, settings(dense), DataDescription.of(data), data.test).accuracy
     assert accuracy == read_json(tmp_path / "run" / "summary.json")["test_accuracy"]
 
 
@@ -469,13 +469,13 @@ def test_the_teachers_part_of_the_loss_is_there(weights: Path, tmp_path: Path, d
     assert losses[0] != losses[1]
 
 
-def test_evaluate_split_is_evaluate(dense: Path, data: ImageData) -> None:
+def test_evaluate_model_is_evaluate(dense: Path, data: ImageData) -> None:
     run = load_run(dense)
     images = (data.test.images.float() / 255 - torch.tensor(data.mean).view(1, -1, 1, 1)) / torch.tensor(data.std).view(
         1, -1, 1, 1
     )
     expected = evaluate(run.model, [(images, data.test.labels)], data.classes)
-    found = evaluate_split(run.model, run.config, run.data, data.test, batch_size=7)
+    found = evaluate_model(run.model, run.config, run.data, data.test, batch_size=7)
     assert found.accuracy == expected.accuracy
     assert found.loss == pytest.approx(expected.loss)
 
@@ -554,7 +554,7 @@ def test_a_fine_tuning_that_ruins_the_model_is_not_kept(
     kept = read_summary(tmp_path / "run")
     assert kept.test_accuracy == getattr(test, result.kept)
     trained = load_run(tmp_path / "run")
-    found = evaluate_split(trained.model, config, trained.data, data.test)
+    found = evaluate_model(trained.model, config, trained.data, data.test)
     assert found.accuracy == kept.test_accuracy
     assert convert_run(config, tmp_path / "run", data=data) == result  # again: nothing is done, the same is said
     assert read_summary(tmp_path / "run") == kept

@@ -36,7 +36,7 @@ from rotateconv.lab.study.shrinking import (
 )
 from rotateconv.lab.study.worker import Task, do_task
 from rotateconv.lab.train import loop, pretrained
-from rotateconv.lab.train.load import evaluate_split
+from rotateconv.lab.train.load import evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import read_config, read_json
 from rotateconv.quantization.pack import load_packed
@@ -138,7 +138,7 @@ def test_what_is_written_fits_and_is_what_was_found(whole: tuple[Path, ShrinkRec
     )
     model, config = load_packed(out / PACKED), tiny_config()
     for split, accuracy in ((data.validation, winner.validation_accuracy), (data.test, winner.test_accuracy)):
-        assert evaluate_split(model, config, DataDescription.of(data), split).accuracy == accuracy
+        assert evaluate_model(model, config, DataDescription.of(data), split).accuracy == accuracy
     assert from_json(ShrinkRecord, read_json(out / RECORD), RECORD) == found
     table = (out / TABLE).read_text()
     assert all(f"| {trial.candidate.name} |" in table for trial in found.trials)
@@ -159,7 +159,7 @@ def test_what_is_done_is_not_done_again(
     whole: tuple[Path, ShrinkRecord], source: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, found = whole
-    monkeypatch.setattr(library, "evaluate_split", nobody)
+    monkeypatch.setattr(library, "evaluate_model", nobody)
     assert run(source, out, data, nobody) == found
 
 
@@ -168,7 +168,7 @@ def test_the_test_split_is_evaluated_once(
     kind: type[Here], source: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    evaluate_state, evaluate = loop.evaluate_state, library.evaluate_split
+    evaluate_state, evaluate = loop.evaluate_state, library.evaluate_model
 
     def of_run(state: Any, batches: Any) -> Any:
         seen.extend(["test"] * (batches is state.test))
@@ -179,7 +179,7 @@ def test_the_test_split_is_evaluated_once(
         return evaluate(model, config, description, split)
 
     monkeypatch.setattr(loop, "evaluate_state", of_run)
-    monkeypatch.setattr(library, "evaluate_split", of_model)
+    monkeypatch.setattr(library, "evaluate_model", of_model)
     found = run(source, tmp_path / "out", data, kind(data))
     assert seen == ["test"]
     winner = found.winner

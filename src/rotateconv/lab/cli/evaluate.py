@@ -48,7 +48,7 @@ def evaluate(
     from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.predictions import open_file
-    from rotateconv.lab.train.load import evaluate_split, load_run
+    from rotateconv.lab.train.load import evaluate_model, load_run
 
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
@@ -76,7 +76,7 @@ def evaluate(
         raise ConfigError(
             f"the model of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
         )
-    found = evaluate_split(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
+    found = evaluate_model(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
     used = next((parameter.device for parameter in trained.model.parameters()), "cpu")
     named = "of a file" if run.is_file() else f"{model_name(trained.config)}, trained on {trained.data.name}"
     facts(

@@ -11,7 +11,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.train.load import TrainedRun, evaluate_split
+from rotateconv.lab.train.load import TrainedRun, evaluate_model
 
 
 def load_shown(config: RunConfig, console: Console, *, download: bool = False) -> ImageData:
@@ -35,7 +35,7 @@ def validation_accuracy(trained: TrainedRun, console: Console) -> str:
         return f"not measured: {error}"
     if DataDescription.of(images) != trained.data:
         return f"not measured: these are other images of {trained.data.name}"
-    found = evaluate_split(trained.model, trained.config, trained.data, images.validation)
+    found = evaluate_model(trained.model, trained.config, trained.data, images.validation)
     return f"{found.accuracy:.2f} % of {found.count:,} validation images"
 
 

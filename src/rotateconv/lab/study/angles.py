@@ -17,7 +17,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import Plain, from_json
-from rotateconv.lab.train.load import evaluate_split, load_run
+from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.pretrained import initial_model
 from rotateconv.lab.train.run_folder import read_records, read_summary
 from rotateconv.nn.conv import RotateConv2d
@@ -160,7 +160,7 @@ def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
         raise RunError(f"{run} was trained on other images of {trained.data.name}: give it the same --data-dir")
 
     def accuracy(model: nn.Module) -> float:
-        return evaluate_split(model, trained.config, trained.data, images.validation).accuracy
+        return evaluate_model(model, trained.config, trained.data, images.validation).accuracy
 
     angles = None
     if rotate_layers(trained.model):

@@ -24,7 +24,7 @@ from rotateconv.lab.study.events import LayerFitted, ModelFitted, OnConversionEv
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
-from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run
+from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
 from rotateconv.lab.train.run_folder import (
@@ -137,7 +137,7 @@ def convert_run(
 
     recalibrate(calibrated, calibration_batches(calibrated, config, description, data.train))
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
-    before = {name: evaluate_split(model, config, description, data.validation) for name, model in models.items()}
+    before = {name: evaluate_model(model, config, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
     if config.factory is not None:
         check_normalization(source, config, data, before["source"], report)
@@ -155,8 +155,8 @@ def convert_run(
             overwrite=again and overwrite,
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
         )
-    tuned = evaluate_split(load_run(out).model, config, description, data.validation)
-    found = {name: evaluate_split(model, config, description, data.test) for name, model in models.items()}
+    tuned = evaluate_model(load_run(out).model, config, description, data.validation)
+    found = {name: evaluate_model(model, config, description, data.test) for name, model in models.items()}
     test = {name: evaluation.accuracy for name, evaluation in found.items()}
     keeps_tuned = config.qat or tuned.accuracy >= validation["calibrated"]
     assert config.convert_taps is not None
@@ -198,7 +198,7 @@ def check_normalization(
     description = DataDescription.of(data)
     again = copy_model(source)
     recalibrate(again, calibration_batches(again, config, description, data.train))
-    better = evaluate_split(again, config, description, data.validation).accuracy
+    better = evaluate_model(again, config, description, data.validation).accuracy
     share = found.accuracy / 100
     noise = 300 * math.sqrt(max(share * (1 - share), 1 / found.count) / found.count)  # three standard errors, in points
     chance = 100 / len(description.classes)

@@ -52,7 +52,7 @@ from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.events import ignore
-from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
+from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import convert_source, load_packed_file, load_source
 from rotateconv.lab.train.run_folder import (
@@ -152,7 +152,7 @@ class _Search:
         before = _read(out, config)
         self.source = load_source(config.source, config, self.data)
         if before is None:
-            found = evaluate_split(self.source, config, self.data, data.validation)
+            found = evaluate_model(self.source, config, self.data, data.validation)
             if config.factory is not None:
                 check_normalization(self.source, config, data, found, report)
             size = sum(tensor.numel() * tensor.element_size() for tensor in self.source.state_dict().values())
@@ -283,7 +283,7 @@ class _Search:
             quantized, size = small[weight, angle]
             accuracy = None
             if size <= self.budget:
-                accuracy = evaluate_split(quantized, self.config, self.data, self.images.validation).accuracy
+                accuracy = evaluate_model(quantized, self.config, self.data, self.images.validation).accuracy
             trials.append(Trial(candidate(weight, angle), 0, size, accuracy))
         return trials
 
@@ -358,7 +358,7 @@ class _Search:
             model = load_run(run).model
         else:
             model, _ = load_packed_file(self.out / _UNTRAINED / f"{candidate.name}.rcp", self.config.factory)
-            test = evaluate_split(model, self.config, self.data, self.images.test).accuracy
+            test = evaluate_model(model, self.config, self.data, self.images.test).accuracy
         onnx: int | None = None
         try:
             onnx = self._export(model.cpu(), candidate.bits, self.out / ONNX)

@@ -18,7 +18,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import layers_label, model_label
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.run_config import Bits
-from rotateconv.lab.train.load import calibration_batches, evaluate_split, load_run, pack_model
+from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.quantize import quantize
 
@@ -256,7 +256,7 @@ def _measure(
     """Return the bytes and the accuracy of a model at so many bits."""
     if width == FLOAT:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        return size, evaluate_split(model, config, data, images.test).accuracy
+        return size, evaluate_model(model, config, data, images.test).accuracy
     bits = config.bits or Bits(width, _ANGLE_BITS[width])
     batches = None if config.qat else calibration_batches(model, config, data, images.train)
     quantized = quantize(model, **bits.arguments, calibration=batches).cpu()
@@ -264,7 +264,7 @@ def _measure(
         file = Path(folder, "model.rotateconv")
         pack_model(quantized, data, file, bits)
         size = file.stat().st_size
-    return size, evaluate_split(quantized, config, data, images.test).accuracy
+    return size, evaluate_model(quantized, config, data, images.test).accuracy
 
 
 def _label(config: RunConfig) -> str:

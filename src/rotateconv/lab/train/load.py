@@ -136,7 +136,7 @@ def pack_model(
     )
 
 
-def evaluate_split(
+def evaluate_model(
     model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int = 512
 ) -> Evaluation:
     """Evaluate a model on a GPU if there is one, in a run's precision and memory format, normalised as in training.
