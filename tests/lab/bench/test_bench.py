@@ -14,11 +14,14 @@ from commands import invoke
 from rotateconv import RotateConv2d
 from rotateconv.errors import BenchError
 from rotateconv.lab.bench import cases, forms, report, run, targets, timing
-from rotateconv.lab.bench.cases import LAYER_FORMS, NET_FORMS, Case
+from rotateconv.lab.bench.cases import LAYER_FORMS, MODEL_FORMS, Case
 from rotateconv.lab.bench.forms import build_forms
+from rotateconv.lab.bench.record import Row, record_from_json
 from rotateconv.lab.bench.targets import Target
 from rotateconv.lab.bench.timing import Spread
+from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks
+from rotateconv.lab.train.run_folder import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA.*:UserWarning")
 
@@ -29,8 +32,8 @@ SMALL: list[Case] = [
         for mode in ("forward", "forward+backward", "step")
         for dtype in cases.PRECISIONS
     ),
-    Case("net", NET_FORMS[:2], "step", 2, model="resnet20"),
-    Case("fused net", NET_FORMS[:2], "forward", 2, model="resnet20"),
+    Case("model", MODEL_FORMS[:2], "step", 2, model="resnet20"),
+    Case("fused model", MODEL_FORMS[:2], "forward", 2, model="resnet20"),
     Case("kernel", ("plain", "fused"), "forward+backward", 8),
 ]
 
@@ -98,21 +101,21 @@ def test_multiply_adds_and_memory_by_hand() -> None:
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.kind}-{case.mode}-{case.dtype}")
 def test_every_case_gives_a_row_a_form(case: Case) -> None:
     record = run.run_bench([case], seconds=0.0)
-    rows = record["rows"]
+    rows = record.rows
     missing = {"DCLS"} if forms._dcls(SMALL[0]) is None else set()
-    assert [row["form"] for row in rows] == [form for form in case.forms if form not in missing]
+    assert [row.form for row in rows] == [form for form in case.forms if form not in missing]
     for row in rows:
-        assert {key: row[key] for key in case.as_record()} == case.as_record()
-        assert row["baseline"] == case.forms[0]
-        assert 0 < row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
-        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-        assert row["rounds"] >= 3
-        assert row["peak_bytes"] > 0
-        assert (row["multiply_adds"] is None) == (case.kind == "kernel")
-        if row["multiply_adds"] is not None:
-            assert row["share_of_matrix_rate"] == pytest.approx(row["multiply_adds"] / row["seconds"] / 1e9)
-    assert rows[0]["ratio"] == rows[0]["peak_ratio"] == 1
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
+        assert {key: getattr(row, key) for key in case.as_record()} == case.as_record()
+        assert row.baseline == case.forms[0]
+        assert 0 < row.seconds_low <= row.seconds <= row.seconds_high
+        assert row.ratio_low <= row.ratio <= row.ratio_high
+        assert row.rounds >= 3
+        assert row.peak_bytes > 0
+        assert (row.multiply_adds is None) == (case.kind == "kernel")
+        if row.multiply_adds is not None:
+            assert row.share_of_matrix_rate == pytest.approx(row.multiply_adds / row.seconds / 1e9)
+    assert rows[0].ratio == rows[0].peak_ratio == 1
+    assert record_from_json(json.loads(json.dumps(to_json(record), allow_nan=False)), "bench.json") == record
 
 
 @pytest.mark.parametrize("dtype", cases.PRECISIONS)
@@ -137,7 +140,7 @@ def test_a_wrong_form_is_not_timed(form: str, dtype: Any, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("case", SMALL[-3:], ids=lambda case: case.kind)
 def test_wrong_nets_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "line_kernel" if case.kind != "fused net" else "fuse"
+    name = "line_kernel" if case.kind != "fused model" else "fuse"
     right = getattr(forms, name)
 
     class Off(nn.Module):
@@ -175,20 +178,24 @@ def test_a_captured_step_is_recorded_once_and_run_again(monkeypatch: pytest.Monk
             self.work()
 
     monkeypatch.setattr(forms, "CudaGraph", Recorder)
-    case = Case("net", ("rotate4",), "captured step", 2, model="resnet20")
-    (row,) = run.run_bench([case], seconds=0.0)["rows"]
+    case = Case("model", ("rotate4",), "captured step", 2, model="resnet20")
+    (row,) = run.run_bench([case], seconds=0.0).rows
     assert calls[:5] == ["warm up"] * 3 + ["capture", "replay"]
     assert set(calls[5:]) == {"replay"}
-    assert row["seconds"] > 0
-    assert row["multiply_adds"] is None
+    assert row.seconds > 0
+    assert row.multiply_adds is None
 
 
 def test_a_foreign_file_is_no_record(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    file.write_text('{"schema": 1}')
-    result = invoke(["bench", "--record", str(file), "--page", str(file)])
-    assert result.exit_code == 2
-    assert "is no record of this version's bench" in result.stderr
+    for text, message in (
+        ('{"schema": 0}', "is no record of this version's bench"),
+        ('{"schema": 1}', "expected the key"),
+    ):
+        file.write_text(text)
+        result = invoke(["bench", "--record", str(file), "--page", str(file)])
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 def test_the_deformable_rival_is_a_convolution() -> None:
@@ -205,7 +212,7 @@ def test_sweeps_name_forms_that_exist(device: str) -> None:
     every = [*cases.quick_cases(), *cases.full_cases(device), *(t.case for t in targets.targets(device))]
     assert len(every) > 100
     for case in every:
-        known = {"layer": LAYER_FORMS, "kernel": ("plain", "fused")}.get(case.kind, NET_FORMS)
+        known = {"layer": LAYER_FORMS, "kernel": ("plain", "fused")}.get(case.kind, MODEL_FORMS)
         assert set(case.forms) <= set(known)
         assert case.kind != "layer" or case.channels % 4 == 0
     channels, sizes, batches, kernels, strides = (
@@ -218,17 +225,21 @@ def test_sweeps_name_forms_that_exist(device: str) -> None:
 
 def test_targets_by_hand() -> None:
     case = Case("kernel", ("plain", "fused"), "forward", 8)
-    row = {**case.as_record(), "form": "fused", "baseline": "plain", "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.8}
-    row["peak_ratio"] = 1.5
-    found = targets.judge(Target(case, "fused", "speedup", least=2.0), [{**row, "form": "plain"}, row])
-    assert (found["value"], found["low"], found["high"], found["reached"]) == (2.0, 1.25, 2.5, True)
-    assert targets.judge(Target(case, "fused", "ratio", most=0.4), [row])["reached"] is False
-    assert targets.judge(Target(case, "fused", "ratio", least=0.4, most=0.6), [row])["reached"] is True
-    assert targets.judge(Target(case, "fused", "ratio", least=0.6, most=0.8), [row])["wanted"] == "0.6 to 0.8"
-    assert targets.judge(Target(case, "fused", "peak_ratio", most=1.02), [row])["value"] == 1.5
+    row = Row(
+        **case.as_record(),
+        **{"form": "fused", "baseline": "plain", "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.8, "rounds": 7},
+        **{"seconds": 1.0, "seconds_low": 0.9, "seconds_high": 1.1, "multiply_adds": None, "peak_bytes": 8},
+        **{"share_of_matrix_rate": None, "peak_ratio": 1.5},
+    )
+    found = targets.judge(Target(case, "fused", "speedup", least=2.0), [replace(row, form="plain"), row])
+    assert (found.value, found.low, found.high, found.reached) == (2.0, 1.25, 2.5, True)
+    assert targets.judge(Target(case, "fused", "ratio", most=0.4), [row]).reached is False
+    assert targets.judge(Target(case, "fused", "ratio", least=0.4, most=0.6), [row]).reached is True
+    assert targets.judge(Target(case, "fused", "ratio", least=0.6, most=0.8), [row]).wanted == "0.6 to 0.8"
+    assert targets.judge(Target(case, "fused", "peak_ratio", most=1.02), [row]).value == 1.5
     other = Case("kernel", ("plain", "fused"), "forward", 9)
     missing = targets.judge(Target(other, "fused", "ratio", most=1.0), [row])
-    assert (missing["value"], missing["reached"]) == (None, None)
+    assert (missing.value, missing.reached) == (None, None)
 
 
 def test_cases_of_targets_are_timed_once_and_judged(tmp_path: Path) -> None:
@@ -237,7 +248,7 @@ def test_cases_of_targets_are_timed_once_and_judged(tmp_path: Path) -> None:
     seen = []
     record = run.run_bench([case], goals, seconds=0.0, on_case=lambda case, rows: seen.append(case))
     assert seen == [case]
-    assert [row["reached"] for row in record["targets"]] == [True, False]
+    assert [row.reached for row in record.targets] == [True, False]
     text = report.to_markdown(record)
     assert "| at most 1e+09 |" in text
     assert text.count("| yes |") == text.count("| **no** |") == 1
@@ -251,7 +262,7 @@ def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
     record = run.run_bench([SMALL[-1]], seconds=0.0)
     page = "one\n<!-- bench: machine -->\nold\n<!-- end -->\ntwo\n<!-- bench: kernel -->\n<!-- end -->\nthree\n"
     filled = report.fill_page(page, record)
-    rows = [row for row in record["rows"] if row["kind"] == "kernel"]
+    rows = [row for row in record.rows if row.kind == "kernel"]
     assert filled.startswith("one\n<!-- bench: machine -->\n- Device: ")
     assert filled.endswith(f"two\n<!-- bench: kernel -->\n{report.rows_table(rows)}\n<!-- end -->\nthree\n")
     assert "old" not in filled
@@ -264,7 +275,7 @@ def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
 def test_the_page_is_that_of_the_committed_record(record: str, page: str) -> None:
     root = Path(__file__).parents[3]
     text = (root / "docs" / page).read_text(encoding="utf-8")
-    found = json.loads((root / "benchmarks" / record).read_text(encoding="utf-8"))
+    found = record_from_json(read_json(root / "benchmarks" / record), record)
     assert report.fill_page(text, found) == text, (
         f"docs/{page} is older than the record: rotateconv bench --record benchmarks/{record} --page docs/{page}"
     )
@@ -277,7 +288,7 @@ def test_memory_that_does_not_suffice_is_a_row(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(run, "build_forms", fail)
     record = run.run_bench(SMALL[-1:], seconds=0.0)
-    assert record["rows"][0]["error"] == "out of memory"
+    assert record.rows[0].error == "out of memory"
     assert "Did not fit into the memory: line_kernel of 8 x 8 slices." in report.to_markdown(record)
 
 
@@ -299,19 +310,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = invoke(["bench", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "b")])
     assert result.exit_code == 0, result.output
     assert "8 -> 8 at 6 x 6, batch 2, k 3, stride 2, forward, float32" in result.output
-    record = json.loads((tmp_path / "b" / "bench.json").read_text())
+    record = record_from_json(read_json(tmp_path / "b" / "bench.json"), "bench.json")
     assert (tmp_path / "b" / "bench.md").read_text() == report.to_markdown(record)
     assert (tmp_path / "b" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["bench.json", "bench.md", "bench.png"]
     for key in ("cpu", "threads", "load_average", "versions", "device", "time"):
-        assert record["environment"][key] is not None
+        assert getattr(record.environment, key) is not None
 
 
 def test_a_page_by_the_command_from_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = run.run_bench([SMALL[-1]], seconds=0.0)
     page, file = tmp_path / "speed.md", tmp_path / "bench.json"
     page.write_text("<!-- bench: kernel -->\n<!-- end -->\n")
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(to_json(record)))
     monkeypatch.setattr(run, "run_bench", None)  # nothing is measured
     result = invoke(["bench", "--record", str(file), "--page", str(page)])
     assert result.exit_code == 0, result.output

@@ -1,10 +1,10 @@
-"""What is timed: layers, whole nets, fused nets and the kernel alone, and the sweeps made of them."""
+"""What is timed: layers, whole models, fused models and the kernel alone, and the sweeps made of them."""
 
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal
 
-Kind = Literal["layer", "net", "fused net", "kernel"]
+Kind = Literal["layer", "model", "fused model", "kernel"]
 Mode = Literal["forward", "forward+backward", "step", "captured step"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -12,8 +12,8 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 PEERS = ("depthwise-separable", "1x1", "deform_conv2d", "DCLS")
 LAYER_FORMS = ("nn.Conv2d", "rotate4", "rotate2", "rotate2p", "rotate2p-g1", "rotate2p-g4", *PEERS)
 UNBATCHED = ", layer by layer"
-"""Ends the name of a net's form whose layers each make their own kernels, without `batched_kernels`."""
-NET_FORMS = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}", "rotate2", "rotate2p", "rotate2p-g4")
+"""Ends the name of a model's form whose layers each make their own kernels, without `batched_kernels`."""
+MODEL_FORMS = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}", "rotate2", "rotate2p", "rotate2p-g4")
 
 # A layer's forward pass in a sweep: the smallest are all overhead, the largest take minutes with the slow peers.
 _MOST_MULTIPLY_ADDS = 2e10
@@ -25,13 +25,13 @@ class Case:
     """One row of a comparison: several forms of the same work, timed together.
 
     Attributes:
-        kind: "layer", "net", "fused net" (batch norms folded, for inference) or "kernel" (no convolution).
+        kind: "layer", "model", "fused model" (batch norms folded, for inference) or "kernel" (no convolution).
         forms: names of `bench.forms`; the others are compared with the first.
         mode: "forward" without gradients, "forward+backward", "step": that and the optimizer's, or "captured step":
             the same in a CUDA graph.
         dtype: "bfloat16" is autocast over float32 parameters, as in training.
         compiled: with torch.compile.
-        model: of a net.
+        model: its name, of a model.
         channels, size, kernel_size, stride: of a layer from `channels` to `channels` on size x size pixels.
         batch: images; slices' side of a kernel, batch x batch of them.
     """
@@ -58,7 +58,7 @@ class Case:
                 "" if (self.kernel_size, self.stride) == (3, 1) else f", k {self.kernel_size}, stride {self.stride}"
             )
             return f"{self.channels} -> {self.channels} at {self.size} x {self.size}, batch {self.batch}{kernel}"
-        return f"{self.model}{', fused' if self.kind == 'fused net' else ''}, batch {self.batch}"
+        return f"{self.model}{', fused' if self.kind == 'fused model' else ''}, batch {self.batch}"
 
     def as_record(self) -> dict[str, Any]:
         """The attributes but the forms, and the name."""
@@ -68,7 +68,7 @@ class Case:
 
 
 def quick_cases() -> list[Case]:
-    """A few minutes on two cores: the sizes of the nets' layers, and one net."""
+    """A few minutes on two cores: the sizes of the models' layers, and one model."""
     ours = tuple(form for form in LAYER_FORMS if form != "deform_conv2d")
     cases = [
         Case("layer", forms, mode, batch, dtype, channels=channels, size=size)
@@ -81,9 +81,9 @@ def quick_cases() -> list[Case]:
         for mode, dtype in _modes()
     ]
     cases += [Case("kernel", ("plain", "fused"), "forward+backward", 512)]
-    nets = ("conv3x3", "rotate4", "rotate2p-g4")
-    cases += [Case("net", nets, mode, 32, dtype, model="resnet20") for mode, dtype in _modes()]
-    return [*cases, Case("fused net", ("conv3x3", "rotate4"), "forward", 32, model="resnet20")]
+    forms = ("conv3x3", "rotate4", "rotate2p-g4")
+    cases += [Case("model", forms, mode, 32, dtype, model="resnet20") for mode, dtype in _modes()]
+    return [*cases, Case("fused model", ("conv3x3", "rotate4"), "forward", 32, model="resnet20")]
 
 
 def full_cases(device: str = "cpu") -> list[Case]:
@@ -98,15 +98,15 @@ def full_cases(device: str = "cpu") -> list[Case]:
         shape: dict[str, Any] = {"channels": 64, "size": 16, "kernel_size": kernel_size, "stride": stride}
         cases.append(Case("layer", LAYER_FORMS, mode, 32, dtype, **shape))
     for compiled, (mode, dtype) in product((False, True), _modes()):
-        forms = tuple(form for form in NET_FORMS if not (compiled and form.endswith(UNBATCHED)))
+        forms = tuple(form for form in MODEL_FORMS if not (compiled and form.endswith(UNBATCHED)))
         for model, batch in (("resnet20", 128), ("densenet40", 64)):
             batch *= 4 if device == "cuda" else 1
-            cases.append(Case("net", forms, mode, batch, dtype, compiled, model))
+            cases.append(Case("model", forms, mode, batch, dtype, compiled, model))
     cases += [
         Case("kernel", ("plain", "fused"), mode, side) for mode in ("forward", "forward+backward") for side in (64, 512)
     ]
     cases += [
-        Case("fused net", ("conv3x3", "rotate4"), "forward", batch, compiled=compiled, model="resnet20")
+        Case("fused model", ("conv3x3", "rotate4"), "forward", batch, compiled=compiled, model="resnet20")
         for compiled, batch in product((False, True), (1, 128))
     ]
     return cases

@@ -42,7 +42,7 @@ def build_forms(case: Case, device: str = "cpu") -> dict[str, Work]:
         BenchError: If a form of ours differs from the plain form.
     """
     torch.manual_seed(0)
-    build = {"kernel": _kernels, "layer": _layers, "net": _nets, "fused net": _fused_nets}[case.kind]
+    build = {"kernel": _kernels, "layer": _layers, "model": _models, "fused model": _fused_models}[case.kind]
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # its 11 bits are not float32
     try:
         works = build(case, device)
@@ -85,7 +85,7 @@ def _layers(case: Case, device: str) -> dict[str, Work]:
         layer = layer.to(device).to(memory_format=torch.channels_last)
         if isinstance(layer, RotateConv2d):
             _check_layer(form, layer, images[:2], case.dtype)
-        # The layer is somewhere inside of a net: its input has a gradient too.
+        # The layer is somewhere inside of a model: its input has a gradient too.
         works[form] = _work(layer, case, device, images.detach().requires_grad_(case.mode != "forward"))
     return works
 
@@ -154,28 +154,28 @@ def _dcls(case: Case) -> nn.Module | None:
     return layer
 
 
-def _nets(case: Case, device: str) -> dict[str, Work]:
+def _models(case: Case, device: str) -> dict[str, Work]:
     images = torch.randn(case.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     works = {}
     for form in case.forms:
-        net = build_model(case.model, form.removesuffix(UNBATCHED)).to(device).to(memory_format=torch.channels_last)
-        for name, layer in net.named_modules():
+        model = build_model(case.model, form.removesuffix(UNBATCHED)).to(device).to(memory_format=torch.channels_last)
+        for name, layer in model.named_modules():
             if isinstance(layer, RotateConv2d):
                 _check_layer(
                     f"{form} {name}", layer, torch.randn(2, layer.in_channels, 8, 8, device=device), case.dtype
                 )
-        works[form] = _work(net, case, device, images, batched=not form.endswith(UNBATCHED))
+        works[form] = _work(model, case, device, images, batched=not form.endswith(UNBATCHED))
     return works
 
 
-def _fused_nets(case: Case, device: str) -> dict[str, Work]:
+def _fused_models(case: Case, device: str) -> dict[str, Work]:
     images = torch.randn(case.batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     works = {}
     for form in case.forms:
-        net = build_model(case.model, form).to(device).eval()
-        fused = fuse(net, fold_batchnorm=True).to(memory_format=torch.channels_last)
+        model = build_model(case.model, form).to(device).eval()
+        fused = fuse(model, fold_batchnorm=True).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            _check(f"fused {form}", [fused(images[:2])], [net(images[:2])], TOLERANCE["float32"])
+            _check(f"fused {form}", [fused(images[:2])], [model(images[:2])], TOLERANCE["float32"])
         works[form] = _work(fused, case, device, images)
     return works
 
@@ -203,8 +203,8 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor, *, batched
         module.zero_grad(set_to_none=True)
         images.grad = None
 
-    # fused, as `schedule.build_optimizer` has it: a small net has many small parameters, and a loop over them would be
-    # a part of the time that grows with their number.
+    # fused, as `schedule.build_optimizer` has it: a small model has many small parameters, and a loop over them would
+    # be a part of the time that grows with their number.
     optimizer = torch.optim.SGD(param_groups(module, 1e-9, 1e-4), momentum=0.9, nesterov=True, fused=True)
 
     def step() -> None:

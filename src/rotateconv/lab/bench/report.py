@@ -5,36 +5,33 @@ import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rotateconv._files import atomic_write
 from rotateconv.errors import InputError
-from rotateconv.lab.bench.targets import Row
+from rotateconv.lab.bench.record import BenchRecord, Row, TargetRow
 from rotateconv.lab.report.blocks import fill_blocks
 
-Record = dict[str, Any]
-
 KINDS = {
-    "net": "Whole nets",
-    "fused net": "Whole nets, fused for inference",
+    "model": "Whole models",
+    "fused model": "Whole models, fused for inference",
     "layer": "One layer",
     "kernel": "The kernel alone",
 }
 
 
-def to_markdown(record: Record) -> str:
+def to_markdown(record: BenchRecord) -> str:
     """The record as Markdown: the machine, the targets, and a table for each kind of case."""
     sections = _sections(record)
     parts = [sections.pop("machine")]
     for name, text in sections.items():
         parts += [f"## {KINDS.get(name, 'Targets')}", text]
-    lost = {row["name"] for row in record["rows"] if row["form"] is None}
+    lost = {row.name for row in record.rows if not isinstance(row, Row)}
     if lost:
         parts.append("Did not fit into the memory: " + "; ".join(sorted(lost)) + ".")
     return "\n\n".join(parts) + "\n"
 
 
-def fill_page(text: str, record: Record) -> str:
+def fill_page(text: str, record: BenchRecord) -> str:
     """A Markdown page with its tables made anew: what lies between `<!-- bench: NAME -->` and `<!-- end -->`.
 
     Args:
@@ -43,10 +40,6 @@ def fill_page(text: str, record: Record) -> str:
 
     Raises:
         ValueError: If the page asks for a table that the record does not have.
-
-    Example:
-        >>> fill_page("no table here", {})
-        'no table here'
     """
 
     def make(name: str) -> str:
@@ -58,29 +51,28 @@ def fill_page(text: str, record: Record) -> str:
     return fill_blocks(text, "bench", make)
 
 
-def _sections(record: Record) -> dict[str, str]:
+def _sections(record: BenchRecord) -> dict[str, str]:
     """The text of every table that the record has, by name."""
     sections = {"machine": _machine(record)}
-    if record["targets"]:
-        sections["targets"] = targets_table(record["targets"])
+    if record.targets:
+        sections["targets"] = targets_table(record.targets)
     for kind in KINDS:
-        rows = [row for row in record["rows"] if row["kind"] == kind and row["form"] is not None]
-        if rows:
+        if rows := [row for row in record.timed if row.kind == kind]:
             sections[kind] = rows_table(rows)
     return sections
 
 
-def targets_table(targets: Sequence[Row]) -> str:
+def targets_table(targets: Sequence[TargetRow]) -> str:
     """The targets of a record with what was measured, as a Markdown table."""
     quantities = {"ratio": "time over", "speedup": "times as fast as", "peak_ratio": "peak memory over"}
     lines = []
     for row in targets:
-        what = f"{row['name']}, {_how(row)}: {row['form']}, {quantities[row['quantity']]} {row['baseline']}"
-        if row["value"] is None:
-            lines.append([what, row["wanted"], "not measured", ""])
+        what = f"{row.name}, {row.how}: {row.form}, {quantities[row.quantity]} {row.baseline}"
+        if row.value is None:
+            lines.append([what, row.wanted, "not measured", ""])
         else:
-            spread = "" if row["low"] == row["high"] else f" ({row['low']:.3f} to {row['high']:.3f})"
-            lines.append([what, row["wanted"], f"{row['value']:.3f}{spread}", "yes" if row["reached"] else "**no**"])
+            spread = "" if row.low == row.high else f" ({row.low:.3f} to {row.high:.3f})"
+            lines.append([what, row.wanted, f"{row.value:.3f}{spread}", "yes" if row.reached else "**no**"])
     return _table(["target", "wanted", "measured (middle half)", "reached"], lines)
 
 
@@ -88,24 +80,24 @@ def rows_table(rows: Sequence[Row]) -> str:
     """Rows of a record as a Markdown table: slower than the baseline in bold."""
     lines = []
     for row in rows:
-        ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-        share = row["share_of_matrix_rate"]
+        ratio = f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+        share = row.share_of_matrix_rate
         lines.append(
             [
-                row["name"],
-                _how(row),
-                row["form"],
+                row.name,
+                row.how,
+                row.form,
                 _milliseconds(row),
-                "1" if row["form"] == row["baseline"] else f"**{ratio}**" if row["ratio_low"] > 1 else ratio,
+                "1" if row.form == row.baseline else f"**{ratio}**" if row.ratio_low > 1 else ratio,
                 "" if share is None else f"{100 * share:.0f} %",
-                f"{row['peak_bytes'] / 2**20:.1f}",
+                f"{row.peak_bytes / 2**20:.1f}",
             ]
         )
     head = ["case", "pass", "form", "ms", "over the first form (middle half)", "of the matrix rate", "peak MiB"]
     return _table(head, lines)
 
 
-def write_plot(record: Record, path: Path) -> None:
+def write_plot(record: BenchRecord, path: Path) -> None:
     """Draw the time of a layer against its multiply-adds, both logarithmic, a panel for each pass and dtype.
 
     A line goes through the medians of layers with equally many multiply-adds.
@@ -117,24 +109,22 @@ def write_plot(record: Record, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in record["rows"] if row["kind"] == "layer" and row["form"] is not None]
-    panels = list(dict.fromkeys((row["mode"], row["dtype"], row["compiled"]) for row in rows))
+    rows = [row for row in record.timed if row.kind == "layer"]
+    panels = list(dict.fromkeys(row.how for row in rows))
     figure = Figure(figsize=(5.5 * max(1, len(panels)), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    forms = list(dict.fromkeys(row["form"] for row in rows))
+    forms = list(dict.fromkeys(row.form for row in rows))
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
         for index, form in enumerate(forms):
             points = sorted(
-                (_dense_multiply_adds(row), 1e3 * row["seconds"])
-                for row in rows
-                if (row["mode"], row["dtype"], row["compiled"]) == panel and row["form"] == form
+                (_dense_multiply_adds(row), 1e3 * row.seconds) for row in rows if row.how == panel and row.form == form
             )
             if points:
                 color = "k" if form == "nn.Conv2d" else f"C{index % 10}"
                 axes.loglog(*zip(*points, strict=True), "o", color=color, markersize=3, label=form)
                 axes.loglog(*zip(*_medians(points), strict=True), "-", color=color, linewidth=1)
-        axes.set(title=_how(dict(zip(("mode", "dtype", "compiled"), panel, strict=True))))
+        axes.set(title=panel)
         axes.set(xlabel="multiply-adds of the dense layer, forward", ylabel="milliseconds")
         axes.grid(alpha=0.3)
     if panels:
@@ -154,32 +144,28 @@ def _medians(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _dense_multiply_adds(row: Row) -> int:
-    positions = row["batch"] * (row["size"] // row["stride"]) ** 2
-    return int(positions * row["channels"] ** 2 * row["kernel_size"] ** 2)
+    positions = row.batch * (row.size // row.stride) ** 2
+    return int(positions * row.channels**2 * row.kernel_size**2)
 
 
-def _machine(record: Record) -> str:
-    found = record["environment"]
-    rates = ", ".join(f"{rate / 1e9:.3g} ({dtype})" for dtype, rate in record["matrix_rate"].items() if rate)
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items() if number)
-    load = found["load_average"]
+def _machine(record: BenchRecord) -> str:
+    found = record.environment
+    rates = ", ".join(f"{rate / 1e9:.3g} ({dtype})" for dtype, rate in record.matrix_rate.items() if rate)
+    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items() if number)
+    load = found.load_average
     facts = {
-        "Device": found["gpu"] if found["device"] == "cuda" else found["cpu"],
-        "Cores and threads": f"{found['physical_cores']} cores, {found['threads']} threads",
+        "Device": found.gpu if found.device == "cuda" else found.cpu,
+        "Cores and threads": f"{found.physical_cores} cores, {found.threads} threads",
         "Load average": "unknown" if load is None else f"{load[0]:.1f} (1 minute), {load[1]:.1f} (5 minutes)",
-        "Versions": f"Python {found['python']}, {versions}",
-        "Time": found["time"],
+        "Versions": f"Python {found.python}, {versions}",
+        "Time": found.time,
         "Matrix product, 10⁹ multiply-adds a second": rates,
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
-def _how(row: Row) -> str:
-    return f"{row['mode']}, {row['dtype']}{', compiled' if row['compiled'] else ''}"
-
-
 def _milliseconds(row: Row) -> str:
-    middle, low, high = (1e3 * row[key] for key in ("seconds", "seconds_low", "seconds_high"))
+    middle, low, high = (1e3 * seconds for seconds in (row.seconds, row.seconds_low, row.seconds_high))
     digits = 3 if middle < 1 else 2 if middle < 100 else 0
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 

@@ -8,17 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rotateconv.lab.bench.cases import PRECISIONS, Case
 from rotateconv.lab.bench.forms import build_forms
-from rotateconv.lab.bench.targets import Row, Target, judge
+from rotateconv.lab.bench.record import SCHEMA, BenchRecord, Conditions, LostRow, Row
+from rotateconv.lab.bench.targets import Target, judge
 from rotateconv.lab.bench.timing import Spread, matrix_rate, measure, multiply_adds, peak_memory, ratio
 from rotateconv.lab.train.environment import Environment
-
-SCHEMA = 1
 
 
 def run_bench(
@@ -27,8 +25,8 @@ def run_bench(
     *,
     device: str = "cpu",
     seconds: float = 1.0,
-    on_case: Callable[[Case, list[Row]], None] | None = None,
-) -> dict[str, Any]:
+    on_case: Callable[[Case, list[Row | LostRow]], None] | None = None,
+) -> BenchRecord:
     """Time cases, and those of targets, and judge the targets.
 
     Args:
@@ -39,14 +37,14 @@ def run_bench(
         on_case: called with every case and its rows.
 
     Returns:
-        The record: "environment", "matrix_rate" in multiply-adds a second by dtype, "rows", one for each form of
-        each case, and "targets". A case that does not fit into the memory has a row with "error" alone.
+        The record, with a row for each form of each case, and one without times for a case that does not fit into the
+        memory.
 
     Raises:
         BenchError: If a form differs from the plain form.
     """
-    rates = dict.fromkeys(PRECISIONS, 0.0)
-    rows: list[Row] = []
+    rates: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
+    rows: list[Row | LostRow] = []
     for case in dict.fromkeys([*cases, *(target.case for target in targets)]):
         # The best of all: a rate taken while something else ran would make every share too large.
         rates[case.dtype] = max(rates[case.dtype], matrix_rate(getattr(torch, case.dtype), device))
@@ -55,54 +53,51 @@ def run_bench(
         if on_case is not None:
             on_case(case, new)
         gc.collect()  # compiled modules refer to themselves
-    for row in rows:
-        if row["form"] is not None and row["multiply_adds"] is not None:
-            row["share_of_matrix_rate"] = row["multiply_adds"] / row["seconds"] / rates[row["dtype"]]
-    return {
-        "schema": SCHEMA,
-        "environment": {
-            **dataclasses.asdict(Environment.now()),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),  # without the path to the program
-            "device": device,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            # Threads of other work that wait for the same cores make every time here a doubtful one.
-            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        },
-        "matrix_rate": rates,
-        "rows": rows,
-        "targets": [judge(target, rows) for target in targets],
-    }
+    for place, row in enumerate(rows):
+        if isinstance(row, Row) and row.multiply_adds is not None:
+            share = row.multiply_adds / row.seconds / rates[row.dtype]
+            rows[place] = dataclasses.replace(row, share_of_matrix_rate=share)
+    here = dataclasses.asdict(Environment.now())
+    here["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])  # without the path to the program
+    conditions = Conditions(
+        **here,
+        device=device,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        # Threads of other work that wait for the same cores make every time here a doubtful one.
+        load_average=os.getloadavg() if hasattr(os, "getloadavg") else None,
+    )
+    return BenchRecord(SCHEMA, conditions, rates, tuple(rows), tuple(judge(target, rows) for target in targets))
 
 
-def _time(case: Case, device: str, seconds: float) -> list[Row]:
+def _time(case: Case, device: str, seconds: float) -> list[Row | LostRow]:
     try:
         works = build_forms(case, device)
         times = measure(works, seconds=seconds, device=device)
         peaks = {form: peak_memory(work, device) for form, work in works.items()}
     except torch.OutOfMemoryError:
-        return [{**case.as_record(), "form": None, "baseline": None, "error": "out of memory"}]
+        return [LostRow(**case.as_record(), error="out of memory")]
     baseline = next(iter(works))
-    rows = []
+    rows: list[Row | LostRow] = []
     for form, work in works.items():
         spread, relative = Spread.of(times[form]), ratio(times, form, baseline)
         # A compiled function hides its operations from the counter, and so does a graph.
         hidden = case.compiled or case.kind == "kernel" or case.mode == "captured step"
         operations = None if hidden else multiply_adds(work)
-        row: Row = {
+        row = Row(
             **case.as_record(),
-            "form": form,
-            "baseline": baseline,
-            "seconds": spread.median,
-            "seconds_low": spread.low,
-            "seconds_high": spread.high,
-            "rounds": len(times[form]),
-            "ratio": relative.median,
-            "ratio_low": relative.low,
-            "ratio_high": relative.high,
-            "multiply_adds": operations,
-            "share_of_matrix_rate": None,
-            "peak_bytes": peaks[form],
-            "peak_ratio": peaks[form] / max(1, peaks[baseline]),
-        }
+            form=form,
+            baseline=baseline,
+            seconds=spread.median,
+            seconds_low=spread.low,
+            seconds_high=spread.high,
+            rounds=len(times[form]),
+            ratio=relative.median,
+            ratio_low=relative.low,
+            ratio_high=relative.high,
+            multiply_adds=operations,
+            share_of_matrix_rate=None,
+            peak_bytes=peaks[form],
+            peak_ratio=peaks[form] / max(1, peaks[baseline]),
+        )
         rows.append(row)
     return rows

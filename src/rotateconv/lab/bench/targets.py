@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 from rotateconv.lab.bench.cases import PRECISIONS, UNBATCHED, Case
+from rotateconv.lab.bench.record import LostRow, Row, TargetRow
 
-Row = dict[str, Any]
+Quantity = Literal["ratio", "speedup", "peak_ratio"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Target:
 
     case: Case
     form: str
-    quantity: Literal["ratio", "speedup", "peak_ratio"]
+    quantity: Quantity
     least: float | None = None
     most: float | None = None
 
@@ -48,28 +49,28 @@ class Target:
 def targets(device: str = "cpu") -> list[Target]:
     """The targets for a CPU or a GPU."""
     gpu = device == "cuda"
-    net_forms = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}")
+    model_forms = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}")
     found = []
     for compiled in (False, True):
         for dtype in PRECISIONS:
-            forms = net_forms[: 2 if compiled or dtype == "bfloat16" else 3]
-            case = Case("net", forms, "step", 512 if gpu else 128, dtype, compiled, "resnet20")
+            forms = model_forms[: 2 if compiled or dtype == "bfloat16" else 3]
+            case = Case("model", forms, "step", 512 if gpu else 128, dtype, compiled, "resnet20")
             found.append(
                 Target(case, "rotate4", "ratio", most=(1.02 if gpu else 1.03) if compiled else (1.08 if gpu else 1.04))
             )
             if not compiled:
                 found.append(Target(case, "rotate4", "peak_ratio", most=1.02))
     for dtype in PRECISIONS:
-        case = Case("net", net_forms[: 2 if dtype == "bfloat16" else 3], "step", 64, dtype, False, "densenet40")
+        case = Case("model", model_forms[: 2 if dtype == "bfloat16" else 3], "step", 64, dtype, False, "densenet40")
         found.append(Target(case, "rotate4", "ratio", most=1.08 if gpu else 1.05))
     # Within a CUDA graph, as training runs there by default.
     for (model, batch), dtype in product((("resnet20", 128), ("resnet20", 512), ("densenet40", 64)), PRECISIONS):
         if gpu:
-            case = Case("net", net_forms[:2], "captured step", batch, dtype, False, model)
+            case = Case("model", model_forms[:2], "captured step", batch, dtype, False, model)
             found.append(Target(case, "rotate4", "ratio", most=1.04))
     kernel = Case("kernel", ("plain", "fused"), "forward+backward", 512)
     found.append(Target(kernel, "fused", "ratio", most=0.1 if gpu else 0.35))
-    fused = Case("fused net", ("conv3x3", "rotate4"), "forward", 128, model="resnet20")
+    fused = Case("fused model", ("conv3x3", "rotate4"), "forward", 128, model="resnet20")
     found.append(Target(fused, "rotate4", "ratio", least=0.98, most=1.02))
     for channels, size in () if gpu else ((128, 28), (256, 14)):  # on a GPU the dense form is the one that is used
         forms = ("nn.Conv2d", "rotate2p-g1", "rotate2p-g4")
@@ -86,29 +87,29 @@ def targets(device: str = "cpu") -> list[Target]:
     return found
 
 
-def judge(target: Target, rows: Sequence[Row]) -> Row:
-    """A target with what was measured: "value", "low", "high" and "reached", all None where nothing was."""
-    measured = next((row for row in rows if _is_of(row, target)), None)
+def judge(target: Target, rows: Sequence[Row | LostRow]) -> TargetRow:
+    """A target with what was measured: value, low, high and reached, all None where nothing was."""
+    case, form = target.case.as_record(), target.form
+    baseline = target.case.forms[0]
     value = low = high = None
-    if measured is not None and target.quantity == "peak_ratio":
-        value = low = high = measured["peak_ratio"]
-    elif measured is not None:
-        value, low, high = (measured[key] for key in ("ratio", "ratio_low", "ratio_high"))
-        if target.quantity == "speedup":
-            value, low, high = 1 / value, 1 / high, 1 / low
-    return {
-        **target.case.as_record(),
-        "form": target.form,
-        "baseline": target.case.forms[0],
-        "quantity": target.quantity,
-        "wanted": target.wanted,
-        "value": value,
-        "low": low,
-        "high": high,
-        "reached": None if value is None else target.reached(value),
-    }
-
-
-def _is_of(row: Row, target: Target) -> bool:
-    same = all(row[key] == value for key, value in target.case.as_record().items())
-    return same and row["form"] == target.form and row["baseline"] == target.case.forms[0]
+    for row in rows:
+        same = all(getattr(row, key) == value for key, value in case.items())
+        if isinstance(row, Row) and same and (row.form, row.baseline) == (form, baseline):
+            value, low, high = {
+                "ratio": (row.ratio, row.ratio_low, row.ratio_high),
+                "speedup": (1 / row.ratio, 1 / row.ratio_high, 1 / row.ratio_low),
+                "peak_ratio": (row.peak_ratio,) * 3,
+            }[target.quantity]
+            break
+    reached = None if value is None else target.reached(value)
+    return TargetRow(
+        **case,
+        form=form,
+        baseline=baseline,
+        quantity=target.quantity,
+        wanted=target.wanted,
+        value=value,
+        low=low,
+        high=high,
+        reached=reached,
+    )

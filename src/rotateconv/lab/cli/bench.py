@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
+
+if TYPE_CHECKING:
+    from rotateconv.lab.bench.record import LostRow, Row
 
 EXAMPLES = options.examples(
     ("Decide for this machine, some minutes:", "rotateconv bench"),
@@ -66,13 +69,11 @@ def bench(
 
 def _fill(page: Path, record: Path) -> None:
     """Write the tables of a record into a page."""
+    from rotateconv.lab.bench.record import record_from_json
     from rotateconv.lab.bench.report import fill_page
-    from rotateconv.lab.bench.run import SCHEMA
     from rotateconv.lab.train.run_folder import read_json, write_bytes
 
-    found = read_json(record)
-    if found.get("schema") != SCHEMA or "matrix_rate" not in found:
-        raise RunError(f"{record} is no record of this version's bench: run it again with --out")
+    found = record_from_json(read_json(record), record)
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
@@ -88,6 +89,7 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
     from rotateconv.lab.bench import cases, report, run
     from rotateconv.lab.bench import targets as wanted
     from rotateconv.lab.cli.console import make_console, say
+    from rotateconv.lab.plain import to_json
     from rotateconv.lab.train.device import chosen_device, is_indexed
     from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 
@@ -103,7 +105,7 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
             out.mkdir(parents=True, exist_ok=True)
     console = make_console()
 
-    def tell(case: cases.Case, rows: list[dict[str, Any]]) -> None:
+    def tell(case: cases.Case, rows: "list[Row | LostRow]") -> None:
         say(console, f"{case.name}, {case.mode}, {case.dtype}{', compiled' if case.compiled else ''}")
         for row in rows:
             say(console, f"    {_line(row)}")
@@ -117,17 +119,17 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
     text = report.to_markdown(found)
     say(console, "\n" + text[: text.index("\n## One layer")] if "\n## One layer" in text else "\n" + text)
     if out is not None:
-        write_json(out / "bench.json", found)
+        write_json(out / "bench.json", to_json(found))
         write_bytes(out / "bench.md", text.encode())
         report.write_plot(found, out / "bench.png")
         say(console, f"kept in {out}: bench.json, bench.md, bench.png")
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: "Row | LostRow") -> str:
     """One form of a case on one line."""
-    if row["form"] is None:
-        return str(row["error"])
-    text = f"{row['form']:<20} {1e3 * row['seconds']:10.3f} ms"
-    if row["form"] != row["baseline"]:
-        text += f"   {row['ratio']:6.2f} of {row['baseline']} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+    if row.form is None:  # a LostRow
+        return row.error
+    text = f"{row.form:<20} {1e3 * row.seconds:10.3f} ms"
+    if row.form != row.baseline:
+        text += f"   {row.ratio:6.2f} of {row.baseline} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
     return text
