@@ -39,7 +39,7 @@ from rotateconv.lab.train import loop, pretrained
 from rotateconv.lab.train.load import evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import read_config, read_json
-from rotateconv.quantization.pack import load_packed
+from rotateconv.quantization.pack import describe_packed, load_packed
 from small import tiny_config
 
 BUDGET = 1850
@@ -273,6 +273,20 @@ def test_a_form_is_fitted_once(
     assert bool(fits) == (begins == "without it")
     kept = {path.parent.name for path in tmp_path.glob("untrained/*/initial.safetensors")}
     assert kept == {t.candidate.form.name for t in expected.trials if t.epochs and t.candidate.form.taps is not None}
+
+
+def test_one_weight_of_a_slice_has_no_level_of_zero(whole: tuple[Path, ShrinkRecord]) -> None:
+    out, found = whole
+    seen = set()
+    for trial in found.trials:
+        form, bits = trial.candidate.form, trial.candidate.bits
+        if (file := out / "untrained" / f"{trial.candidate.name}.rcp").is_file():
+            one = form.taps in ("shared", "profile") and bits.weight < 8
+            assert bits.levels == (2**bits.weight if one else None)
+            assert describe_packed(file).levels == bits.levels
+            seen.add(form.taps)
+    assert {None, "free"} & seen
+    assert {"shared", "profile"} & seen
 
 
 def test_a_model_of_lines_is_tried_as_it_is(tmp_path: Path, data: ImageData) -> None:

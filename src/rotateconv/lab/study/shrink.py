@@ -260,7 +260,7 @@ class _Search:
 
         def exact(weight: int, angle: int) -> int:
             if (weight, angle) not in small:
-                quantized = quantize(model, weight, angle, dense_bits=self.dense_bits, calibration=batches).cpu()
+                quantized = quantize(model, **candidate(weight, angle).bits.arguments, calibration=batches).cpu()
                 # Kept: bit for bit what is evaluated, should nothing that is trained be better.
                 kept = self.out / _UNTRAINED / f"{candidate(weight, angle).name}.rcp"
                 small[weight, angle] = quantized, self._size(quantized, candidate(weight, angle).bits, kept)
@@ -268,11 +268,11 @@ class _Search:
 
         least = exact(weights[0], angles[0])
         with tempfile.TemporaryDirectory() as folder:
-            overhead = least - self._pack(model, Bits(weights[0], angles[0], self.dense_bits), Path(folder, "least"))
+            overhead = least - self._pack(model, candidate(weights[0], angles[0]).bits, Path(folder, "least"))
 
             def fits(weight: int, angle: int) -> bool:
                 # Packing takes a fraction of the time of an export, which is done only where it may fit.
-                near = self._pack(model, Bits(weight, angle, self.dense_bits), Path(folder, "near")) + overhead
+                near = self._pack(model, candidate(weight, angle).bits, Path(folder, "near")) + overhead
                 return near <= self.budget and exact(weight, angle) <= self.budget * _ROOM
 
             pairs = list(largest_bits(weights, angles, fits))

@@ -73,8 +73,10 @@ class Candidate(Plain):
 
     @property
     def bits(self) -> Bits:
-        """Of the file."""
-        return Bits(self.weight_bits, Bits().angle if self.angle_bits is None else self.angle_bits, self.dense_bits)
+        """Of the file. One weight for a slice has levels without a zero, which would drop the slice with its angle."""
+        one = self.form.taps in ("shared", "profile") and self.weight_bits < 8
+        angle = Bits().angle if self.angle_bits is None else self.angle_bits
+        return Bits(self.weight_bits, angle, self.dense_bits, 2**self.weight_bits if one else None)
 
     def config(self, base: RunConfig, epochs: int) -> RunConfig:
         """Return the run that trains it, starting from the source of `base`, with quantized numbers from its start."""
