@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import rotateconv
 import rotateconv.lab
 from rotateconv import build_model
+from rotateconv.lab.cli import app
 from rotateconv.lab.report.blocks import blocks
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +58,25 @@ def test_links_and_anchors_lead_somewhere(page: Path) -> None:
             assert DOCS in (file, *file.parents), f"{target} is not on the site"
         if anchor and not anchor.startswith("only-"):  # of a picture: shown in one color scheme only
             assert anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_are_those_that_there_are(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
+        for command in re.findall(r"^(?:.* -m |  exec )?rotateconv (.+?)'?$", block, flags=re.MULTILINE):
+            # Raises where an option is unknown, one is missing, or its value has another type.
+            app.parse_args(shlex.split(command, comments=True), exit_on_error=False, print_error=False)
+    inline = [shlex.split(span) for span in re.findall(r"`((?:rotateconv|make) [^`]+)`", FENCE.sub("", text))]
+    for program, name, *words in inline:
+        if program == "rotateconv" and name != "COMMAND":
+            known = {spelling for one in app[name].assemble_argument_collection() for spelling in one.names}
+            assert {word for word in words if word.startswith("--")} <= {*known, "--help"}, (name, *words)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
+    made = {name for program, name, *_ in inline if program == "make"}
+    assert made | set(re.findall(r"^make ([\w-]+)", text, flags=re.MULTILINE)) <= targets
+    for name in re.findall(r"(?<![\w/])(?:experiments|benchmarks|examples|tests|tools|docs)/[a-z\d_./-]+\.[a-z]+", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_every_page_is_in_the_menu() -> None:

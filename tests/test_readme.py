@@ -34,9 +34,3 @@ def test_the_first_screen_is_one() -> None:
     for words in ("pip install", "Use it for", "Not for", "not reproduced", "nine numbers again", "mask4", "ternary"):
         assert words in text, words
     assert len(text.partition("<!-- report: summary")[2].partition("<!-- end")[0].splitlines()) == 9  # four rows
-
-
-def test_the_commands_of_a_first_visit_are_targets() -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
-    asked = set(re.findall(r"make ([\w-]+)", README))
-    assert {"demo", "test", "docs"} <= asked <= targets

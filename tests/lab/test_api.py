@@ -57,7 +57,7 @@ def test_an_unfinished_run_has_a_model_and_no_record(tmp_path: Path, data: Image
     with pytest.raises(RunInterrupted):
         rotateconv.lab.fit(tiny_config(), tmp_path / "run", data=data, on_event=StopAt(3))
     assert rotateconv.lab.load(tmp_path / "run").record is None
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="nothing is not there: name the folder of a run"):
         rotateconv.lab.load(tmp_path / "nothing")
 
 

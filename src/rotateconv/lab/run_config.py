@@ -192,15 +192,15 @@ class RunConfig:
     qat: bool = False
     """Train with fake-quantized numbers, as they will be packed, and keep the quantized ones."""
     weight_bits: Annotated[int | None, Ge(1), Le(8)] = None
-    """With qat: of a weight of a convolution; 4."""
+    """Bits of a weight of a convolution in quantized training; 4."""
     angle_bits: Annotated[int | None, Ge(2), Le(8)] = None
-    """With qat: of an angle; 5."""
+    """Bits of an angle in quantized training; 5."""
     dense_bits: Annotated[int | None, Ge(1), Le(8)] = None
-    """With qat: of a weight of the stem, of 1x1 and linear layers; 8."""
+    """Bits of a weight of the stem, of 1x1 and linear layers in quantized training; 8."""
     weight_levels: Annotated[int | None, Ge(2), Le(255)] = None
-    """With qat: values of a weight, to 2^weight_bits; an odd number of them has a 0; none for 2^weight_bits - 1."""
+    """Values of a weight in quantized training, to 2^weight_bits; an odd number has a 0; none for 2^weight_bits - 1."""
     qat_scales: Literal["searched", "learned"] | None = None
-    """With qat: scales of the weights, searched at every step, or learned (LSQ); searched."""
+    """Scales of the weights in quantized training: searched at every step, or learned (LSQ); searched."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     """no (float32), or bf16 or fp16 autocast; angles stay float32."""

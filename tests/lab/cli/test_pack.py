@@ -140,7 +140,7 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
         "pack", trained, "--out", file, "--no-evaluate", "--data-dir", ".", code=2
     )
     assert "was trained on other images of digits" in run("pack", trained, "--out", file, "--calibrate", code=2)
-    assert "is no run folder" in run("pack", tmp_path / "no", "--out", file, code=2)
+    assert "is not there" in run("pack", tmp_path / "no", "--out", file, code=2)
     assert "there is no folder" in run("pack", trained, "--out", tmp_path / "no" / "net", code=2)
     assert "--to must be one of onnx, torch-export, hub, not 'coreml'" in run(
         "export", trained, "--to", "coreml", "--out", file, code=2

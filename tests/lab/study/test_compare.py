@@ -218,7 +218,7 @@ def test_one_run_diverges_and_the_next_one_is_done(tmp_path: Path) -> None:
     assert tame.event.summary == read_summary(tmp_path / "tame")
     assert any(event.run == "tame" and isinstance(event.event, EpochEnd) for event in heard[1:])
     mistake = Task("odd", make_config("digits", changes={**changes, "teacher": "nowhere"}), tmp_path / "odd")
-    with pytest.raises(CommandError, match="nowhere is no run folder") as found:
+    with pytest.raises(CommandError, match="nowhere is not there") as found:
         run_tasks([mistake, tasks[1]], LocalExecutor(1, 1), 2, lambda event: None)
     assert found.value.failure.code == 2
 

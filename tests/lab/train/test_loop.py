@@ -188,7 +188,7 @@ def test_a_teacher_of_other_data_is_refused(tmp_path: Path, data: ImageData) -> 
     with pytest.raises(ConfigError, match=r"was trained with classes .* this run has .*: give both the same data"):
         fit(config, tmp_path / "run", data=other)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RunError, match="nothing is no run folder"):
+    with pytest.raises(RunError, match="nothing is not there"):
         fit(tiny_config(teacher=str(tmp_path / "nothing")), tmp_path / "run", data=data)
 
 

@@ -240,7 +240,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
     (run / "config.json").write_text("{}")
     with pytest.raises(RunError, match=r"config.json; it is a comparison: name one of its runs, such as .*first$"):
         read_config(tmp_path / "study")
-    with pytest.raises(RunError, match=r"nothing is no run folder: it has no readable config.json$"):
+    with pytest.raises(RunError, match=r"nothing is not there: name the folder of a run$"):
         read_config(tmp_path / "nothing")
 
 

@@ -49,7 +49,8 @@ def analyse(
     console = make_console()
     runs = [run for folder in folders for run in _finished(folder)]
     if not runs:
-        raise RunError("there is no finished run: name its folder, or that of a comparison")
+        named = ", ".join(map(str, folders))
+        raise RunError(f"there is no finished run in {named}: name its folder, or that of a comparison")
     images = {}
     for run in runs:
         config = read_config(run)

@@ -36,7 +36,7 @@ def export(
         ),
     ],
     out: Annotated[
-        Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly; for hub, the folder.")
+        Path, Parameter(name="--out", metavar="PATH", help="The file to write, exactly; with --to hub a new folder.")
     ],
     compact: Annotated[
         bool | None,

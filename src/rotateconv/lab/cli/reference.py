@@ -4,6 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+from cyclopts import Argument
+
 from rotateconv.lab.config import PRESETS, RENAMED, RunConfig
 from rotateconv.lab.keys import expected, field_of, fields_of
 from rotateconv.lab.run_config import PANELS
@@ -27,10 +29,11 @@ def configuration_page() -> str:
     for name in fields_of(RunConfig):
         if name in PANELS:
             lines += [*([""] if lines[-1].startswith("|") else []), f"## {PANELS[name]}", ""]
-            lines += ["| key | takes | default | what it decides |", "| --- | --- | --- | --- |"]
+            lines += ["| key = default | what it decides |", "| --- | --- |"]
         field = field_of(RunConfig, name)
-        row = f"| `{name}` | {expected(RunConfig, name)} | {_shown(field.default)}"
-        lines.append(f"{row} | {_cell(field.description or '')} |")
+        values = expected(RunConfig, name)
+        taken = "" if values.startswith("text") else f" *Takes {values}.*"
+        lines.append(f"| `{name} = {_text(field.default)}` | {_cell(field.description or '')}{taken} |")
     lines += ["", "## Presets", "", "What `--recipe` sets, where it differs from the defaults above.", ""]
     lines += ["| preset | keys |", "| --- | --- |"]
     for name, preset in PRESETS.items():
@@ -47,8 +50,10 @@ def commands_page() -> str:
     from rotateconv.lab.cli import app
 
     parts = [
-        "# Commands\n\nAs `rotateconv COMMAND --help` shows them. This page is made from the code (`make reference`)."
+        "# Commands\n\nAs `rotateconv COMMAND --help` shows them; an option that several commands have is described at the "
+        "first. This page is made from the code (`make reference`)."
     ]
+    described: dict[str, str] = {}  # the command at which a row of a table stands
     for name in app:
         if name.startswith("-"):
             continue
@@ -56,19 +61,21 @@ def commands_page() -> str:
         parts.append(f"## rotateconv {name}\n\n{command.help}")
         with app.app_stack([name]):  # for the defaults that the whole command line has
             arguments = [argument for argument in command.assemble_argument_collection() if argument.show]
-        rows = [
-            f"| {', '.join(f'`{spelling}`' for spelling in argument.names)} "
-            f"| {_cell(argument.parameter.metavar or '')} | {_cell(argument.parameter.help or '')} |"
-            for argument in arguments
-        ]
-        parts.append("\n".join(["| option | value | |", "| --- | --- | --- |", *rows]))
+        rows = {_row(argument): f"`{argument.name}`" for argument in arguments}
+        own = [row for row in rows if described.setdefault(row, name) == name]
+        parts.append("\n".join(["| option | |", "| --- | --- |", *own]))
+        for other in dict.fromkeys(described[row] for row in rows if described[row] != name):
+            names = ", ".join(option for row, option in rows.items() if described[row] == other)
+            parts.append(f"As at [{other}](#rotateconv-{other}): {names}.")
         found = re.findall(r"\[dim\](.*)\[/dim\]\n\[bold\](.*)\[/bold\]", command.help_epilogue or "")
-        parts.append("```sh\n" + "\n".join(f"{example}  # {what.rstrip(':')}" for what, example in found) + "\n```")
+        parts.append("```sh\n" + "\n".join(f"# {what.rstrip(':')}\n{example}" for what, example in found) + "\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def _shown(value: object) -> str:
-    return f"`{_text(value)}`"
+def _row(argument: Argument) -> str:
+    spellings = ", ".join(f"`{spelling}`" for spelling in argument.names)
+    option = f"{spellings} {_cell(argument.parameter.metavar or '')}".rstrip()
+    return f"| {option} | {_cell(argument.parameter.help or '')} |"
 
 
 def _text(value: object) -> str:

@@ -62,10 +62,10 @@ def shrink(
     """Find the lines and bits with which a trained model fits in so many bytes and loses least, and write that file.
 
     The model is tried as it is and as RotateConv layers of every kind, without training at the largest bits that fit;
-    then the best third, and the model as it is, trained with quantized numbers and their original as the teacher, for a
-    quarter of the epochs; then the best two for all of them. The validation split decides, and the test split is
-    evaluated once, in the end. DIR gets model.onnx, model.rcp and a report of all that was tried. SOURCE is never
-    changed. The same command goes on after Ctrl-C.
+    then the best third, and the model as it is, trained with quantized numbers and their original (or the run of
+    --teacher) as the teacher, for a quarter of the epochs; then the best two for all of them. The validation split
+    decides, and the test split is evaluated once, in the end. DIR gets model.onnx, model.rcp and a report of all that
+    was tried. SOURCE is never changed. The same command goes on after Ctrl-C.
     """
     options.without_torchrun("shrink")
     if jobs is not None and jobs < 1:

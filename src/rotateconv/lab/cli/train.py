@@ -23,7 +23,7 @@ EXAMPLES = options.examples(
     ("ResNet-20 of rotate4 on CIFAR-10:", "rotateconv train --data cifar10 --download --model resnet20 --conv rotate4"),
     ("An image folder:", "rotateconv train --data folder --data-dir photos --image-size 32 --epochs 30"),
     ("Go on after Ctrl-C:", "rotateconv train --resume runs/digits-resnet20-rotate4-seed0"),
-    ("Rounded to 4 bits, from a finished run:", "rotateconv train --source runs/digits-resnet20-rotate4-seed0 --qat"),
+    ("Quantized to 4 bits, from a finished run:", "rotateconv train --source runs/digits-resnet20-rotate4-seed0 --qat"),
     ("Two processes:", "torchrun --nproc-per-node 2 -m rotateconv train --out runs/two"),
 )
 

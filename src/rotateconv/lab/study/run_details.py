@@ -169,7 +169,7 @@ def short_way(turn: Tensor) -> Tensor:
 
 
 def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
-    """Return the bytes of a run's model: written out densely, as trained, packed and as compact ONNX.
+    """Return the bytes of a run's model: written out densely if it is not so already, as trained, packed, compact ONNX.
 
     The bits are those that it was trained for, or 4 per weight and the defaults of `pack` and of compact files.
     """
@@ -183,9 +183,11 @@ def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
     def export(file: Path) -> None:
         export_onnx(model, file, input_size=data.input_shape, compact=True, **compact.arguments)
 
+    trained_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    dense = FileSize("dense: every kernel written out, float32", configured_cost(config, data).fused_bytes)
     return (
-        FileSize("dense: every kernel written out, float32", configured_cost(config, data).fused_bytes),
-        FileSize("as trained, float32", sum(tensor.numel() * tensor.element_size() for tensor in tensors)),
+        *((dense,) if dense.bytes != trained_bytes else ()),  # a dense model has that form already
+        FileSize("as trained, float32", trained_bytes),
         _written(f"packed, {packed.weight}-bit weights", pack),
         _written(f"compact ONNX, {compact.weight}-bit weights", export),
     )

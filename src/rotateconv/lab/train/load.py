@@ -56,7 +56,7 @@ def load_run(run: str | Path) -> TrainedRun:
     Example:
         >>> load_run("runs/nothing")
         Traceback (most recent call last):
-        rotateconv.errors.RunError: runs/nothing is no run folder: it has no readable config.json
+        rotateconv.errors.RunError: runs/nothing is not there: name the folder of a run
     """
     run = Path(run)
     config = read_config(run)

@@ -131,6 +131,8 @@ def read_config(run: Path, *, factory: str | None = None, trusting: bool = False
     try:
         config = from_json(read_regular(path, JSON_BYTES).decode("utf-8"))
     except OSError:
+        if not run.exists():
+            raise RunError(f"{run} is not there: name the folder of a run") from None
         inside = sorted(run.glob("runs/*/config.json"))
         hint = f"; it is a comparison: name one of its runs, such as {inside[0].parent}" if inside else ""
         raise RunError(f"{run} is no run folder: it has no readable config.json{hint}") from None
@@ -245,7 +247,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"the disk is full: {folder} could not be written; free some space, then resume the run"
             ) from error
-        raise RunError(f"cannot write in {folder}: {error.strerror}") from error
+        # What Linux answers in /proc, where nothing can be made.
+        reason = "it takes no new files" if error.errno == errno.ENOENT and folder.is_dir() else error.strerror
+        raise RunError(f"cannot write in {folder}: {reason}") from error
 
 
 def _ours(path: Path) -> bool:
