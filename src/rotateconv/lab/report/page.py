@@ -1,5 +1,6 @@
 """Pages from the runs of studies alone: nothing here trains, and no number is typed in."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
@@ -28,6 +29,9 @@ Studies = Mapping[str, StudyRecord]
 
 PICTURES = "results"
 """Folder of a page's pictures, beside it."""
+
+_ROWS = 12  # of a table that a page shows open
+_TABLE = re.compile(r"^\|.*(?:\n\|.*)+", re.MULTILINE)
 
 CAPTION = (
     "Percent, mean ± standard deviation (n - 1) over seeds, of the model after the last epoch. Differences are in "
@@ -70,6 +74,8 @@ _CONVERSIONS = (
 def fill_page(text: str, studies: Studies) -> str:
     """Return a Markdown page with its blocks made anew: `<!-- report: KIND STUDY -->` to `<!-- end -->`.
 
+    A long table is closed behind one line that opens it.
+
     Args:
         text: Of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
         studies: As from `rotateconv.lab.study.records.find_studies`.
@@ -84,7 +90,16 @@ def fill_page(text: str, studies: Studies) -> str:
         Not measured yet: `rotateconv compare --config experiments/mnist/study.toml --out runs/mnist`
         <!-- end -->
     """
-    return fill_blocks(text, "report", lambda asked: make_block(*asked_for(asked), studies))
+    return fill_blocks(text, "report", lambda asked: _TABLE.sub(_folded, make_block(*asked_for(asked), studies)))
+
+
+def _folded(table: re.Match[str]) -> str:
+    """Return a table of Markdown as GitHub and the site close it, where it is long."""
+    head, _, *rows = table[0].splitlines()
+    if len(rows) <= _ROWS:
+        return table[0]
+    about = f"{len(rows)} rows: {' · '.join(cell.strip() for cell in head.strip('|').split('|'))}"
+    return f'<details markdown="1">\n<summary>{about}</summary>\n\n{table[0]}\n\n</details>'
 
 
 def asked_for(asked: str) -> tuple[str, str]:
