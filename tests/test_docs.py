@@ -76,7 +76,9 @@ def test_commands_are_those_that_there_are(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
     made = {name for program, name, *_ in inline if program == "make"}
     assert made | set(re.findall(r"^make ([\w-]+)", text, flags=re.MULTILINE)) <= targets
-    for name in re.findall(r"(?<![\w/])(?:experiments|benchmarks|examples|tests|tools|docs)/[a-z\d_./-]+\.[a-z]+", text):
+    for name in re.findall(
+        r"(?<![\w/])(?:experiments|benchmarks|examples|tests|tools|docs)/[a-z\d_./-]+\.[a-z]+", text
+    ):
         assert (ROOT / name).exists(), name
 
 

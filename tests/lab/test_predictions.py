@@ -15,6 +15,7 @@ from commands import invoke
 from rotateconv import build_model, pack
 from rotateconv.lab.config import make_config
 from rotateconv.lab.predictions import LARGEST_ONNX, predict
+from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import load_run, pack_model
 from rotateconv.lab.train.loop import fit
 from small import small_digits
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {"model": "resnet20", "conv": "rotate2p", "width": 0.5, "epochs": 2, "batch_size": 32, "warmup": 0}
     fit(make_config("digits", changes=changes), out / "run", data=small_digits())
     run = load_run(out / "run")
-    pack_model(run.model, run.data, out / "model.rcp", weight_bits=8, angle_bits=8, dense_bits=8)
+    pack_model(run.model, run.data, out / "model.rcp", Bits(8, 8, 8))
     about = {"classes": run.data.classes, "mean": run.data.mean, "std": run.data.std}
     bits = {"weight_bits": 8, "angle_bits": 8}
     export_onnx(run.model, out / "model.onnx", input_size=run.data.input_shape, compact=True, **bits, **about)

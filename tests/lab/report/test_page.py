@@ -76,6 +76,15 @@ PAGE = (
 )
 
 
+def test_a_long_table_is_closed_behind_a_line_and_a_short_one_is_not() -> None:
+    studies = {"digits": read_study(Path(__file__).parents[3] / "experiments" / "digits")}
+    filled = fill_page("<!-- report: contrasts digits -->\n<!-- end -->", studies)
+    inside = filled.partition("</summary>\n\n")[2].partition("\n\n</details>")[0].splitlines()
+    assert f'<details markdown="1">\n<summary>{len(inside) - 2} rows: model · conv · against · ' in filled
+    assert len(inside) > 14
+    assert "<details" not in fill_page("<!-- report: summary digits -->\n<!-- end -->", studies)
+
+
 def test_a_page_is_filled_and_then_stays(comparison: Path) -> None:
     studies = {"digits": read_comparison(comparison), "gpu/svhn": StudyRecord()}
     assert blocks(PAGE, "report") == ["table digits", "pictures gpu"]

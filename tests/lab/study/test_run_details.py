@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from rotateconv.errors import RunError
+from rotateconv.lab.config import make_config
+from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.angles import starting_model
 from rotateconv.lab.study.run_details import FRAMES, read_details, short_way, turned_layer
 from rotateconv.lab.train.load import load_run, pack_model
+from rotateconv.lab.train.loop import fit
 from rotateconv.nn.conv import RotateConv2d
+from small import small_digits
 
 RUN = Path(__file__).parents[2] / "fixtures" / "run-folder"
 
@@ -75,10 +79,17 @@ def test_the_details_of_a_run_folder(tmp_path: Path) -> None:
     assert sum(map(sum, found.confusion)) == trained.data.test
     assert found.command is not None
     assert found.command.startswith("rotateconv train")
-    pack_model(trained.model, trained.data, tmp_path / "file", weight_bits=4, angle_bits=5, dense_bits=8)
+    pack_model(trained.model, trained.data, tmp_path / "file", Bits())
     sizes = {size.form.partition(",")[0]: size.bytes for size in found.sizes}
     assert sizes["packed"] == (tmp_path / "file").stat().st_size
     assert sizes["as trained"] < sizes["dense: every kernel written out"]
+
+
+def test_a_dense_model_is_not_written_out_twice(tmp_path: Path) -> None:
+    config = make_config("digits", changes={"conv": "conv3x3", "width": 0.25, "epochs": 1})
+    fit(config, tmp_path / "run", data=small_digits())
+    names = [size.form.partition(",")[0] for size in read_details(tmp_path / "run").sizes]
+    assert names == ["as trained", "packed", "compact ONNX"]
 
 
 def test_a_start_that_does_not_follow_from_the_seed_is_not_shown(tmp_path: Path) -> None:

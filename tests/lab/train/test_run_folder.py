@@ -282,3 +282,6 @@ def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write in .*file: "):
         write_bytes(tmp_path / "file" / "summary.json", b"")
+    if Path("/proc/self").is_dir():  # Linux says there that there is no such file
+        with pytest.raises(RunError, match=r"cannot write in /proc: it takes no new files"):
+            write_bytes(Path("/proc/page.html"), b"")

@@ -50,8 +50,8 @@ def commands_page() -> str:
     from rotateconv.lab.cli import app
 
     parts = [
-        "# Commands\n\nAs `rotateconv COMMAND --help` shows them; an option that several commands have is described at the "
-        "first. This page is made from the code (`make reference`)."
+        "# Commands\n\nAs `rotateconv COMMAND --help` shows them; an option that several commands have is described at "
+        "the first. This page is made from the code (`make reference`)."
     ]
     described: dict[str, str] = {}  # the command at which a row of a table stands
     for name in app:
