@@ -31,8 +31,8 @@ def configuration_page() -> str:
             lines += [*([""] if lines[-1].startswith("|") else []), f"## {PANELS[name]}", ""]
             lines += ["| key = default | what it decides |", "| --- | --- |"]
         field = field_of(RunConfig, name)
-        values = expected(RunConfig, name)
-        taken = "" if values.startswith("text") else f" *Takes {values}.*"
+        kind = expected(RunConfig, name)
+        taken = "" if kind.startswith("text") else f" *Takes {kind}.*"
         lines.append(f"| `{name} = {_text(field.default)}` | {_cell(field.description or '')}{taken} |")
     lines += ["", "## Presets", "", "What `--recipe` sets, where it differs from the defaults above.", ""]
     lines += ["| preset | keys |", "| --- | --- |"]
