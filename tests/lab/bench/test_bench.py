@@ -105,7 +105,7 @@ def test_every_case_gives_a_row_a_form(case: Case) -> None:
     missing = {"DCLS"} if forms._dcls(SMALL[0]) is None else set()
     assert [row.form for row in rows] == [form for form in case.forms if form not in missing]
     for row in rows:
-        assert {key: getattr(row, key) for key in case.as_record()} == case.as_record()
+        assert row.case == case
         assert row.baseline == case.forms[0]
         assert 0 < row.seconds_low <= row.seconds <= row.seconds_high
         assert row.ratio_low <= row.ratio <= row.ratio_high
@@ -226,7 +226,7 @@ def test_sweeps_name_forms_that_exist(device: str) -> None:
 def test_targets_by_hand() -> None:
     case = Case("kernel", ("plain", "fused"), "forward", 8)
     row = Row(
-        **case.as_record(),
+        case,
         **{"form": "fused", "baseline": "plain", "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.8, "rounds": 7},
         **{"seconds": 1.0, "seconds_low": 0.9, "seconds_high": 1.1, "multiply_adds": None, "peak_bytes": 8},
         **{"share_of_matrix_rate": None, "peak_ratio": 1.5},
@@ -262,7 +262,7 @@ def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
     record = run.run_bench([SMALL[-1]], seconds=0.0)
     page = "one\n<!-- bench: machine -->\nold\n<!-- end -->\ntwo\n<!-- bench: kernel -->\n<!-- end -->\nthree\n"
     filled = report.fill_page(page, record)
-    rows = [row for row in record.rows if row.kind == "kernel"]
+    rows = [row for row in record.rows if row.case.kind == "kernel"]
     assert filled.startswith("one\n<!-- bench: machine -->\n- Device: ")
     assert filled.endswith(f"two\n<!-- bench: kernel -->\n{report.rows_table(rows)}\n<!-- end -->\nthree\n")
     assert "old" not in filled

@@ -1,8 +1,10 @@
 """What is timed: layers, whole models, fused models and the kernel alone, and the sweeps made of them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
+
+from rotateconv.lab.plain import Plain
 
 Kind = Literal["layer", "model", "fused model", "kernel"]
 Mode = Literal["forward", "forward+backward", "step", "captured step"]
@@ -21,7 +23,7 @@ _MOST_NUMBERS = 1e8  # of its input and output
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Plain):
     """One row of a comparison: several forms of the same work, timed together.
 
     Attributes:
@@ -60,11 +62,10 @@ class Case:
             return f"{self.channels} -> {self.channels} at {self.size} x {self.size}, batch {self.batch}{kernel}"
         return f"{self.model}{', fused' if self.kind == 'fused model' else ''}, batch {self.batch}"
 
-    def as_record(self) -> dict[str, Any]:
-        """The attributes but the forms, and the name."""
-        values = asdict(self)
-        del values["forms"]
-        return {"name": self.name, **values}
+    @property
+    def how(self) -> str:
+        """How it is timed."""
+        return f"{self.mode}, {self.dtype}{', compiled' if self.compiled else ''}"
 
 
 def quick_cases() -> list[Case]:

@@ -1,42 +1,21 @@
 """What the bench found: bench.json, as frozen dataclasses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rotateconv.errors import RunError
-from rotateconv.lab.bench.cases import Kind, Mode, Precision
+from rotateconv.lab.bench.cases import Case
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.train.environment import Environment
 
 SCHEMA = 1
-_RENAMED = {"net": "model", "fused net": "fused model"}  # kinds in older records
+_RENAMED = {"net": "model", "fused net": "fused model"}  # kinds in records of before 0.1.0, whose rows hold their case
+_KEYS = {field.name for field in fields(Case)}
 
 
 @dataclass(frozen=True)
-class CaseRow(Plain):
-    """A case without its forms; see `Case`."""
-
-    name: str
-    kind: Kind
-    mode: Mode
-    batch: int
-    dtype: Precision
-    compiled: bool
-    model: str
-    channels: int
-    size: int
-    kernel_size: int
-    stride: int
-
-    @property
-    def how(self) -> str:
-        """How it is timed."""
-        return f"{self.mode}, {self.dtype}{', compiled' if self.compiled else ''}"
-
-
-@dataclass(frozen=True)
-class Row(CaseRow):
+class Row(Plain):
     """A form of a case, timed.
 
     Attributes:
@@ -48,6 +27,7 @@ class Row(CaseRow):
         peak_bytes, peak_ratio: Largest memory of its tensors, and that over the baseline's.
     """
 
+    case: Case
     form: str
     baseline: str
     seconds: float
@@ -62,20 +42,29 @@ class Row(CaseRow):
     peak_bytes: int
     peak_ratio: float
 
+    def __str__(self) -> str:
+        text = f"{self.form:<20} {1e3 * self.seconds:10.3f} ms"
+        if self.form == self.baseline:
+            return text
+        return f"{text}   {self.ratio:6.2f} of {self.baseline} ({self.ratio_low:.2f} to {self.ratio_high:.2f})"
+
 
 @dataclass(frozen=True)
-class LostRow(CaseRow):
+class LostRow(Plain):
     """A case that was not timed, and why."""
 
+    case: Case
     error: str
-    form: None = None
-    baseline: None = None
+
+    def __str__(self) -> str:
+        return self.error
 
 
 @dataclass(frozen=True)
-class TargetRow(CaseRow):
+class TargetRow(Plain):
     """A target, and what was measured of it: None where nothing was."""
 
+    case: Case
     form: str
     baseline: str
     quantity: str
@@ -119,8 +108,13 @@ def record_from_json(value: object, where: str | Path) -> BenchRecord:
     """
     if not (isinstance(value, Mapping) and value.get("schema") == SCHEMA):
         raise RunError(f"{where} is no record of this version's bench: run it again with --out")
-    renamed = {
-        key: [{**row, "kind": _RENAMED.get(row.get("kind"), row.get("kind"))} for row in value.get(key, ())]
-        for key in ("rows", "targets")
-    }
-    return from_json(BenchRecord, {**value, **renamed}, where)
+    rows = {key: [_with_case(row) for row in value.get(key, ())] for key in ("rows", "targets")}
+    return from_json(BenchRecord, {**value, **rows}, where)
+
+
+def _with_case(row: Mapping[str, object]) -> Mapping[str, object]:
+    if "case" in row:
+        return row
+    case = {key: _RENAMED.get(str(value), value) for key, value in row.items() if key in _KEYS}
+    dropped = {"name", *_KEYS, *(("form", "baseline") if "error" in row else ())}
+    return {"case": {**case, "forms": []}, **{key: value for key, value in row.items() if key not in dropped}}

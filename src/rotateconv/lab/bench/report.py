@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rotateconv._files import atomic_write
 from rotateconv.errors import InputError
+from rotateconv.lab.bench.cases import Case
 from rotateconv.lab.bench.record import BenchRecord, Row, TargetRow
 from rotateconv.lab.report.blocks import fill_blocks
 
@@ -25,7 +26,7 @@ def to_markdown(record: BenchRecord) -> str:
     parts = [sections.pop("machine")]
     for name, text in sections.items():
         parts += [f"## {KINDS.get(name, 'Targets')}", text]
-    lost = {row.name for row in record.rows if not isinstance(row, Row)}
+    lost = {row.case.name for row in record.rows if not isinstance(row, Row)}
     if lost:
         parts.append("Did not fit into the memory: " + "; ".join(sorted(lost)) + ".")
     return "\n\n".join(parts) + "\n"
@@ -57,7 +58,7 @@ def _sections(record: BenchRecord) -> dict[str, str]:
     if record.targets:
         sections["targets"] = targets_table(record.targets)
     for kind in KINDS:
-        if rows := [row for row in record.timed if row.kind == kind]:
+        if rows := [row for row in record.timed if row.case.kind == kind]:
             sections[kind] = rows_table(rows)
     return sections
 
@@ -67,7 +68,7 @@ def targets_table(targets: Sequence[TargetRow]) -> str:
     quantities = {"ratio": "time over", "speedup": "times as fast as", "peak_ratio": "peak memory over"}
     lines = []
     for row in targets:
-        what = f"{row.name}, {row.how}: {row.form}, {quantities[row.quantity]} {row.baseline}"
+        what = f"{row.case.name}, {row.case.how}: {row.form}, {quantities[row.quantity]} {row.baseline}"
         if row.value is None:
             lines.append([what, row.wanted, "not measured", ""])
         else:
@@ -84,8 +85,8 @@ def rows_table(rows: Sequence[Row]) -> str:
         share = row.share_of_matrix_rate
         lines.append(
             [
-                row.name,
-                row.how,
+                row.case.name,
+                row.case.how,
                 row.form,
                 _milliseconds(row),
                 "1" if row.form == row.baseline else f"**{ratio}**" if row.ratio_low > 1 else ratio,
@@ -109,8 +110,8 @@ def write_plot(record: BenchRecord, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in record.timed if row.kind == "layer"]
-    panels = list(dict.fromkeys(row.how for row in rows))
+    rows = [row for row in record.timed if row.case.kind == "layer"]
+    panels = list(dict.fromkeys(row.case.how for row in rows))
     figure = Figure(figsize=(5.5 * max(1, len(panels)), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     forms = list(dict.fromkeys(row.form for row in rows))
@@ -118,7 +119,9 @@ def write_plot(record: BenchRecord, path: Path) -> None:
         axes = figure.add_subplot(1, len(panels), number)
         for index, form in enumerate(forms):
             points = sorted(
-                (_dense_multiply_adds(row), 1e3 * row.seconds) for row in rows if row.how == panel and row.form == form
+                (_dense_multiply_adds(row.case), 1e3 * row.seconds)
+                for row in rows
+                if row.case.how == panel and row.form == form
             )
             if points:
                 color = "k" if form == "nn.Conv2d" else f"C{index % 10}"
@@ -143,9 +146,9 @@ def _medians(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     ]
 
 
-def _dense_multiply_adds(row: Row) -> int:
-    positions = row.batch * (row.size // row.stride) ** 2
-    return int(positions * row.channels**2 * row.kernel_size**2)
+def _dense_multiply_adds(case: Case) -> int:
+    positions = case.batch * (case.size // case.stride) ** 2
+    return int(positions * case.channels**2 * case.kernel_size**2)
 
 
 def _machine(record: BenchRecord) -> str:

@@ -55,7 +55,7 @@ def run_bench(
         gc.collect()  # compiled modules refer to themselves
     for place, row in enumerate(rows):
         if isinstance(row, Row) and row.multiply_adds is not None:
-            share = row.multiply_adds / row.seconds / rates[row.dtype]
+            share = row.multiply_adds / row.seconds / rates[row.case.dtype]
             rows[place] = dataclasses.replace(row, share_of_matrix_rate=share)
     here = dataclasses.asdict(Environment.now())
     here["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])  # without the path to the program
@@ -75,7 +75,7 @@ def _time(case: Case, device: str, seconds: float) -> list[Row | LostRow]:
         times = measure(works, seconds=seconds, device=device)
         peaks = {form: peak_memory(work, device) for form, work in works.items()}
     except torch.OutOfMemoryError:
-        return [LostRow(**case.as_record(), error="out of memory")]
+        return [LostRow(case, "out of memory")]
     baseline = next(iter(works))
     rows: list[Row | LostRow] = []
     for form, work in works.items():
@@ -84,7 +84,7 @@ def _time(case: Case, device: str, seconds: float) -> list[Row | LostRow]:
         hidden = case.compiled or case.kind == "kernel" or case.mode == "captured step"
         operations = None if hidden else multiply_adds(work)
         row = Row(
-            **case.as_record(),
+            case=case,
             form=form,
             baseline=baseline,
             seconds=spread.median,

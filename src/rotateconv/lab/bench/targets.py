@@ -89,12 +89,10 @@ def targets(device: str = "cpu") -> list[Target]:
 
 def judge(target: Target, rows: Sequence[Row | LostRow]) -> TargetRow:
     """A target with what was measured: value, low, high and reached, all None where nothing was."""
-    case, form = target.case.as_record(), target.form
-    baseline = target.case.forms[0]
+    case, form = target.case, target.form
     value = low = high = None
     for row in rows:
-        same = all(getattr(row, key) == value for key, value in case.items())
-        if isinstance(row, Row) and same and (row.form, row.baseline) == (form, baseline):
+        if isinstance(row, Row) and (row.case, row.form) == (case, form):
             value, low, high = {
                 "ratio": (row.ratio, row.ratio_low, row.ratio_high),
                 "speedup": (1 / row.ratio, 1 / row.ratio_high, 1 / row.ratio_low),
@@ -102,14 +100,4 @@ def judge(target: Target, rows: Sequence[Row | LostRow]) -> TargetRow:
             }[target.quantity]
             break
     reached = None if value is None else target.reached(value)
-    return TargetRow(
-        **case,
-        form=form,
-        baseline=baseline,
-        quantity=target.quantity,
-        wanted=target.wanted,
-        value=value,
-        low=low,
-        high=high,
-        reached=reached,
-    )
+    return TargetRow(case, form, case.forms[0], target.quantity, target.wanted, value, low, high, reached)

@@ -22,14 +22,7 @@ def analyse(
     /,
     *,
     data_dir: options.DataDir = None,
-    draws: Annotated[
-        int,
-        Parameter(
-            name="--draws",
-            metavar="INTEGER",
-            help="Shuffles of each layer's angles.",
-        ),
-    ] = 3,
+    draws: Annotated[int, options.value("--draws", "INTEGER", "Shuffles of each layer's angles.")] = 3,
     device: options.Device = None,
 ) -> None:
     """Write analysis.json into every finished run folder, confusion.png, and analysis.png where there are angles."""

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter, validators
+from cyclopts import validators
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
@@ -24,33 +24,22 @@ def bench(
     *,
     full: Annotated[bool, options.switch("--full", "All sizes, precisions and models: hours.")] = False,
     targets: Annotated[
-        bool,
-        options.switch("--targets", "Only what has a number to reach, measured against wanted."),
+        bool, options.switch("--targets", "Only what has a number to reach, measured against wanted.")
     ] = False,
     eager: Annotated[
-        bool,
-        options.switch("--eager", "Leave out the cases with torch.compile, which take the longest."),
+        bool, options.switch("--eager", "Leave out the cases with torch.compile, which take the longest.")
     ] = False,
     device: options.Device = None,
     seconds: Annotated[
         float,
-        Parameter(
-            name="--seconds",
-            metavar="NUMBER",
-            validator=validators.Number(gte=0),
-            help="For each form of each case, about.",
-        ),
+        options.value("--seconds", "NUMBER", "For each form of each case, about.", validator=validators.Number(gte=0)),
     ] = 0.5,
-    out: Annotated[
-        Path | None, Parameter(name="--out", metavar="DIR", help="Folder for bench.json, bench.md and bench.png.")
-    ] = None,
+    out: Annotated[Path | None, options.value("--out", "DIR", "Folder for bench.json, bench.md and bench.png.")] = None,
     record: Annotated[
-        Path | None,
-        Parameter(name="--record", metavar="FILE", help="Measure nothing: the bench.json for --page."),
+        Path | None, options.value("--record", "FILE", "Measure nothing: the bench.json for --page.")
     ] = None,
     page: Annotated[
-        Path | None,
-        Parameter(name="--page", metavar="FILE", help="Make the tables of this Markdown page anew, from --record."),
+        Path | None, options.value("--page", "FILE", "Make the tables of this Markdown page anew, from --record.")
     ] = None,
 ) -> None:
     """Time the layer, its forms and its rivals: medians of interleaved repeats, each form checked first.
@@ -106,9 +95,9 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
     console = make_console()
 
     def tell(case: cases.Case, rows: "list[Row | LostRow]") -> None:
-        say(console, f"{case.name}, {case.mode}, {case.dtype}{', compiled' if case.compiled else ''}")
+        say(console, f"{case.name}, {case.how}")
         for row in rows:
-            say(console, f"    {_line(row)}")
+            say(console, f"    {row}")
 
     todo = [] if targets else cases.full_cases(device) if full else cases.quick_cases()
     goals = wanted.targets(device) if targets else []
@@ -123,13 +112,3 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
         write_bytes(out / "bench.md", text.encode())
         report.write_plot(found, out / "bench.png")
         say(console, f"kept in {out}: bench.json, bench.md, bench.png")
-
-
-def _line(row: "Row | LostRow") -> str:
-    """One form of a case on one line."""
-    if row.form is None:  # a LostRow
-        return row.error
-    text = f"{row.form:<20} {1e3 * row.seconds:10.3f} ms"
-    if row.form != row.baseline:
-        text += f"   {row.ratio:6.2f} of {row.baseline} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
-    return text

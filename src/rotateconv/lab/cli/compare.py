@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
-from cyclopts import Parameter
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
@@ -17,7 +16,6 @@ from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_tom
 from rotateconv.lab.run_config import Names
 
 if TYPE_CHECKING:
-    from rotateconv.lab.study.executor import Executor
     from rotateconv.lab.study.plan import Study
 
 EXAMPLES = options.examples(
@@ -73,20 +71,18 @@ def compare(
     ] = False,
     with_: Annotated[
         list[Path] | None,
-        Parameter(
-            name="--with",
-            metavar="RUN",
-            group=options.STUDY,
-            help="With --sizes: a finished run of elsewhere, such as a converted one; may be repeated.",
+        options.value(
+            "--with",
+            "RUN",
+            "With --sizes: a finished run of elsewhere, such as a converted one; may be repeated.",
+            options.STUDY,
         ),
     ] = None,
     bits: Annotated[
-        str | None,
-        Parameter(name="--bits", metavar="A,B", group=options.STUDY, help="With --sizes: of a weight; 32,8,6,4,3,2."),
+        str | None, options.value("--bits", "A,B", "With --sizes: of a weight; 32,8,6,4,3,2.", options.STUDY)
     ] = None,
     out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="DIR", group=options.RUN, help="For runs and table; runs/compare-DATA."),
+        Path | None, options.value("--out", "DIR", "For runs and table; runs/compare-DATA.", options.RUN)
     ] = None,
     on: executors.On = "local",
     jobs: executors.Jobs = None,
@@ -118,18 +114,56 @@ def compare(
             read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
     out = out if out is not None else Path("runs", f"compare-{data_name(base)}")
     trackers = options.trackers(log_with)
+    plan = keys.of(base, _keys_of(config).get("contrasts"))
+    widths = _widths(bits) if sizes else None
+    from rotateconv.errors import FAULT
+    from rotateconv.lab.cli.comparison import ComparisonProgress, show_groups, show_sizes
+    from rotateconv.lab.cli.console import facts, make_console
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.exit_codes import CommandError, Failure
+    from rotateconv.lab.report.comparison import write_comparison, write_sizes
+    from rotateconv.lab.study import run as library
+    from rotateconv.lab.study.events import RecordsChanged, StudyEvent
+    from rotateconv.lab.study.sizes import SizesTable, measure_sizes
+
     with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
-        _compare(
-            keys.of(base, _keys_of(config).get("contrasts")),
-            out,
-            executor=executor,
-            jobs=jobs,
-            trackers=trackers,
-            overwrite=overwrite,
-            download=download,
-            widths=_widths(bits) if sizes else None,
-            others=with_ or [],
-        )
+        for model in plan.models:
+            for conv in plan.convs:
+                check_names(plan.base, model=model, conv=conv)
+        console = make_console()
+        images = load_shown(plan.base, console, download=download)
+        data = DataDescription.of(images)
+        with options.going_on(), closing(ComparisonProgress(console, plan.base, plan.seeds, data, out)) as progress:
+
+            def on_event(event: StudyEvent) -> None:
+                progress(event)
+                if isinstance(event, RecordsChanged):
+                    write_comparison(event.records, plan.contrasts, out)
+
+            records = library.compare(
+                plan,
+                data,
+                out,
+                jobs=jobs,
+                executor=executor,
+                overwrite=overwrite,
+                trackers=trackers,
+                on_event=on_event,
+            )
+        groups = write_comparison(records, plan.contrasts, out)
+        show_groups(console, groups)
+        facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})
+        if widths is not None:
+            runs = [out / "runs" / run.name for group in groups for run in group.runs]
+            table = SizesTable(images.name, tuple(measure_sizes([*runs, *(with_ or [])], images, widths)))
+            write_sizes(table, out)
+            show_sizes(console, table)
+            facts(console, {name: str(out / f"sizes.{end}") for name, end in _FILES.items()})
+        failed = sum(record.summary is None for record in records)
+        if failed:
+            message = f"{failed} of {len(records)} runs diverged: {out / 'comparison.md'} says where"
+            raise CommandError(Failure(FAULT, message))
 
 
 _STUDY = (*fields_of(StudyKeys), "contrasts")  # the last in a file alone
@@ -159,65 +193,3 @@ def _widths(text: str | None) -> tuple[int, ...]:
     if not all(name.isdigit() for name in names):
         raise ConfigError(f"--bits must be whole numbers with commas between, such as 32,8,4, not {text!r}")
     return tuple(map(int, names))
-
-
-def _compare(
-    study: "Study",
-    out: Path,
-    *,
-    executor: "Executor | None",
-    jobs: int | None,
-    trackers: tuple[str, ...],
-    overwrite: bool,
-    download: bool,
-    widths: tuple[int, ...] | None,
-    others: list[Path],
-) -> None:
-    """Train and compare, and show how it goes."""
-    from rotateconv.errors import FAULT
-    from rotateconv.lab.cli.comparison import ComparisonProgress, show_groups, show_sizes
-    from rotateconv.lab.cli.console import facts, make_console
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.exit_codes import CommandError, Failure
-    from rotateconv.lab.report.comparison import write_comparison, write_sizes
-    from rotateconv.lab.study import run as library
-    from rotateconv.lab.study.events import RecordsChanged, StudyEvent
-    from rotateconv.lab.study.sizes import SizesTable, measure_sizes
-
-    for model in study.models:
-        for conv in study.convs:
-            check_names(study.base, model=model, conv=conv)
-    console = make_console()
-    images = load_shown(study.base, console, download=download)
-    data = DataDescription.of(images)
-    with options.going_on(), closing(ComparisonProgress(console, study.base, study.seeds, data, out)) as progress:
-
-        def on_event(event: StudyEvent) -> None:
-            progress(event)
-            if isinstance(event, RecordsChanged):
-                write_comparison(event.records, study.contrasts, out)
-
-        records = library.compare(
-            study,
-            data,
-            out,
-            jobs=jobs,
-            executor=executor,
-            overwrite=overwrite,
-            trackers=trackers,
-            on_event=on_event,
-        )
-    groups = write_comparison(records, study.contrasts, out)
-    show_groups(console, groups)
-    facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})
-    if widths is not None:
-        runs = [out / "runs" / run.name for group in groups for run in group.runs]
-        table = SizesTable(images.name, tuple(measure_sizes([*runs, *others], images, widths)))
-        write_sizes(table, out)
-        show_sizes(console, table)
-        facts(console, {name: str(out / f"sizes.{end}") for name, end in _FILES.items()})
-    failed = sum(record.summary is None for record in records)
-    if failed:
-        message = f"{failed} of {len(records)} runs diverged: {out / 'comparison.md'} says where"
-        raise CommandError(Failure(FAULT, message))

@@ -4,8 +4,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
-
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
@@ -46,19 +44,16 @@ def convert(
     changes: options.Given | None = None,
     stages: Annotated[
         int,
-        Parameter(
-            name="--stages",
-            metavar="INTEGER",
-            group=options.CONVERSION,
-            help="Convert a part of the layers at a time, the nearest fits first, each with its part of the epochs.",
+        options.value(
+            "--stages",
+            "INTEGER",
+            "Convert a part of the layers at a time, the nearest fits first, each with its part of the epochs.",
+            options.CONVERSION,
         ),
     ] = 1,
     config: options.ConfigFile = None,
     set_: options.Set = None,
-    out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="RUN", group=options.RUN, help="The run folder; runs/SOURCE-TAPS."),
-    ] = None,
+    out: Annotated[Path | None, options.value("--out", "RUN", "The run folder; runs/SOURCE-TAPS.", options.RUN)] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     log_with: options.LogWith = None,

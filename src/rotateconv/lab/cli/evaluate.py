@@ -38,10 +38,10 @@ def evaluate(
     changes: options.Given | None = None,
     download: options.Download = False,
     split: Annotated[
-        Literal["test", "validation"], Parameter(name="--split", metavar="test|validation", help="Which images.")
+        Literal["test", "validation"], options.value("--split", "test|validation", "Which images.")
     ] = "test",
     model: options.BuiltBy = None,
-    batch_size: Annotated[int, Parameter(name="--batch-size", metavar="INTEGER", help="Images at a time.")] = 512,
+    batch_size: Annotated[int, options.value("--batch-size", "INTEGER", "Images at a time.")] = 512,
     device: options.Device = None,
 ) -> None:
     """Show accuracy, each class's accuracy and the confusion of a trained model."""

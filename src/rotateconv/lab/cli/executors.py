@@ -5,8 +5,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
 
@@ -15,34 +13,31 @@ if TYPE_CHECKING:
 
 On = Annotated[
     str,
-    Parameter(
-        name="--on",
-        metavar="local|ray|ray://HOST:PORT",
-        group=options.RUN,
-        help="Where runs are done: processes of this machine, or tasks of a Ray cluster; local.",
+    options.value(
+        "--on",
+        "local|ray|ray://HOST:PORT",
+        "Where runs are done: processes of this machine, or tasks of a Ray cluster; local.",
+        options.RUN,
         show_default=False,
     ),
 ]
 Jobs = Annotated[
     int | None,
-    Parameter(
-        name="--jobs",
-        metavar="INTEGER",
-        group=options.RUN,
-        help="Runs at a time; one a core, or a GPU, each with its share of the cores; on Ray as many as fit.",
+    options.value(
+        "--jobs",
+        "INTEGER",
+        "Runs at a time; one a core, or a GPU, each with its share of the cores; on Ray as many as fit.",
+        options.RUN,
     ),
 ]
-Cpus = Annotated[
-    int | None,
-    Parameter(name="--cpus-per-run", metavar="INTEGER", group=options.RUN, help="On Ray: cores, and threads; 1."),
-]
+Cpus = Annotated[int | None, options.value("--cpus-per-run", "INTEGER", "On Ray: cores, and threads; 1.", options.RUN)]
 Gpus = Annotated[
     float | None,
-    Parameter(
-        name="--gpus-per-run",
-        metavar="NUMBER",
-        group=options.RUN,
-        help="On Ray: such as 0.25, for four runs on a GPU; 1 where there are any, else 0.",
+    options.value(
+        "--gpus-per-run",
+        "NUMBER",
+        "On Ray: such as 0.25, for four runs on a GPU; 1 where there are any, else 0.",
+        options.RUN,
     ),
 ]
 

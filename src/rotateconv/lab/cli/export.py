@@ -29,15 +29,13 @@ def export(
     *,
     to: Annotated[
         Literal["onnx", "torch-export", "hub"],
-        Parameter(
-            name="--to",
-            metavar="onnx|torch-export|hub",
-            help="The format; hub is a folder for the Hugging Face Hub, with compact ONNX, picture and model card.",
+        options.value(
+            "--to",
+            "onnx|torch-export|hub",
+            "The format; hub is a folder for the Hugging Face Hub, with compact ONNX, picture and model card.",
         ),
     ],
-    out: Annotated[
-        Path, Parameter(name="--out", metavar="PATH", help="The file to write, exactly; with --to hub a new folder.")
-    ],
+    out: Annotated[Path, options.value("--out", "PATH", "The file to write, exactly; with --to hub a new folder.")],
     compact: Annotated[
         bool | None,
         Parameter(
@@ -55,12 +53,7 @@ def export(
     asked: bits.Asked = bits.Asked(),  # noqa: B008
     license: Annotated[
         str | None,
-        Parameter(
-            name="--license",
-            metavar="TEXT",
-            help="Written into an ONNX file and a model card; mit.",
-            show_default=False,
-        ),
+        options.value("--license", "TEXT", "Written into an ONNX file and a model card; mit.", show_default=False),
     ] = None,
 ) -> None:
     """Write a trained model, fused, for a runtime without this library, and check that it computes the same.

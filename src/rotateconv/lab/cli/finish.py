@@ -28,8 +28,7 @@ def finish(
     set_: options.Set = None,
     download: options.Download = False,
     out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="RUN", group=options.RUN, help="The run folder; runs/SOURCE-wBITS-aBITS."),
+        Path | None, options.value("--out", "RUN", "The run folder; runs/SOURCE-wBITS-aBITS.", options.RUN)
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,

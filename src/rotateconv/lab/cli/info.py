@@ -22,14 +22,10 @@ def info(
     ],
     /,
     *,
-    conv: Annotated[
-        str, Parameter(name=("--conv", "--convs"), metavar="NAME", help="Convolution of the model.")
-    ] = "rotate4",
-    width: Annotated[float, Parameter(name="--width", metavar="NUMBER", help="Factor on its channels.")] = 1.0,
-    classes: Annotated[int, Parameter(name="--classes", metavar="INTEGER", help="Its outputs.")] = 10,
-    input: Annotated[
-        str, Parameter(name="--input", metavar="CxHxW", help="Channels, height and width of an image.")
-    ] = "3x32x32",
+    conv: Annotated[str, options.value(("--conv", "--convs"), "NAME", "Convolution of the model.")] = "rotate4",
+    width: Annotated[float, options.value("--width", "NUMBER", "Factor on its channels.")] = 1.0,
+    classes: Annotated[int, options.value("--classes", "INTEGER", "Its outputs.")] = 10,
+    input: Annotated[str, options.value("--input", "CxHxW", "Channels, height and width of an image.")] = "3x32x32",
     layers: Annotated[
         bool, Parameter(name="--layers", show_default=False, help="A row a layer, or the totals alone.")
     ] = True,

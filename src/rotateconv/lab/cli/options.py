@@ -62,6 +62,12 @@ def switch(name: str, help: str, group: Group | None = None) -> Parameter:
     return option if group is None else Parameter.combine(option, Parameter(group=group))
 
 
+def value(name: str | tuple[str, ...], metavar: str, help: str, group: Group | None = None, **more: Any) -> Parameter:
+    """Return an option with a value; `more` is as of cyclopts' Parameter."""
+    option = Parameter(name=name, metavar=metavar, help=help, **more)
+    return option if group is None else Parameter.combine(option, Parameter(group=group))
+
+
 def unwrapped(text: str) -> str:
     """Return a text with each paragraph on one line, for a help page that wraps it again."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
@@ -73,27 +79,25 @@ def _help(owner: type, key: str) -> str:
 
 Set = Annotated[
     list[str] | None,
-    Parameter(
-        name="--set",
-        metavar="KEY=VALUE",
-        group=RUN,
-        help="Set a key of the configuration, such as clip_grad_norm=1 (the same as --clip-grad-norm 1); may be "
+    value(
+        "--set",
+        "KEY=VALUE",
+        "Set a key of the configuration, such as clip_grad_norm=1 (the same as --clip-grad-norm 1); may be "
         "repeated. docs/configuration.md lists the keys.",
+        RUN,
     ),
 ]
-ConfigFile = Annotated[
-    Path | None, Parameter(name="--config", metavar="FILE", group=RUN, help="TOML file of key = value lines.")
-]
+ConfigFile = Annotated[Path | None, value("--config", "FILE", "TOML file of key = value lines.", RUN)]
 Download = Annotated[bool, switch("--download", "Fetch missing files of the data set.", _GROUPS["Data"])]
 Overwrite = Annotated[bool, switch("--overwrite", "Start again in a folder that holds a run.", RUN)]
 Trust = Annotated[
     list[str] | None,
-    Parameter(
-        name="--trust",
-        metavar="PACKAGE.MODULE:FUNCTION",
-        group=RUN,
-        help="A function of yours that builds a run's model: what a folder or a file names is not imported otherwise. "
+    value(
+        "--trust",
+        "PACKAGE.MODULE:FUNCTION",
+        "A function of yours that builds a run's model: what a folder or a file names is not imported otherwise. "
         "Remembered for the current folder; may be repeated.",
+        RUN,
     ),
 ]
 TrainedSource = Annotated[
@@ -101,48 +105,38 @@ TrainedSource = Annotated[
 ]
 WeightsBuiltBy = Annotated[
     str | None,
-    Parameter(
-        name=("--model", "--models"),
-        metavar="PACKAGE.MODULE:FUNCTION",
-        group=MODEL,
-        help="What builds the model of a weights file (safetensors, or a state dict of torch.save).",
+    value(
+        ("--model", "--models"),
+        "PACKAGE.MODULE:FUNCTION",
+        "What builds the model of a weights file (safetensors, or a state dict of torch.save).",
+        MODEL,
     ),
 ]
 BuiltBy = Annotated[
     str | None,
-    Parameter(
-        name=("--model", "--models"),
-        metavar="PACKAGE.MODULE:FUNCTION",
+    value(
+        ("--model", "--models"),
+        "PACKAGE.MODULE:FUNCTION",
+        "What builds the model of a packed file, where it is one of your own.",
         show_default=False,
-        help="What builds the model of a packed file, where it is one of your own.",
     ),
 ]
 Device = Annotated[
     str | None,
-    Parameter(
-        name="--device",
-        metavar="NAME",
-        group=RUN,
-        help="cpu, cuda, cuda:1 (the second GPU) or mps; without it a GPU where there is one.",
-    ),
+    value("--device", "NAME", "cpu, cuda, cuda:1 (the second GPU) or mps; without it a GPU where there is one.", RUN),
 ]
 LogWith = Annotated[
     str | None,
-    Parameter(
-        name="--log-with",
-        metavar="A,B",
-        group=RUN,
-        help="Hand every epoch's numbers to tensorboard (RUN/tensorboard), wandb, mlflow or trackio as well.",
+    value(
+        "--log-with",
+        "A,B",
+        "Hand every epoch's numbers to tensorboard (RUN/tensorboard), wandb, mlflow or trackio as well.",
+        RUN,
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    Parameter(
-        name="--data-dir",
-        metavar="DIR",
-        group=_GROUPS["Data"],
-        help=unwrapped(field_of(RunConfig, "data_dir").description or ""),
-    ),
+    value("--data-dir", "DIR", unwrapped(field_of(RunConfig, "data_dir").description or ""), _GROUPS["Data"]),
 ]
 
 

@@ -23,11 +23,10 @@ def pack(
     run: Annotated[Path, Parameter(help="Run folder of a trained model.", show_default=False)],
     /,
     *,
-    out: Annotated[Path, Parameter(name="--out", metavar="FILE", help="The file to write, exactly.")],
+    out: Annotated[Path, options.value("--out", "FILE", "The file to write, exactly.")],
     asked: bits.Asked = bits.Asked(),  # noqa: B008
     calibrate: Annotated[
-        bool,
-        options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate."),
+        bool, options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate.")
     ] = False,
     fold_norms: Annotated[
         bool,

@@ -29,11 +29,9 @@ def predict(
     /,
     *images: Annotated[Path, Parameter(help="Image files, or folders of them.", show_default=False)],
     built_by: options.BuiltBy = None,
-    top: Annotated[int, Parameter(name="--top", metavar="INTEGER", help="Classes of each image.")] = 5,
+    top: Annotated[int, options.value("--top", "INTEGER", "Classes of each image.")] = 5,
     json: Annotated[bool, options.switch("--json", "Print JSON instead of a table.")] = False,
-    csv: Annotated[
-        Path | None, Parameter(name="--csv", metavar="FILE", help="Write a CSV file too.", show_default=False)
-    ] = None,
+    csv: Annotated[Path | None, options.value("--csv", "FILE", "Write a CSV file too.", show_default=False)] = None,
 ) -> None:
     """Classify images, with the preprocessing of the model's training.
 

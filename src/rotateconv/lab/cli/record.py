@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.report import Folders
 
@@ -24,10 +22,7 @@ def record(
     folders: Folders,
     /,
     *,
-    out: Annotated[
-        Path,
-        Parameter(name="--out", metavar="FILE", help="The record of a study; sizes and conversions go beside it."),
-    ],
+    out: Annotated[Path, options.value("--out", "FILE", "The record of a study; sizes and conversions go beside it.")],
     add: Annotated[
         bool, options.switch("--add", "Keep its runs and sizes too, but for those of the same names.")
     ] = False,

@@ -25,22 +25,16 @@ def report(
     folders: Folders,
     /,
     *,
-    out: Annotated[
-        Path | None, Parameter(name="--out", metavar="FOLDER", help="Where report.md and its pictures go.")
-    ] = None,
-    format: Annotated[
-        str, Parameter(name="--format", metavar="png,svg,pdf", help="With --out: files of each picture.")
-    ] = "png",
+    out: Annotated[Path | None, options.value("--out", "FOLDER", "Where report.md and its pictures go.")] = None,
+    format: Annotated[str, options.value("--format", "png,svg,pdf", "With --out: files of each picture.")] = "png",
     page: Annotated[
         list[Path] | None,
-        Parameter(name="--page", metavar="FILE", help="Make the blocks of this Markdown page anew; may be repeated."),
+        options.value("--page", "FILE", "Make the blocks of this Markdown page anew; may be repeated."),
     ] = None,
     html: Annotated[
         Path | None,
-        Parameter(
-            name="--html",
-            metavar="FILE",
-            help="One page of HTML that needs nothing beside it, of a single run or comparison.",
+        options.value(
+            "--html", "FILE", "One page of HTML that needs nothing beside it, of a single run or comparison."
         ),
     ] = None,
     records: Annotated[str | None, Parameter(name="--records", show=False)] = None,

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -10,9 +10,6 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
 from rotateconv.lab.cli.settings import check_file, check_names, data_name
 from rotateconv.lab.config import RunConfig, make_config, overridden
-
-if TYPE_CHECKING:
-    from rotateconv.lab.study.executor import Executor
 
 EXAMPLES = options.examples(
     ("Learning rates and weight decay on the embedded digits:", "rotateconv search --trials 20 --out runs/search"),
@@ -44,21 +41,15 @@ def search(
     angle_bits_range: Annotated[str | None, _range("angle_bits", "none, and only with --qat")] = None,
     trials: Annotated[
         int,
-        Parameter(
-            name="--trials",
-            metavar="INTEGER",
-            group=options.STUDY,
-            help="Configurations, with those of earlier calls; 30.",
-            show_default=False,
+        options.value(
+            "--trials", "INTEGER", "Configurations, with those of earlier calls; 30.", options.STUDY, show_default=False
         ),
     ] = 30,
     no_pruning: Annotated[
-        bool,
-        options.switch("--no-pruning", "Train all to the end, also those behind the median.", options.STUDY),
+        bool, options.switch("--no-pruning", "Train all to the end, also those behind the median.", options.STUDY)
     ] = False,
     out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="DIR", group=options.RUN, help="For trials and best.toml; runs/search-DATA."),
+        Path | None, options.value("--out", "DIR", "For trials and best.toml; runs/search-DATA.", options.RUN)
     ] = None,
     on: executors.On = "local",
     jobs: executors.Jobs = None,
@@ -84,21 +75,44 @@ def search(
         "weight_bits": weight_bits_range,
         "angle_bits": angle_bits_range,
     }
-    ranges = {key: _numbers(key, text) for key, text in given.items() if text is not None}
+    chosen = {key: _numbers(key, text) for key, text in given.items() if text is not None}
     trackers = options.trackers(log_with)
     out = out if out is not None else Path("runs", f"search-{data_name(base)}")
+    from rotateconv.lab.cli.comparison import ComparisonProgress
+    from rotateconv.lab.cli.console import facts, make_console, say
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.study import search as library
+
     with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
-        _search(
-            base,
-            ranges,
-            out,
-            executor=executor,
-            jobs=jobs,
-            trials=trials,
-            prune=not no_pruning,
-            trackers=trackers,
-            download=download,
+        check_names(base)
+        console = make_console()
+        data = DataDescription.of(load_shown(base, console, download=download))
+        together = {**library.default_ranges(base, data), **chosen}
+        ranges = {key: pair for key, pair in together.items() if pair is not None}
+        with options.going_on(), closing(ComparisonProgress(console, base, None, data, out)) as progress:
+            found = library.search(
+                base,
+                ranges,
+                out,
+                trials=trials,
+                prune=not no_pruning,
+                jobs=jobs,
+                executor=executor,
+                trackers=trackers,
+                on_event=progress,
+            )
+        started = "" if found.start_accuracy is None else f", {found.start_accuracy:.2f} % before the search"
+        facts(
+            console,
+            {
+                "trials": f"{found.trials}, {found.pruned} of them stopped early or diverged",
+                "searched": ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in ranges.items()),
+                "best": f"validation accuracy {found.accuracy:.2f} %{started}",
+                "file": str(out / library.BEST),
+            },
         )
+        say(console, (out / library.BEST).read_text(encoding="utf-8").rstrip())
 
 
 def _numbers(key: str, text: str) -> tuple[float, float] | None:
@@ -111,52 +125,3 @@ def _numbers(key: str, text: str) -> tuple[float, float] | None:
         name = f"--{key.replace('_', '-')}-range"
         raise ConfigError(f"{name} must be two numbers with a comma between, or none, not {text!r}") from None
     return low, high
-
-
-def _search(
-    base: RunConfig,
-    given: dict[str, tuple[float, float] | None],
-    out: Path,
-    *,
-    executor: "Executor | None",
-    jobs: int | None,
-    trials: int,
-    prune: bool,
-    trackers: tuple[str, ...],
-    download: bool,
-) -> None:
-    """Search, and show how it goes."""
-    from rotateconv.lab.cli.comparison import ComparisonProgress
-    from rotateconv.lab.cli.console import facts, make_console, say
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.study import search as library
-
-    check_names(base)
-    console = make_console()
-    data = DataDescription.of(load_shown(base, console, download=download))
-    together = {**library.default_ranges(base, data), **given}
-    ranges = {key: pair for key, pair in together.items() if pair is not None}
-    with options.going_on(), closing(ComparisonProgress(console, base, None, data, out)) as progress:
-        found = library.search(
-            base,
-            ranges,
-            out,
-            trials=trials,
-            prune=prune,
-            jobs=jobs,
-            executor=executor,
-            trackers=trackers,
-            on_event=progress,
-        )
-    started = "" if found.start_accuracy is None else f", {found.start_accuracy:.2f} % before the search"
-    facts(
-        console,
-        {
-            "trials": f"{found.trials}, {found.pruned} of them stopped early or diverged",
-            "searched": ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in ranges.items()),
-            "best": f"validation accuracy {found.accuracy:.2f} %{started}",
-            "file": str(out / library.BEST),
-        },
-    )
-    say(console, (out / library.BEST).read_text(encoding="utf-8").rstrip())

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
 from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
@@ -33,28 +31,23 @@ def shrink(
     /,
     *,
     budget: Annotated[
-        str,
-        Parameter(name="--budget", metavar="BYTES", help="Of the file: 40KB, 40000 or 0.1MB.", show_default=False),
+        str, options.value("--budget", "BYTES", "Of the file: 40KB, 40000 or 0.1MB.", show_default=False)
     ],
     count: Annotated[
         Literal["onnx", "rcp"],
-        Parameter(
-            name="--count",
-            metavar="onnx|rcp",
-            help="Whose bytes: the compact ONNX file's, which runs anywhere, or the packed file's.",
+        options.value(
+            "--count", "onnx|rcp", "Whose bytes: the compact ONNX file's, which runs anywhere, or the packed file's."
         ),
     ] = "onnx",
     model: options.WeightsBuiltBy = None,
     changes: options.Given | None = None,
     dense_bits: Annotated[
-        int,
-        Parameter(name="--dense-bits", metavar="INTEGER", help="Of stem, 1x1 and linear layers.", show_default=True),
+        int, options.value("--dense-bits", "INTEGER", "Of stem, 1x1 and linear layers.", show_default=True)
     ] = 8,
     config: options.ConfigFile = None,
     set_: options.Set = None,
     out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="DIR", group=options.RUN, help="For files and report; runs/SOURCE-BUDGET."),
+        Path | None, options.value("--out", "DIR", "For files and report; runs/SOURCE-BUDGET.", options.RUN)
     ] = None,
     jobs: executors.Jobs = None,
     device: options.Device = None,

@@ -7,8 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
-
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.settings import check_file, check_names, fine_tuned, run_name
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
@@ -37,21 +35,19 @@ def train(
     download: options.Download = False,
     source: Annotated[
         Path | None,
-        Parameter(
-            name="--source",
-            metavar="RUN",
-            group=options.MODEL,
-            help="Go on from a trained model: its recipe with half the epochs and learning rate, it being the teacher. "
+        options.value(
+            "--source",
+            "RUN",
+            "Go on from a trained model: its recipe with half the epochs and learning rate, it being the teacher. "
             "With --conv, a dense one goes on as layers of that kind, fitted to its kernels.",
+            options.MODEL,
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="RUN", group=options.RUN, help="The run folder; runs/DATA-MODEL-CONV-seedN."),
+        Path | None, options.value("--out", "RUN", "The run folder; runs/DATA-MODEL-CONV-seedN.", options.RUN)
     ] = None,
     resume: Annotated[
-        Path | None,
-        Parameter(name="--resume", metavar="RUN", group=options.RUN, help="Go on with the run in this folder."),
+        Path | None, options.value("--resume", "RUN", "Go on with the run in this folder.", options.RUN)
     ] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,

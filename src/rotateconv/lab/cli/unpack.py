@@ -20,8 +20,7 @@ def unpack(
     /,
     *,
     out: Annotated[
-        Path | None,
-        Parameter(name="--out", metavar="FILE", help="Write the state dict, float32, as safetensors."),
+        Path | None, options.value("--out", "FILE", "Write the state dict, float32, as safetensors.")
     ] = None,
     model: options.BuiltBy = None,
     fused: Annotated[bool, options.switch("--fused", "Kernels in it instead of weights and angles.")] = False,
