@@ -64,6 +64,7 @@ async function draw(page: Page, digit: number, size: number, left: number, top: 
 }
 
 test("what is drawn is classified, wherever and however it is drawn", async ({ opened }) => {
+  test.slow(); // twenty drawings
   for (let digit = 0; digit < 10; digit++) {
     await draw(opened, digit, 88, 6, 5, 0);
     await bothSay(opened, String(digit));
