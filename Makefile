@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo docs page page-test page-models node reference runtimes pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu gpu sanitize clean
+.PHONY: demo docs page page-test page-models node reference runtimes example-cpp pictures test test-all test-slow test-ray lint types unit mutation fuzz torture experiments-cpu experiments-gpu gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/rotateconv compare --data digits --convs conv3x3,rotate4,rotate2,rotate2p --seeds 3 --out runs/demo
@@ -16,6 +16,10 @@ reference: $(STAMP)
 # Compact ONNX files in the oldest and newest ONNX Runtime and in others, each in a virtual environment that is thrown away.
 runtimes: $(STAMP)
 	$(BIN)/python benchmarks/onnx_runtimes.py
+
+# The example in C++, with the headers in ONNXRUNTIME_HEADERS, or of Debian's libonnxruntime-dev (13 and newer).
+example-cpp: $(STAMP)
+	$(BIN)/pytest -rs tests/export/test_cpp.py
 
 # The drawings of the pages, made from the formula and the records, and the tutorial's notebook.
 pictures: $(STAMP)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from commands import invoke
 from rotateconv import build_model, pack
-from rotateconv.lab.config import make_config
+from rotateconv.lab.config import Bits, make_config
 from rotateconv.lab.predictions import LARGEST_ONNX, predict
 from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import load_run, pack_model
@@ -37,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack_model(run.model, run.data, out / "model.rcp", Bits(8, 8, 8))
     about = {"classes": run.data.classes, "mean": run.data.mean, "std": run.data.std}
     bits = {"weight_bits": 8, "angle_bits": 8}
-    export_onnx(run.model, out / "model.onnx", input_size=run.data.input_shape, compact=True, **bits, **about)
+    about |= {"input_size": run.data.input_shape, "compact": True}
+    export_onnx(run.model, out / "model.onnx", **bits, **about)
+    export_onnx(run.model, out / "whole.onnx", preprocessing=True, **bits, **about)
     (out / "images").mkdir()
     for number, image in enumerate(small_digits().test.images[:3]):
         picture = Image.fromarray(image[0].numpy())
@@ -46,7 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_files_answer_alike_and_as_the_model(folder: Path) -> None:
-    answers = [predict(folder / name, [folder / "images"], top=10) for name in ("run", "model.rcp", "model.onnx")]
+    answers = [
+        predict(folder / name, [folder / "images"], top=10) for name in ("run", "model.rcp", "model.onnx", "whole.onnx")
+    ]
     run = load_run(folder / "run")
     pixels = small_digits().test.images[:2]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (run.data.mean, run.data.std))
@@ -83,7 +87,7 @@ def test_files_are_evaluated_as_the_run_is(folder: Path) -> None:
         return float(found[1])
 
     expected = accuracy("run")
-    for name in ("model.rcp", "model.onnx"):
+    for name in ("model.rcp", "model.onnx", "whole.onnx"):
         assert accuracy(name) == pytest.approx(expected, abs=2)
         refused = invoke(["evaluate", str(folder / name)])
         assert refused.exit_code == 2

@@ -225,7 +225,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
         """Of a file that normalizes uint8 images itself, (N, height, width, channels), and gives probabilities."""
         mean, std = (torch.tensor(values[key]).view(-1, 1, 1) for key in ("mean", "std"))
         pixels = ((images * std + mean) * 255).round().to(torch.uint8)
-        return run(pixels.permute(0, 2, 3, 1).contiguous()).log()
+        return run(pixels.permute(0, 2, 3, 1).contiguous()).clamp_min(1e-38).log()
 
     return scores_of_pixels if given.type == "tensor(uint8)" else run, values
 
