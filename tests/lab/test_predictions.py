@@ -13,7 +13,7 @@ from PIL import Image
 
 from commands import invoke
 from rotateconv import build_model, pack
-from rotateconv.lab.config import Bits, make_config
+from rotateconv.lab.config import make_config
 from rotateconv.lab.predictions import LARGEST_ONNX, predict
 from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import load_run, pack_model
