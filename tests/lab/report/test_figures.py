@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 from rotateconv.lab.report.colors import COLORS
 from rotateconv.lab.report.figures import draw_curves, draw_parameters, draw_sizes, draw_study
@@ -106,8 +107,11 @@ def test_no_bar_goes_beyond_what_is_possible(groups: list[Group], axes: list[Axe
 
 def test_bars_of_an_analysed_run(axes: list[Axes], tmp_path: Path) -> None:
     epochs = [[0.1, 0.1, 0.2], None, [0.3, 0.3, 0.3]]
-    draw_angles(analysis_of(crowded=True), tmp_path / "angles.png", epochs)
+    draw_angles(analysis_of(crowded=True), tmp_path / "angles.png", epochs, color="#0072b2")
     moved, lost, spread = axes
+    blue = to_rgb("#0072b2")
+    assert {bar.get_facecolor()[:3] for bar in (*moved.patches, *lost.patches)} == {blue}
+    assert spread.patches[1].get_edgecolor()[:3] == blue
     assert [bar.get_width() for bar in moved.patches] == [0.3] * 3
     assert [bar.get_width() for bar in lost.patches] == pytest.approx([8.0, 10.0, 9.0])
     assert [list(patch.get_data().values) for patch in spread.patches] == [[1, 2, 3, 4], [4, 3, 2, 1]]

@@ -151,15 +151,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> list[Path
             "dense-1": {"conv": "conv3x3", "seed": 1},
             "lines": {"conv": "rotate2p"},
             "rounded": {"conv": "rotate2p", "qat": True, "weight_bits": 3},
+            "masked": {"conv": "mask4"},
         }.items():
             fit(tiny_config(model="resnet20", epochs=1, **changes), folder / name, data=data)
-        yield [folder / name for name in ("dense-0", "dense-1", "lines", "rounded")]
+        yield [folder / name for name in ("dense-0", "dense-1", "lines", "rounded", "masked")]
 
 
 def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> None:
     told: list[tuple[int, int]] = []
     rows = measure_sizes(runs, data, (32, 4), lambda *counts: told.append(counts))
-    assert told == [(number, 7) for number in range(1, 8)]
+    assert told == [(number, 9) for number in range(1, 10)]
+    assert {found.label for found in rows if found.dense} == {"resnet20, conv3x3"}
     keys = [(found.label, found.bits, found.qat, len(found.accuracies)) for found in rows]
     assert sorted(keys) == sorted(
         [
@@ -168,9 +170,11 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
             ("resnet20, rotate2p", 32, False, 1),
             ("resnet20, rotate2p", 4, False, 1),
             ("resnet20, rotate2p", 3, True, 1),
+            ("resnet20, mask4", 32, False, 1),
+            ("resnet20, mask4", 4, False, 1),
         ]
     )
-    assert {found.runs for found in rows} == {("dense-0", "dense-1"), ("lines",), ("rounded",)}
+    assert {found.runs for found in rows} == {("dense-0", "dense-1"), ("lines",), ("rounded",), ("masked",)}
     by_key = {(found.label.split()[-1], found.bits): found for found in rows}
     trained = load_run(runs[2])
     part = Batches(data.train, len(data.train), mean=data.mean, std=data.std)

@@ -33,7 +33,9 @@ def analyse(
     from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.data.images import images_key
+    from rotateconv.lab.naming import layers_label
     from rotateconv.lab.plain import to_json
+    from rotateconv.lab.report.colors import layers_color
     from rotateconv.lab.report.run_figures import draw_angles, draw_confusion
     from rotateconv.lab.study.angles import analyse as analysis
     from rotateconv.lab.train.run_folder import ANALYSIS, read_config, read_description, read_summary, write_json
@@ -59,7 +61,8 @@ def analyse(
             draw_confusion(counts, read_description(run).classes, run / "confusion.png", title)
         told = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
         if found.angles is not None:
-            draw_angles(found, run / "analysis.png", title=run.name)
+            color = layers_color(layers_label(config))
+            draw_angles(found, run / "analysis.png", title=run.name, color=color)
             together = found.angles.all
             told += f", moved {together.movement.mean:.3f} rad, shuffled {together.shuffled.mean:.2f} %"
         say(console, f"{run.name}: validation accuracy {found.validation_accuracy:.2f} %, {told}")

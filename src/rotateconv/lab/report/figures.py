@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rotateconv.lab.naming import counted
+from rotateconv.lab.naming import counted, layers_label
 from rotateconv.lab.report.canvas import Entry, bar, legend, make_figure, save, scale_bytes
 from rotateconv.lab.report.colors import COLORS, group_color, layers_color
 from rotateconv.lab.report.published import Published
@@ -46,7 +46,8 @@ def draw_study(
     draw_parameters(groups, folder / names[1], published)
     for name, run in zip(names[2:], _analysed(groups), strict=True):
         assert run.analysis is not None
-        draw_angles(run.analysis, folder / name, run.curves.angle_movement_layers, title=run.name)
+        color = layers_color(layers_label(run.config))
+        draw_angles(run.analysis, folder / name, run.curves.angle_movement_layers, title=run.name, color=color)
     return names
 
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from rotateconv.lab.config import to_toml
 from rotateconv.lab.naming import counted, model_name
-from rotateconv.lab.report.colors import group_color
+from rotateconv.lab.report.colors import COLORS, group_color
 from rotateconv.lab.report.html_charts import Series, confusion_matrix, line_chart, rose
 from rotateconv.lab.report.page import CAPTION, protocol
 from rotateconv.lab.report.statistics import Group
@@ -230,7 +230,10 @@ def _recipe(details: RunDetails) -> str:
 def _series(group: Group, quantity: str) -> Series:
     values = tuple(sample.mean for sample in group.curve(quantity)) if group.runs else ()
     name = " ".join((group.label, group.setting)).strip()
-    return Series(name, values, "var(--ink)" if group.dense else group_color(group))
+    color = group_color(group)
+    # Made for white: on a dark page they are mixed with its light ink, and black is that ink.
+    shown = "var(--ink)" if color == COLORS["conv3x3"] else f"color-mix(in srgb, {color} var(--pure), var(--ink))"
+    return Series(name, values, shown)
 
 
 def _table(table: Table) -> str:

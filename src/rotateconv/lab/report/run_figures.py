@@ -7,11 +7,13 @@ from rotateconv.lab.report.canvas import WIDTH, make_figure, save
 from rotateconv.lab.report.colors import COLORS
 from rotateconv.lab.study.angles import RunAnalysis
 
-_BEFORE, _AFTER = "#777777", COLORS["rotate4"]
-
 
 def draw_angles(
-    analysis: RunAnalysis, path: Path, epochs: Sequence[Sequence[float] | None] = (), title: str = ""
+    analysis: RunAnalysis,
+    path: Path,
+    epochs: Sequence[Sequence[float] | None] = (),
+    title: str = "",
+    color: str = COLORS["rotate4"],
 ) -> None:
     """Draw what the angles of a run did.
 
@@ -23,12 +25,13 @@ def draw_angles(
         epochs: For each epoch the mean movement of each layer, a line over the bars of the end; None where a run
             did not record it.
         title: Of the picture.
+        color: That the model's layers have in every picture.
     """
     angles = analysis.angles
     assert angles is not None
     places = range(1, len(angles.layers) + 1)
     figure, (moved, lost, spread) = make_figure(1, 3, max(3.4, 1.1 + 0.19 * len(places)), title)
-    moved.barh(places, [layer.movement.mean for layer in angles.layers], color=COLORS["rotate2p"], alpha=0.75)
+    moved.barh(places, [layer.movement.mean for layer in angles.layers], color=color, alpha=0.75)
     moved.set_title("mean angle movement (rad)", fontsize=10, loc="left")
     moved.set_yticks(places, [layer.name for layer in angles.layers], fontsize=8)
     for number, means in enumerate(epochs, 1):
@@ -40,7 +43,7 @@ def draw_angles(
         moved.legend(fontsize=8, frameon=False, loc="lower right")
     drops = [analysis.validation_accuracy - layer.shuffled.mean for layer in angles.layers]
     deviations = [layer.shuffled.std for layer in angles.layers]  # None after a single shuffle
-    lost.barh(places, drops, xerr=None if None in deviations else deviations, color=_AFTER, alpha=0.75, capsize=2)
+    lost.barh(places, drops, xerr=None if None in deviations else deviations, color=color, alpha=0.75, capsize=2)
     lost.set_title("points lost by a shuffle", fontsize=10, loc="left")
     lost.set_yticks(places, [])
     for axes in (moved, lost):
@@ -49,8 +52,8 @@ def draw_angles(
     counts = angles.all.histogram
     if counts is not None:
         edges = [number * angles.period / len(counts.before) for number in range(len(counts.before) + 1)]
-        spread.stairs(counts.before, edges, color=_BEFORE, label="before")
-        spread.stairs(counts.after, edges, color=_AFTER, label="after")
+        spread.stairs(counts.before, edges, color="#777777", label="before")
+        spread.stairs(counts.after, edges, color=color, label="after")
         spread.legend(fontsize=8, frameon=False, loc="lower right")
         quarters = [part * angles.period / 4 for part in range(5)]
         spread.set_xticks(

@@ -35,7 +35,7 @@ class SizeRow(Plain):
 
     Attributes:
         label: Of the model.
-        dense: Whether it has no RotateConv layer.
+        dense: Whether its kernels are dense ones, of any size.
         bits: Of a weight; 32 is float32.
         qat: Whether its training was quantization-aware.
         bytes: Of the file, mean over the runs.
@@ -173,7 +173,8 @@ def measure_sizes(
     jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
     found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
     for done, (name, trained, width) in enumerate(jobs, start=1):
-        dense = not any(isinstance(module, RotateConv2d) for module in trained.model.modules())
+        lines = any(isinstance(module, RotateConv2d) for module in trained.model.modules())
+        dense = trained.config.conv.startswith("conv") and not lines  # neither masks nor codebooks nor factors
         size, accuracy = _measure(trained.model, trained.config, description, data, width)
         key = (_label(trained.config), dense, width, trained.config.qat)
         found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
