@@ -34,6 +34,7 @@ SMALL: list[Case] = [
     ),
     Case("model", MODEL_FORMS[:2], "step", 2, model="resnet20"),
     Case("fused model", MODEL_FORMS[:2], "forward", 2, model="resnet20"),
+    Case("kernel", ("copy", "fused"), "forward", 8),
     Case("kernel", ("plain", "fused"), "forward+backward", 8),
 ]
 
@@ -212,7 +213,7 @@ def test_sweeps_name_forms_that_exist(device: str) -> None:
     every = [*cases.quick_cases(), *cases.full_cases(device), *(t.case for t in targets.targets(device))]
     assert len(every) > 100
     for case in every:
-        known = {"layer": LAYER_FORMS, "kernel": ("plain", "fused")}.get(case.kind, MODEL_FORMS)
+        known = {"layer": LAYER_FORMS, "kernel": ("plain", "fused", "copy")}.get(case.kind, MODEL_FORMS)
         assert set(case.forms) <= set(known)
         assert case.kind != "layer" or case.channels % 4 == 0
     channels, sizes, batches, kernels, strides = (
@@ -221,6 +222,14 @@ def test_sweeps_name_forms_that_exist(device: str) -> None:
     )
     assert (min(channels), max(channels), min(sizes), max(sizes)) == (16, 1024, 4, 64)
     assert (min(batches), max(batches), kernels, strides) == (1, 512, {3, 5, 7}, {1, 2})
+
+
+@pytest.mark.parametrize(("mode", "numbers"), [("forward", 4 + 9), ("forward+backward", 3 * 4 + 2 * 9)])
+def test_the_copy_moves_what_the_kernel_must(mode: cases.Mode, numbers: int) -> None:
+    """A slice's 3 weights, angle and kernel once; then weights and angle again, and all gradients."""
+    copied = forms.build_forms(Case("kernel", ("copy",), mode, 8))["copy"]()
+    assert isinstance(copied, torch.Tensor)
+    assert 2 * copied.numel() == 64 * numbers
 
 
 def test_targets_by_hand() -> None:

@@ -71,7 +71,12 @@ def _kernels(case: Case, device: str) -> dict[str, Work]:
     )
     _check("line_kernel", found, expected, TOLERANCE["float32"])
     run = forward if case.mode == "forward" else backward
-    return {form: partial(run, functions[form]) for form in case.forms}
+    works: dict[str, Work] = {form: partial(run, function) for form, function in functions.items()}
+    # As many bytes read and written as the memory has to move for kernels and gradients.
+    passes = 1 if case.mode == "forward" else 3
+    moved = passes * (weight.numel() + angle.numel()) + min(passes, 2) * grad.numel()
+    works["copy"] = torch.zeros(moved // 2, device=device).clone
+    return {form: works[form] for form in case.forms}
 
 
 def _layers(case: Case, device: str) -> dict[str, Work]:

@@ -1,7 +1,7 @@
 """What the layer must reach: a ratio of times or memories for each target, and what a record says about it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -70,6 +70,8 @@ def targets(device: str = "cpu") -> list[Target]:
             found.append(Target(case, "rotate4", "ratio", most=1.04))
     kernel = Case("kernel", ("plain", "fused"), "forward+backward", 512)
     found.append(Target(kernel, "fused", "ratio", most=0.1 if gpu else 0.35))
+    # At least half of the memory's bandwidth: a copy of as many bytes as have to be read and written.
+    found.append(Target(replace(kernel, forms=("copy", "fused")), "fused", "ratio", most=2.0))
     fused = Case("fused model", ("conv3x3", "rotate4"), "forward", 128, model="resnet20")
     found.append(Target(fused, "rotate4", "ratio", least=0.98, most=1.02))
     for channels, size in () if gpu else ((128, 28), (256, 14)):  # on a GPU the dense form is the one that is used
