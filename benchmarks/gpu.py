@@ -64,7 +64,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
         tiny += ["--no-equal-params", "--device", "cpu"]
         file = ROOT / "experiments" / "gpu" / study / "study.toml"
         command = [python, "-m", "rotateconv", "compare", "--config", str(file), "--out", str(out / study)]
-        command += ["--jobs", str(arguments.jobs), *(tiny if dry else data)]
+        command += ["--jobs", str(arguments.jobs), "--together", str(arguments.jobs), *(tiny if dry else data)]
         found.append(Stage(study, command, float("inf")))
     return found
 
@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument(
-        "--jobs", type=int, default=4, help="runs at a time; what is best on one GPU is not measured yet"
+        "--jobs", type=int, default=4, help="runs that take turns in one process; the best number is not measured yet"
     )
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny models on the digits")
     arguments = parser.parse_args()

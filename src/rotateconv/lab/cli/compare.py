@@ -86,6 +86,7 @@ def compare(
     ] = None,
     on: executors.On = "local",
     jobs: executors.Jobs = None,
+    together: executors.Together = None,
     cpus_per_run: executors.Cpus = None,
     gpus_per_run: executors.Gpus = None,
     overwrite: Annotated[bool, options.switch("--overwrite", "Start every run again.", options.RUN)] = False,
@@ -107,6 +108,8 @@ def compare(
     check_file(base, config, {*values, *overridden(set_ or ())}, keys.models)
     if not sizes:
         options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
+    if on != "local":
+        options.refuse({"--together": together}, f"--on {on}")
     if with_:
         from rotateconv.lab.train.run_folder import read_config
 
@@ -146,6 +149,7 @@ def compare(
                 data,
                 out,
                 jobs=jobs,
+                together=1 if together is None else together,
                 executor=executor,
                 overwrite=overwrite,
                 trackers=trackers,

@@ -30,6 +30,15 @@ Jobs = Annotated[
         options.RUN,
     ),
 ]
+Together = Annotated[
+    int | None,
+    options.value(
+        "--together",
+        "INTEGER",
+        "Runs in one process, taking turns step by step: for small models on a GPU; 1.",
+        options.RUN,
+    ),
+]
 Cpus = Annotated[int | None, options.value("--cpus-per-run", "INTEGER", "On Ray: cores, and threads; 1.", options.RUN)]
 Gpus = Annotated[
     float | None,

@@ -24,23 +24,23 @@ _SPAWN = multiprocessing.get_context("spawn")  # a fork would share what CUDA an
 
 
 class Worker:
-    """A process that does one task after another, and the connection to it.
+    """A process that does tasks, one or more at a time, and the connection to it.
 
-    Over the connection go tasks and, to stop the one that runs, None; events come back. Its end is the end of the
-    process: both when this one closes it and when this one dies.
+    Over the connection go tasks and, to stop one, its name; events come back. Its end is the end of the process: both
+    when this one closes it and when this one dies.
     """
 
-    def __init__(self, number: int, command: list[str]) -> None:
-        self.task: Task | None = None
+    def __init__(self, number: int, command: list[str], together: int) -> None:
+        self.tasks: set[str] = set()
         self.connection, other = _SPAWN.Pipe()
         # Not as a daemon: those are killed at the end of their parent, without their last checkpoint.
-        self.process = _SPAWN.Process(target=work, args=(other, command, _gpu(number)), daemon=False)
+        self.process = _SPAWN.Process(target=work, args=(other, command, _gpu(number), together), daemon=False)
         with _no_sigint():
             self.process.start()
         other.close()
 
-    def send(self, message: Task | None) -> None:
-        """Let it begin a task, or save and stop the one that it does."""
+    def send(self, message: Task | str) -> None:
+        """Let it begin a task, or save and stop the one of this name."""
         with contextlib.suppress(OSError):  # it has died, which the reading end reports
             self.connection.send(message)
 
@@ -72,26 +72,27 @@ class LocalExecutor:
     """An `Executor` of processes, each of which does one run after another.
 
     Args:
-        jobs: number of processes.
-        threads: of each of them.
+        jobs: runs at a time.
+        threads: of each process.
+        together: runs at a time in one process, which take turns (`rotateconv.lab.study.turns`).
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs, self.threads = jobs, threads
+    def __init__(self, jobs: int, threads: int, together: int = 1) -> None:
+        self.jobs, self.threads, self.together = jobs, threads, together
         # What the run folders name as the command that made them.
         self.command = [*sys.argv, "--jobs", str(jobs)]
         self.workers: dict[Connection, Worker] = {}
         self.started = 0
 
     def submit(self, task: Task) -> None:
-        """Give a run to a process that has none, or to a new one."""
-        worker = next((worker for worker in self.workers.values() if worker.task is None), None)
+        """Give a run to a process that has room for it, or to a new one."""
+        worker = next((worker for worker in self.workers.values() if len(worker.tasks) < self.together), None)
         if worker is None:
             with _threads_of_children(self.threads):
-                worker = Worker(self.started, self.command)
+                worker = Worker(self.started, self.command, self.together)
             self.started += 1
             self.workers[worker.connection] = worker
-        worker.task = task
+        worker.tasks.add(task.name)
         worker.send(task)
 
     def events(self) -> Iterator[TaskEvent | Failure]:
@@ -103,19 +104,21 @@ class LocalExecutor:
                 event = connection.recv()
             except (EOFError, OSError):
                 del self.workers[connection]
-                if worker.task is not None:
-                    yield RunDied(worker.task.name, _how_it_ended(worker.task, worker))
+                for name in sorted(worker.tasks):
+                    yield RunDied(name, _how_it_ended(name, worker))
                 worker.close()
                 continue
-            if not isinstance(event, RunEvent) or isinstance(event.event, RunEnd):
-                worker.task = None
+            if not isinstance(event, RunEvent | Failure) or (
+                isinstance(event, RunEvent) and isinstance(event.event, RunEnd)
+            ):
+                worker.tasks.discard(event.run)
             yield event
 
     def cancel(self, run: str) -> None:
         """Let the process of a run stop it."""
         for worker in self.workers.values():
-            if worker.task is not None and worker.task.name == run:
-                worker.send(None)
+            if run in worker.tasks:
+                worker.send(run)
 
     def close(self) -> None:
         """End all processes."""
@@ -145,16 +148,23 @@ def default_jobs() -> int:
     return 1 if is_indexed(device) else max(1, torch.cuda.device_count())
 
 
-def local_executor(count: int, jobs: int | None = None) -> LocalExecutor:
+def local_executor(count: int, jobs: int | None = None, together: int = 1) -> LocalExecutor:
     """Return the executor of so many runs on this machine: `jobs` at a time, each with its share of the cores.
 
+    Args:
+        count: runs altogether.
+        jobs: at a time; None for `together` in each of `default_jobs` processes.
+        together: of these, in one process.
+
     Raises:
-        ConfigError: `jobs` is less than 1.
+        ConfigError: `jobs` or `together` is less than 1.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs must be 1 or more, not {jobs}")
-    jobs = min(jobs if jobs is not None else default_jobs(), max(1, count))
-    return LocalExecutor(jobs, max(1, available_cores() // jobs))
+    for name, number in (("jobs", jobs), ("together", together)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} must be 1 or more, not {number}")
+    jobs = min(jobs if jobs is not None else together * default_jobs(), max(1, count))
+    together = min(together, jobs)
+    return LocalExecutor(jobs, max(1, available_cores() // -(-jobs // together)), together)
 
 
 @contextlib.contextmanager
@@ -182,11 +192,11 @@ def _gpu(number: int) -> str | None:
     return names.split(",")[number % count]
 
 
-def _how_it_ended(task: Task, worker: Worker) -> str:
+def _how_it_ended(name: str, worker: Worker) -> str:
     worker.process.join()
     code = worker.process.exitcode or 0
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return (
-        f"the process of {task.name} ended without a word ({how}), perhaps for want of memory: "
+        f"the process of {name} ended without a word ({how}), perhaps for want of memory: "
         "try fewer jobs; the same command goes on where it stopped"
     )

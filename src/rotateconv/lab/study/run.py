@@ -38,6 +38,7 @@ def compare(
     out: str | Path,
     *,
     jobs: int | None = None,
+    together: int = 1,
     executor: Executor | None = None,
     overwrite: bool = False,
     trackers: tuple[str, ...] = (),
@@ -51,7 +52,8 @@ def compare(
         study: What is compared.
         data: Description of the images that `study.base` names; the processes load them themselves.
         out: Folder of the comparison.
-        jobs: Runs at a time, each in a process with its share of the cores; None for one per core, or per GPU.
+        jobs: Runs at a time, in processes with a share of the cores each; None for a process per core, or per GPU.
+        together: Runs at a time in one process, which take turns step by step: for small models on a GPU.
         executor: Does the runs, in place of processes of this machine; it is closed in the end.
         overwrite: Start again with every run.
         trackers: Of `rotateconv.lab.train.trackers`, which get the numbers of every run too.
@@ -68,9 +70,9 @@ def compare(
     for task in tasks:
         check_run(task.out, task.config, resume=task.resume, overwrite=task.overwrite)
     waiting = [task for task in tasks if task.overwrite or not (task.out / SUMMARY).is_file()]
-    executor = executor if executor is not None else local_executor(len(waiting), jobs)
-    together = min(executor.jobs, max(1, len(waiting)))
-    report(StudyStart(len(tasks), len(tasks) - len(waiting), together, executor.threads))
+    executor = executor if executor is not None else local_executor(len(waiting), jobs, together)
+    at_once = min(executor.jobs, max(1, len(waiting)))
+    report(StudyStart(len(tasks), len(tasks) - len(waiting), at_once, executor.threads))
     failed: dict[str, str] = {}
 
     def on_task_event(event: TaskEvent) -> None:

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,13 +51,15 @@ Result = RunEvent | RunTrained | RunDiverged | RunStopped | Failure
 """How a run ends."""
 
 
-def work(connection: Connection, command: list[str], gpu: str | None) -> None:
+def work(connection: Connection, command: list[str], gpu: str | None, together: int) -> None:
     """Do tasks until the other end of the connection closes, which ends the process whatever it does.
 
     Args:
-        connection: brings tasks, and None to save and stop the one that runs; takes events, and last a `Failure`.
+        connection: brings tasks, and names of runs that shall save themselves and stop; takes events, and last a
+            `Failure`.
         command: that the run folders name as the one which made them.
         gpu: the only one to be seen, as CUDA_VISIBLE_DEVICES has it, or None for all.
+        together: whether more than one task may run at a time, which then take turns.
     """
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -65,29 +68,44 @@ def work(connection: Connection, command: list[str], gpu: str | None) -> None:
     os.dup2(2, 1)  # what libraries print is no event and no table
     sys.argv = command
     tasks: SimpleQueue[Task] = SimpleQueue()
-    stop = threading.Event()
-    threading.Thread(target=_listen, args=(connection, tasks, stop), daemon=True).start()
+    stopping: set[str] = set()
+    threading.Thread(target=_listen, args=(connection, tasks, stopping), daemon=True).start()
 
+    from rotateconv.lab.study.turns import Turns
     from rotateconv.lab.train.allocator import keep_freed_memory
 
     keep_freed_memory()
     images: dict[object, ImageData] = {}
+    turns = Turns()
+
+    def do(task: Task) -> None:
+        with turns.taken():
+            connection.send(do_task(task, connection.send, partial(stopped, task.name), images))
+
+    def stopped(name: str) -> bool:  # asked after every step
+        turns.pass_on()
+        return name in stopping
+
     while True:
-        connection.send(do_task(tasks.get(), connection.send, stop.is_set, images))
+        task = tasks.get()
+        if together == 1:
+            do(task)
+        else:
+            threading.Thread(target=do, args=(task,), daemon=True).start()
 
 
-def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stop: threading.Event) -> None:
+def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stopping: set[str]) -> None:
     """Take what the parent sends; when it closes its end, or dies, leave at once: checkpoints are whole at any time."""
     while True:
         try:
-            task = connection.recv()
+            message = connection.recv()
         except (EOFError, OSError):
             os._exit(INTERRUPTED)
-        if task is None:
-            stop.set()
+        if isinstance(message, str):
+            stopping.add(message)
         else:
-            stop.clear()  # it was for a task that was faster
-            tasks.put(task)
+            stopping.discard(message.name)  # it was for a task that was faster
+            tasks.put(message)
 
 
 def do_task(
