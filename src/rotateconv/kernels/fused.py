@@ -56,9 +56,15 @@ def fused_line_kernel(
         >>> torch.allclose(fused_line_kernel(weight, angle), line_kernel(weight, angle), atol=1e-6)
         True
     """
+    is_compiling = torch.compiler.is_compiling()
+    if not (is_compiling or _in_transform() or isinstance(angle_grad_scale, Tensor)):
+        kernels = fused_native.find_kernels(weight, angle, kernel_size, path, angle_grad_scale, dtype, channels_last)
+        if kernels is not None:
+            made: Tensor = _NativeLineKernel.apply(weight, angle, kernels)
+            return made
     check_inputs(weight, angle, kernel_size)
     dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
-    if kernel_size == 3 and path == "circle" and torch.compiler.is_compiling() and _can_trace_a_node():
+    if kernel_size == 3 and path == "circle" and is_compiling and _can_trace_a_node():
         traced: Tensor = _ClosedKernel.apply(weight, angle, angle_grad_scale, dtype, channels_last)
         return traced
     if needs_reference(weight, angle):
@@ -80,8 +86,29 @@ def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else tensor
 
 
+class _NativeLineKernel(torch.autograd.Function):
+    """The node of the graph, by the compiled library.
+
+    Without `setup_context`, like the next: `apply` then costs a tenth, and transforms never come here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, angle: Tensor, kernels: fused_native.Kernels) -> Tensor:
+        ctx.save_for_backward(weight, angle)
+        ctx.kernels = kernels
+        return fused_native.line_kernel_forward(kernels, weight, angle)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, angle = ctx.saved_tensors
+        kernels: fused_native.Kernels = ctx.kernels
+        if torch.is_grad_enabled() or not _has_memory(grad) or fused_native.is_watched():
+            return *_tensor_gradients(weight, angle, grad, kernels.size, kernels.path, kernels.scale), None
+        return *fused_native.line_kernel_backward(kernels, weight, angle, grad, ctx.needs_input_grad), None
+
+
 class _LineKernel(torch.autograd.Function):
-    """The node of the graph. Without `setup_context`: `apply` then costs a tenth, and transforms never come here."""
+    """The node of the graph, by tensor operations or Triton."""
 
     @staticmethod
     def forward(
@@ -102,9 +129,6 @@ class _LineKernel(torch.autograd.Function):
         if fused_triton := _fused_triton(angle):
             fused_triton.line_kernel_forward(weight, angle, size, path, kernel)
             return kernel
-        if fused_native.can_compute(weight, angle, size, kernel):
-            fused_native.line_kernel_forward(weight, angle, size, path, kernel, channels_last)
-            return kernel
         weight, angle = _computable(weight, angle)
         for part in _parts(angle):
             positions = kernel[part].movedim((-2, -1), (0, 1))
@@ -118,15 +142,7 @@ class _LineKernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, angle = ctx.saved_tensors
-        found: tuple[Tensor | None, Tensor | None]
-        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
-        if torch.is_grad_enabled() or not _has_memory(grad):
-            found = _reference_gradients(weight, angle, grad, *ctx.options)
-        elif fused_native.can_compute(weight, angle, ctx.options[0], grad):
-            found = _native_gradients(weight, angle, grad, ctx.needs_input_grad[:2], *ctx.options)
-        else:
-            found = _gradients(weight, angle, grad, *ctx.options)
-        return *found, None, None, None, None, None
+        return *_tensor_gradients(weight, angle, grad, *ctx.options), None, None, None, None, None
 
 
 class _ClosedKernel(torch.autograd.Function):
@@ -157,6 +173,16 @@ def _can_trace_a_node() -> bool:
     return not torch.compiler.is_exporting() and not _in_transform()
 
 
+def _tensor_gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle without the compiled library."""
+    # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
+    if torch.is_grad_enabled() or not _has_memory(grad):
+        return _reference_gradients(weight, angle, grad, size, path, scale)
+    return _gradients(weight, angle, grad, size, path, scale)
+
+
 def _reference_gradients(
     weight: Tensor, angle: Tensor, grad: Tensor, size: int, path: Path, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -164,17 +190,6 @@ def _reference_gradients(
     kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, size, path), weight, angle)
     grad_weight, grad_angle = pull_back(grad.to(kernel.dtype))
     return grad_weight, scale * grad_angle
-
-
-def _native_gradients(
-    weight: Tensor, angle: Tensor, grad: Tensor, needed: tuple[bool, bool], size: int, path: Path, scale: float | Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients by the compiled library."""
-    one = 1.0 if isinstance(scale, Tensor) else scale
-    grad_weight, grad_angle = fused_native.line_kernel_backward(weight, angle, grad, size, path, one, needed)
-    if grad_angle is not None and isinstance(scale, Tensor):
-        grad_angle = grad_angle.mul_(scale)
-    return grad_weight, grad_angle
 
 
 def _gradients(
@@ -208,8 +223,8 @@ def _has_memory(tensor: Tensor) -> bool:
     if type(tensor) not in (Tensor, nn.Parameter):
         return False
     try:
-        tensor.untyped_storage()
-    except NotImplementedError:
+        tensor.data_ptr()
+    except RuntimeError:
         return False
     return True
 

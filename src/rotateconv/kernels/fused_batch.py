@@ -78,21 +78,19 @@ class _LineKernels(torch.autograd.Function):
         ctx.sources = sources
         ctx.versions = [source._version for source in sources]
         ctx.options = options
+        ctx.kernels = []  # how the compiled library makes them
         weights, angles = sources[:count], sources[count : 2 * count]
-        size, path, dtype, last, _ = options
+        size, path, dtype, last, scales = options
         if _fused_triton(angles[0]):
             from rotateconv.kernels import fused_triton_batch
 
             return tuple(fused_triton_batch.line_kernels_forward(_for_triton(sources, options, count), dtype, last))
-        layout = torch.channels_last if last else torch.contiguous_format
-        kernels = []
-        for weight, angle in zip(weights, angles, strict=True):
-            kernel = torch.empty((*angle.shape, size, size), dtype=dtype, device=angle.device, memory_format=layout)
-            if not fused_native.can_compute(weight, angle, size, kernel):
+        for weight, angle, scale in zip(weights, angles, scales, strict=True):
+            kernels = fused_native.find_kernels(weight, angle, size, path, scale, dtype, last)
+            if kernels is None:
                 return _in_one_piece(weights, angles, options)
-            fused_native.line_kernel_forward(weight, angle, size, path, kernel, last)
-            kernels.append(kernel)
-        return tuple(kernels)
+            ctx.kernels.append(kernels)
+        return tuple(map(fused_native.line_kernel_forward, ctx.kernels, weights, angles))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -112,10 +110,9 @@ class _LineKernels(torch.autograd.Function):
             arguments = grad, size, path, scales[i]
             if torch.is_grad_enabled() or not _has_memory(grad):
                 found[i::count] = _reference_gradients_of(sources[i::count], *arguments)
-            elif fused_native.can_compute(sources[i], sources[count + i], size, grad):
-                both = needed[i], needed[count + i]
+            elif len(ctx.kernels) == count and not fused_native.is_watched():
                 found[i::count] = fused_native.line_kernel_backward(
-                    sources[i], sources[count + i], *arguments, needed=both
+                    ctx.kernels[i], sources[i], sources[count + i], grad, needed[i::count]
                 )
             else:
                 left.append(i)

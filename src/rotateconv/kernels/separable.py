@@ -1,5 +1,6 @@
 """A layer with angle groups as depthwise line filters and a pointwise convolution, and the choice of that form."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -36,6 +37,9 @@ _COSTS = {
     ("inference", torch.bfloat16): _Costs(9.0, 50.0, 1.5, 1.5e6),
     ("training", torch.bfloat16): _Costs(9.0, 70.0, 1.5, 1.5e6),
 }
+
+# Much cheaper to ask than for one device; where torch has it no more, the device is asked.
+_autocasts_anywhere: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 _PART = 1 << 20  # numbers of a filtered map at a time, where they need not be kept: 4 MB of float32
 
@@ -171,9 +175,10 @@ def check_form(form: str) -> None:
 
 def compute_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
     """The type that the convolution will compute in: autocast's, where it is on."""
-    device = input.device.type
-    if device != "meta" and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if _autocasts_anywhere():
+        device = input.device.type
+        if device != "meta" and torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+            return torch.get_autocast_dtype(device)
     return weight.dtype
 
 

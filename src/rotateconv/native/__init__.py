@@ -15,8 +15,18 @@ from rotateconv.native.build import LIBRARY, BuildError, build_key, compile_libr
 from rotateconv.native.trust import check_file, private_folder
 
 VARIABLE = "ROTATECONV_NATIVE"
-VERSION = 1
+VERSION = 2
 """Of the interface of the library, as line.c has it."""
+
+
+class Call(ctypes.Structure):
+    """What the calls of the library for layers of one sort have in common, as line.c has it."""
+
+    _fields_ = (
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("rows", "length")),
+        *((name, ctypes.c_int) for name in ("size", "taps", "square", "type", "last", "is_double", "threads")),
+    )
 
 
 def available() -> bool:
@@ -82,9 +92,7 @@ def _open(file: Path) -> ctypes.CDLL:
     version = getattr(found, "rotateconv_version", lambda: None)()
     if version != VERSION:
         raise OSError(f"expected version {VERSION} of the compiled kernel in {file}, found {version}: remove the file")
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    flags = [ctypes.c_int] * 7  # size, taps, square, type, last, is_double, threads
-    found.rotateconv_line_forward.argtypes = [pointer, pointer, pointer, size, size, *flags]
-    found.rotateconv_line_backward.argtypes = [*[pointer] * 5, ctypes.c_double, size, size, *flags]
+    found.rotateconv_line_forward.argtypes = [ctypes.c_void_p] * 4  # a Call, then tensors
+    found.rotateconv_line_backward.argtypes = [ctypes.c_void_p] * 6
     found.rotateconv_line_forward.restype = found.rotateconv_line_backward.restype = None
     return found

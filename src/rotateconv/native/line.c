@@ -12,15 +12,16 @@
 #include <pthread.h>
 #endif
 
-/* Where the compiler can do it, one library for every processor of the family: the widest vectors are chosen at load. */
-#if defined(CLONES) && defined(__x86_64__)
+/* Where the compiler can do it, one library for every processor of the family: the widest vectors are chosen at load.
+ * Not under a sanitizer, with which each version takes minutes to compile. */
+#if defined(CLONES) && defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
 #define CLONED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONED
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { VERSION = 1, LARGEST = 63, BLOCK = 64, CELLS = 8192, LINES = 768, MOST_THREADS = 64 };
+enum { VERSION = 2, LARGEST = 63, BLOCK = 64, CELLS = 8192, LINES = 768, MOST_THREADS = 64 };
 enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 }; /* of kernels in memory */
 
 /* One call. The slices are (rows, length); the kernels of a row lie step_slice and step_cell numbers apart. */
@@ -139,32 +140,35 @@ static void run(const Job *job, int threads) {
 int rotateconv_version(void) { return VERSION; }
 int rotateconv_largest(void) { return LARGEST; }
 
-static Job make_job(const void *weight, const void *angle, void *kernel, int64_t rows, int64_t length, int size, int taps,
-                    int square, int type, int last) {
-  Job job = {.weight = weight, .angle = angle, .kernel = kernel, .rows = rows, .length = length,
-             .size = size, .taps = taps, .square = square, .type = type};
-  int64_t cells = (int64_t)size * size;
-  job.step_row = cells * length;
-  job.step_slice = last ? 1 : cells;
-  job.step_cell = last ? length : 1;
-  if (!last) { job.length *= job.rows; job.rows = 1; }
+/* What the calls of a layer have in common: `fused_native.Call` has the same fields. */
+typedef struct Call {
+  double scale; /* of the gradient of the angle */
+  int64_t rows, length;
+  int size, taps, square, type, last, is_double, threads;
+} Call;
+
+static Job make_job(const Call *call, const void *weight, const void *angle, void *kernel) {
+  int64_t cells = (int64_t)call->size * call->size;
+  Job job = {.weight = weight, .angle = angle, .kernel = kernel, .scale = call->scale, .rows = call->rows,
+             .length = call->length, .size = call->size, .taps = call->taps, .square = call->square, .type = call->type};
+  job.step_row = cells * job.length;
+  job.step_slice = call->last ? 1 : cells;
+  job.step_cell = call->last ? job.length : 1;
+  if (!call->last) { job.length *= job.rows; job.rows = 1; }
   return job;
 }
 
-void rotateconv_line_forward(const void *weight, const void *angle, void *kernel, int64_t rows, int64_t length, int size,
-                             int taps, int square, int type, int last, int is_double, int threads) {
-  Job job = make_job(weight, angle, kernel, rows, length, size, taps, square, type, last);
-  job.run = is_double ? forward_double : forward_float;
-  run(&job, threads);
+void rotateconv_line_forward(const Call *call, const void *weight, const void *angle, void *kernel) {
+  Job job = make_job(call, weight, angle, kernel);
+  job.run = call->is_double ? forward_double : forward_float;
+  run(&job, call->threads);
 }
 
-void rotateconv_line_backward(const void *weight, const void *angle, const void *grad, void *grad_weight,
-                              void *grad_angle, double scale, int64_t rows, int64_t length, int size, int taps,
-                              int square, int type, int last, int is_double, int threads) {
-  Job job = make_job(weight, angle, (void *)grad, rows, length, size, taps, square, type, last);
+void rotateconv_line_backward(const Call *call, const void *weight, const void *angle, const void *grad,
+                              void *grad_weight, void *grad_angle) {
+  Job job = make_job(call, weight, angle, (void *)grad);
   job.grad_weight = grad_weight;
   job.grad_angle = grad_angle;
-  job.scale = scale;
-  job.run = is_double ? backward_double : backward_float;
-  run(&job, threads);
+  job.run = call->is_double ? backward_double : backward_float;
+  run(&job, call->threads);
 }

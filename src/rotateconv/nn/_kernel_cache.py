@@ -35,6 +35,10 @@ class MadeKernel:
         )
 
 
+open_batches: list["KernelBatch"] = []
+"""Of all threads: without one, a layer need not ask for its kernel."""
+
+
 class KernelBatch:
     """The kernels of one model's next forward pass.
 
@@ -46,9 +50,11 @@ class KernelBatch:
         self._make = make
         self._made: dict[nn.Module, MadeKernel] | None = None
         self._closed = False
+        open_batches.append(self)
 
     def close(self) -> None:
         """Make and give nothing any more, though a context that was left out of order may still name it."""
+        open_batches.remove(self)
         self._closed = True
         self._made = None
 
@@ -72,17 +78,17 @@ _saved_tensor_hooks: Callable[[bool], Any] = getattr(
 
 
 def take_kernel(
-    layer: nn.Module, sources: Sequence[Tensor], dtype: torch.dtype, channels_last: bool = False
+    layer: nn.Module, sources: Callable[[], Sequence[Tensor]], dtype: torch.dtype, channels_last: bool = False
 ) -> Tensor | None:
     """The kernel that was made for a layer, (out, in, k, k), or None where there is none of these sources.
 
     Args:
         layer: The one that is about to convolve.
-        sources: The tensors that its kernel follows from.
+        sources: Gives the tensors that its kernel follows from.
         dtype: Of the kernel that is wanted.
         channels_last: The order that is wanted; the kernels follow the first layer that asks.
     """
     if torch.compiler.is_compiling() or (batch := current_batch.get()) is None or _saved_tensor_hooks(True):
         return None
     found = batch.take(layer, channels_last)
-    return found.kernel.to(dtype) if found is not None and found.is_current(sources) else None
+    return found.kernel.to(dtype) if found is not None and found.is_current(sources()) else None

@@ -1,7 +1,6 @@
 """RotateConv2d: a convolution layer whose kernels are line segments with learned weights and angles."""
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from rotateconv.kernels.line import Path, Taps, mean_gram, unit_profile
 from rotateconv.kernels.separable import Form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
 from rotateconv.nn import arguments
 from rotateconv.nn._conv_base import ConvBase
-from rotateconv.nn._kernel_cache import take_kernel
+from rotateconv.nn._kernel_cache import open_batches, take_kernel
 from rotateconv.nn.arguments import Size
 from rotateconv.nn.config import RotateConfig
 
@@ -246,26 +245,30 @@ class RotateConv2d(ConvBase):
 
     def kernel(self) -> Tensor:
         """The kernel that the layer convolves with, (out, in/groups, k, k), with exact gradients."""
-        return self._kernel(1.0, self.weight.dtype, channels_last=False)
+        weight = self.weight
+        return self._kernel(weight, 1.0, weight.dtype, channels_last=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        input, padding = self._padded(input)
-        if self.config.is_separable and self.groups == 1:
+        padding = self.padding_cells
+        if self.padding_mode != "zeros":
+            input, padding = self._padded(input)
+        if self.config.angle_groups is not None and self.config.is_separable and self.groups == 1:
             weight, lines = self.weight[..., 0], self._line_filters(self.step_scale)
             return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
         # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
         # `.to(memory_format=...)` cannot give to a kernel that is computed.
-        dtype = compute_dtype(input, self.weight)
-        last = is_channels_last(input)
-        if (kernel := take_kernel(self, self.kernel_sources(), dtype, last)) is None:
-            kernel = self._kernel(self.step_scale, dtype, last)
+        weight = self.weight  # once: a parametrization computes it anew each time
+        dtype, last = compute_dtype(input, weight), is_channels_last(input)
+        kernel = take_kernel(self, self.kernel_sources, dtype, last) if open_batches else None
+        if kernel is None:
+            kernel = self._kernel(weight, self.step_scale, dtype, last)
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
 
     @property
     def step_scale(self) -> float:
         """The factor on the gradient of the angles in a forward pass: `angle_grad_scale`, where they learn."""
-        return self.angle_grad_scale if self.learn_angle else 1.0
+        return self.angle_grad_scale if self.config.learn_angle else 1.0
 
     def tap_weights(self) -> Tensor:
         """The weights of the taps of a layer without angle_groups, (out, in/groups, T) or (out, in/groups, 1)."""
@@ -297,17 +300,25 @@ class RotateConv2d(ConvBase):
             return self.register_buffer(name, tensor)
         self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
 
-    def _kernel(self, angle_grad_scale: float, dtype: torch.dtype, channels_last: bool) -> Tensor:
-        line = partial(
-            fused_line_kernel, kernel_size=self.kernel_size[0], path=self.path, angle_grad_scale=angle_grad_scale
-        )
-        if self.angle_groups is None:
-            return line(self.tap_weights(), self.angle, dtype=dtype, channels_last=channels_last)
+    def _kernel(self, weight: Tensor, angle_grad_scale: float, dtype: torch.dtype, channels_last: bool) -> Tensor:
+        size, path, groups = self.kernel_size[0], self.config.path, self.config.angle_groups
+        if groups is None:
+            profile = self.profile if self.config.taps == "profile" else None
+            return fused_line_kernel(
+                weight if profile is None else weight * profile[:, None],
+                self.angle,
+                size,
+                path,
+                angle_grad_scale=angle_grad_scale,
+                dtype=dtype,
+                channels_last=channels_last,
+            )
         if self.taps == "free":
-            weight = self.weight.unflatten(0, (self.angle_groups, -1))  # [group, out in the group, in, tap]
-            kernel = line(weight, self.angle[:, None].expand(weight.shape[:-1])).flatten(0, 1)
+            weight = weight.unflatten(0, (groups, -1))  # [group, out in the group, in, tap]
+            angle = self.angle[:, None].expand(weight.shape[:-1])
+            kernel = fused_line_kernel(weight, angle, size, path, angle_grad_scale=angle_grad_scale).flatten(0, 1)
         else:
-            kernel = dense_kernel(self.weight[..., 0], self._line_filters(angle_grad_scale))
+            kernel = dense_kernel(weight[..., 0], self._line_filters(angle_grad_scale))
         return in_layout(kernel.to(dtype), channels_last)
 
     def _line_filters(self, angle_grad_scale: float) -> Tensor:
