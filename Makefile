@@ -93,11 +93,14 @@ mutation: $(STAMP)
 
 # The laws of the compiled kernel under AddressSanitizer and UBSan, which compile it anew into a cache of their own;
 # where they cannot, it fails, for the tests would only be skipped.
+SANITIZED = cc -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
+
 sanitize: export XDG_CACHE_HOME = $(CURDIR)/build/sanitize
 sanitize: export ASAN_OPTIONS   = detect_leaks=0
+sanitize: export CC             = $(SANITIZED)
 sanitize: $(STAMP)
-	export CC="$${CC:-cc} -fsanitize=address,undefined -fno-sanitize-recover=undefined -g" OMP_NUM_THREADS=1; \
-	export LD_PRELOAD="$$($$CC -print-file-name=libasan.so)"; \
+	$(BIN)/python -c "from rotateconv import native; native._compiled_for_user()"
+	export LD_PRELOAD="$$($(SANITIZED) -print-file-name=libasan.so)" OMP_NUM_THREADS=1; \
 	$(BIN)/python -c "import sys; from rotateconv import native; sys.exit(None if native.available() else native.status())" && \
 	$(BIN)/python -m pytest tests/kernels/test_fused_native.py -k "not out_of_the_way"
 
