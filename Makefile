@@ -83,13 +83,12 @@ $(VENV)/ray: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	touch $@
 
-# Small changes of the code, each of which a test should notice. All 4,388 of them take hours; a module, or a function:
-# make mutation MUTANTS='rotateconv.kernels.line.*'
-MUTANTS ?= *
+# Small changes of the code, each of which a test should notice. All of three modules take an hour; some of one:
+# make mutation MUTATION='nn/conv.py --seconds 600'
+MUTATION ?= kernels/line.py nn/conv.py quantization/primitives.py
 
 mutation: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 "$(MUTANTS)"
-	$(BIN)/python benchmarks/mutation.py --tests "tests/kernels tests/nn"
+	$(BIN)/python benchmarks/mutation.py $(MUTATION)
 
 # The laws of the compiled kernel under AddressSanitizer and UBSan, which compile it anew into a cache of their own;
 # where they cannot, it fails, for the tests would only be skipped.

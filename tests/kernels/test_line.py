@@ -13,12 +13,21 @@ from torch import Tensor
 import reference
 from laws import LAWS
 from rotateconv import line_kernel
-from rotateconv.kernels.line import mean_gram, tap_direction, tap_slopes, tap_splats, unit_profile
+from rotateconv.kernels.line import (
+    check_taps,
+    mean_gram,
+    tap_direction,
+    tap_slopes,
+    tap_splats,
+    tap_velocity,
+    unit_profile,
+)
 from tolerances import TOLERANCE, assert_close
 
 SIZES, PATHS = (3, 5, 7, 9), ("circle", "square")
 GRIDS = list(product(SIZES, PATHS))
 each_grid = pytest.mark.parametrize(("size", "path"), GRIDS)
+each_path = pytest.mark.parametrize("path", PATHS)
 
 angles = st.lists(st.floats(-10, 10), min_size=1, max_size=10)
 seeds = st.integers(0, 2**32 - 1)
@@ -142,6 +151,12 @@ def test_shape_dtype_and_layout(size: int, path: str, shape: tuple[int, ...]) ->
 def test_defaults_are_three_by_three_on_the_circle() -> None:
     weight, angle = torch.randn(4, 3), torch.randn(4)
     assert torch.equal(line_kernel(weight, angle), line_kernel(weight, angle, 3, "circle"))
+    for function in (tap_direction, tap_velocity):
+        assert torch.equal(torch.stack(function(angle)), torch.stack(function(angle, "circle")))
+    for function in (tap_splats, tap_slopes):
+        assert torch.equal(function(angle), function(angle, 3, "circle"))
+    assert torch.equal(mean_gram(3), mean_gram(3, "circle"))
+    assert torch.equal(unit_profile(weight, 3), unit_profile(weight, 3, "circle"))
 
 
 def test_kernels_of_45_degrees_by_hand() -> None:
@@ -193,6 +208,12 @@ def test_mean_gram_gives_the_mean_squared_norm(size: int, path: str) -> None:
     assert norms.mean().item() == pytest.approx(expected, rel=5 * (norms.std() / norms.mean()).item() / 20000**0.5)
 
 
+@each_path
+def test_mean_gram_lies_on_the_cpu_whatever_the_default_device(path: str) -> None:
+    with torch.device("meta"):  # of a size that no other test has had computed already
+        assert mean_gram(11, path)[5, 5].item() == pytest.approx(1)
+
+
 def test_mean_gram_of_three_taps_by_hand() -> None:
     # ∫ over a quarter of (c² + (1-c)²)·(s² + (1-s)²), times 2/π, with s = sin, c = cos.
     outer = (2 / torch.pi) * (torch.pi / 2 - 2 - 2 + torch.pi - 4 / 3 - 4 / 3 + 2 + torch.pi / 4)
@@ -210,6 +231,10 @@ def test_unit_profile_has_norm_one_over_a_turn(size: int, path: str) -> None:
     )
     assert_close(unit[:5] * (profile[:5, :1] / unit[:5, :1]), profile[:5], scale=10)  # only the size has changed
     assert_close(unit[5], unit[5, :1].expand(size))  # zeros become equal taps
+    for scale in (1e-3, 1e3):
+        assert_close(unit_profile(scale * profile, size, path), unit)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert unit_profile(profile.to(dtype), size, path).dtype == dtype
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own, at the first jacfwd
@@ -276,6 +301,13 @@ def test_kernel_size_that_is_no_integer(size: object) -> None:
 def test_unknown_path(call: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match="path must be one of 'circle', 'square', got 'ellipse'"):
         call("ellipse")
+
+
+def test_unknown_taps() -> None:
+    for taps in ("free", "shared", "profile"):
+        check_taps(taps)
+    with pytest.raises(ValueError, match=r"^taps must be one of 'free', 'shared', 'profile', got 'paired'$"):
+        check_taps("paired")
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 5), (2, 0), ()], ids=str)

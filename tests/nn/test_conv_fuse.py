@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 from layers import ARGUMENTS, FORMS, image_for, name
 from rotateconv import RotateConv2d
+from rotateconv.nn.config import RotateConfig
 from tolerances import assert_close
 
 each_form = pytest.mark.parametrize("form", FORMS, ids=name)
@@ -100,6 +101,32 @@ def test_from_conv_carries_flags_and_leaves_the_convolution() -> None:
     assert_close(held.kernel(), RotateConv2d.from_conv(conv, taps="profile").kernel())
     half = nn.Conv2d(2, 4, 3, dtype=torch.bfloat16)
     assert RotateConv2d.from_conv(half).weight.dtype == torch.bfloat16
+
+
+def test_from_conv_has_the_options_of_the_constructor() -> None:
+    conv = nn.Conv2d(4, 8, 3)
+    assert RotateConv2d.from_conv(conv).config == RotateConv2d(4, 8).config == RotateConfig()
+    config = RotateConfig("profile", "square", 2, False, "dense", False)
+    assert RotateConv2d.from_conv(conv, **vars(config)).config == RotateConv2d(4, 8, **vars(config)).config == config
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "neither"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_like_a_convolution_has_its_flags(frozen: str, training: bool) -> None:
+    """Weights, angles and profiles are trained where its weight is, the bias where its bias is."""
+    conv = nn.Conv2d(2, 4, (5, 5), (2, 1), 2, padding_mode="reflect").train(training)
+    for key, parameter in conv.named_parameters():
+        parameter.requires_grad_(key != frozen)
+    layer = RotateConv2d.like(conv, RotateConfig("profile"))
+    trained = {name: parameter.requires_grad for name, parameter in layer.named_parameters()}
+    assert trained == dict.fromkeys(("weight", "angle", "profile"), frozen != "weight") | {"bias": frozen != "bias"}
+    assert layer.training == training
+    for key in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "padding_mode"):
+        assert getattr(layer, key) == getattr(conv, key)
+    with pytest.raises(ValueError, match=r"^expected a convolution with values, got one on the meta device: mat"):
+        RotateConv2d.from_conv(nn.Conv2d(2, 4, 3, device="meta"))
+    with pytest.raises(TypeError, match="Linear"):
+        RotateConv2d.like(nn.Linear(2, 2), RotateConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("trained", [True, False])

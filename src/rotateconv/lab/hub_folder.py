@@ -1,6 +1,7 @@
 """A finished run as a folder of the Hugging Face Hub's form: weights, compact ONNX, picture and card."""
 
 from pathlib import Path
+from typing import Any
 
 from rotateconv.errors import InputError, RunError
 from rotateconv.export.export import export_onnx
@@ -56,12 +57,8 @@ def save_for_hub(
     record, description = read_run(run), trained.data
     images = data if data is not None else load_images(trained.config)
     bits = bits or trained.config.bits or Bits(angle=4)
-    model = RotateConvNet.from_model(
-        trained.model,
-        classes=list(description.classes),
-        mean=list(description.mean),
-        std=list(description.std),
-    )
+    about: dict[str, Any] = {key: list(getattr(description, key)) for key in ("classes", "mean", "std")}
+    model = RotateConvNet.from_model(trained.model, **about)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
@@ -71,9 +68,7 @@ def save_for_hub(
         input_size=list(description.input_shape),
         compact=True,
         **bits.arguments,
-        classes=list(description.classes),
-        mean=list(description.mean),
-        std=list(description.std),
+        **about,
         notes={"license": license},
     )
     opened = open_file(folder / ONNX)

@@ -11,22 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from image_folders import CLASSES, check_holds, forbid_decoding, held, refusal, write_folder
+from image_folders import CLASSES, check_holds, forbid_decoding, held, refusal
 from rotateconv.lab.data import load_data
 from rotateconv.lab.data.decode import decode_image
 
 REAL = os.environ.get("ROTATECONV_DATA")
-
-
-@pytest.fixture(autouse=True)
-def own_user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    return tmp_path / "user"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "pictures")
 
 
 def test_every_image_is_read_with_its_class(root: Path) -> None:

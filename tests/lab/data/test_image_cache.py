@@ -11,20 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from image_folders import check_holds, forbid_decoding, held, on_disk, write_folder
+from image_folders import check_holds, forbid_decoding, held, on_disk
 from rotateconv.lab.data import folder as image_folder
 from rotateconv.lab.data import image_cache, load_data
-
-
-@pytest.fixture(autouse=True)
-def own_user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    return tmp_path / "user"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "pictures")
 
 
 def test_a_second_load_comes_from_the_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
