@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotateconv.lab.report.write import write_records
-from rotateconv.lab.study.records import find_studies
+from rotateconv.lab.study.records import find_studies, write_study
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments" / "bytes"
 
@@ -86,7 +85,7 @@ def measure(run: Run, work: Path) -> dict[str, int]:
     for key, end, command in (("packed", "rcp", "pack"), ("compact", "onnx", "export")):
         file = work / f"{run.name}.{end}"
         if not file.is_file():
-            options = ["--no-evaluate"] if command == "pack" else ["--compact"]
+            options = ["--fold-norms", "--no-evaluate"] if command == "pack" else ["--to", "onnx", "--compact"]
             words = [sys.executable, "-m", "rotateconv", command, run.name, "--out", file.name, *options]
             subprocess.run(words, cwd=work, stdout=subprocess.DEVNULL, check=True)
         found[key] = file.stat().st_size
@@ -95,7 +94,8 @@ def measure(run: Run, work: Path) -> dict[str, int]:
 
 def record(finished: list[Run], work: Path) -> None:
     """Write the record of the study."""
-    write_records(find_studies(work / run.name for run in finished), STUDY / "records.jsonl")
+    (found,) = find_studies(work / run.name for run in finished).values()
+    write_study(found.runs, STUDY / "records.jsonl")
     sizes = {run.name: measure(run, work) for run in finished if run.quantized}
     (STUDY / "files.json").write_text(json.dumps(sizes, indent=1) + "\n")
 

@@ -1,6 +1,8 @@
 """The studies of `experiments/`: each can be started, its record is of it, and the pages show what the records say."""
 
 import dataclasses
+import runpy
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.figures import picture_names, size_picture
+from rotateconv.lab.report.frontier import frontier_picture
 from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, gathered
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.plan import Study, plan
@@ -115,6 +118,8 @@ def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
             names = picture_names(study, make_groups(found.runs))
         elif kind == "sizes" and found.sizes:
             names = [size_picture(study)]
+        elif kind == "frontier" and found.files:
+            names = [frontier_picture(study)]
         for name in names:
             assert (page.parent / PICTURES / name).is_file(), name
 
@@ -122,8 +127,33 @@ def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
 def test_the_pages_show_every_study(studies: dict[str, StudyRecord]) -> None:
     texts = [page.read_text(encoding="utf-8") for page in RESULTS]
     asked = [asked_for(block) for text in texts for block in blocks(text, "report")]
-    shown = {study for kind, study in asked if kind in ("table", "validation")}
+    shown = {study for kind, study in asked if kind in ("table", "validation", "frontier")}
     assert not [name for name in studies if name not in shown and name.split("/")[0] not in shown]
+
+
+def test_the_record_of_bytes_is_of_its_points() -> None:
+    """Every quantized run is one of the commands that benchmarks/bytes.py makes, with the options of its point."""
+    points = tomllib.loads((EXPERIMENTS / "bytes" / "points.toml").read_text())
+    listed = {run.name: run for run in runpy.run_path(str(ROOT / "benchmarks" / "bytes.py"))["runs"](points, "")}
+    assert len(listed) > 10
+    found = read_study(EXPERIMENTS / "bytes")
+    assert set(found.files) <= {run.name for run in found.runs} <= set(listed)
+    for run in found.runs:
+        command = listed[run.name].command
+        config = run.config
+        assert listed[run.name].quantized == config.qat
+        for option, value in {
+            "--taps": config.convert_taps,
+            "--conv": None if config.conv == "conv3x3" and config.qat else config.conv,
+            "--seed": None if config.qat else str(config.seed),
+            "--epochs": str(config.epochs),
+            "--teacher": config.teacher,
+        }.items():
+            assert (value is None) == (option not in command), (run.name, option)
+            assert value is None or command[command.index(option) + 1] == value, (run.name, option)
+        bits = {f"--{key}-bits={getattr(config.bits, key)}" for key in ("weight", "angle")} if config.bits else set()
+        levels = {f"--weight-levels={config.weight_levels}"} if config.weight_levels else set()
+        assert {word for word in command if "-bits=" in word or "-levels=" in word} == bits | levels
 
 
 def test_a_changed_number_is_seen(studies: dict[str, StudyRecord]) -> None:

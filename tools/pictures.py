@@ -1,18 +1,21 @@
 """The pictures of the README and of the pages, from `line_kernel` and the committed records: `make pictures`."""
 
-import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from concepts import gradient_scale, groups, path, quantized_angles, taps
 from grids import EXAMPLE, kernel
 from svg import THEMES, Theme, document, dot, line, number, polyline, tag, text
 
+from rotateconv.lab.report.frontier import Point, make_points
+from rotateconv.lab.report.statistics import make_groups
+from rotateconv.lab.study.records import read_study
+
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "pictures"
-SIZES = ROOT / "experiments" / "cifar10-jpeg-6-epochs" / "sizes.json"
+BYTES = ROOT / "experiments" / "bytes"
 
 CELL = 56.0
 TURN_SECONDS = 10
@@ -55,54 +58,58 @@ def turning(theme: Theme) -> str:
 
 
 def accuracy_against_bytes(theme: Theme) -> str:
-    """What `rotateconv compare --sizes` recorded: models packed with 4 and 3 bits after training."""
-    rows = [row for row in json.loads(SIZES.read_text("utf-8")) if row["bits"] in (3, 4) and not row["qat"]]
-    colors = {"rotate4": theme.orange, "rotate2p": theme.blue, "rotate2": theme.green}
-    curves = {name: [row for row in rows if row["label"] == f"resnet20, {name}"] for name in colors}
-    dense = [row for row in rows if row["dense"] and row["bits"] == 4]
-    low, high, bottom, top = 14e3, 150e3, 67.0, 83.0
+    """What is recorded of experiments/bytes: models that were trained with quantized numbers, from trained ones."""
+    study = read_study(BYTES)
+    points = make_points(make_groups(study.runs), study.files)
+    curves = {
+        ("RotateConv lines", theme.blue, (8, 16)): [p for p in points if p.group.label == "profile taps"],
+        ("dense, ternary", theme.ink, (-8, -9)): [p for p in points if p.family == "dense" and p.bits == "2"],
+        ("dense, binary", theme.faint, (-8, -10)): [p for p in points if p.family == "dense" and p.bits == "1"],
+        ("kernel codebook", theme.orange, (8, 14)): [p for p in points if p.group.label.startswith("codebook")],
+    }
+    shown = [point for own in curves.values() for point in own]
+    low, high = (edge(point.packed for point in shown) * room for edge, room in ((min, 0.9), (max, 1.12)))
+    bottom = math.floor(min(point.accuracy.mean for point in shown)) - 0.5
+    top = math.ceil(max(point.accuracy.mean for point in shown))
     left, right, upper, lower = 46.0, 506.0, 40.0, 222.0
 
-    def place(row: dict[str, float]) -> tuple[float, float]:
-        across = math.log(row["bytes"] / low) / math.log(high / low)
-        return left + across * (right - left), lower - (row["accuracy_mean"] - bottom) / (top - bottom) * (
-            lower - upper
-        )
+    def place(size: float, accuracy: float) -> tuple[float, float]:
+        across = math.log(size / low) / math.log(high / low)
+        return left + across * (right - left), lower - (accuracy - bottom) / (top - bottom) * (lower - upper)
 
     parts = [text(left - 34, 18, "ResNet-20 on cifar10-jpeg: test accuracy, %", theme.ink, 14, font_weight=600)]
-    for accuracy in range(68, 83, 2):
-        y = place({"bytes": low, "accuracy_mean": float(accuracy)})[1]
+    for accuracy in range(math.ceil(bottom), top + 1):
+        y = place(low, accuracy)[1]
         parts += [line(left, y, right, y, theme.rule, 0.7)]
         parts += [text(left - 8, y + 4, str(accuracy), theme.faint, 12, text_anchor="end")]
-    for size in (15, 20, 30, 40, 60, 80, 120):
-        x = place({"bytes": size * 1e3, "accuracy_mean": bottom})[0]
-        parts += [line(x, lower, x, lower + 4, theme.faint), text(x, lower + 19, str(size), theme.faint, 12)]
-        parts[-1] = text(x, lower + 19, str(size), theme.faint, 12, text_anchor="middle")
+    for size in (15, 20, 25, 30, 40, 50, 60):
+        if low < size * 1e3 < high:
+            x = place(size * 1e3, bottom)[0]
+            parts += [line(x, lower, x, lower + 4, theme.faint)]
+            parts += [text(x, lower + 19, str(size), theme.faint, 12, text_anchor="middle")]
     parts.append(text(right, lower + 38, "packed file, kB", theme.ink, 13, text_anchor="end"))
-    parts += _curve([*sorted(dense, key=lambda row: row["bytes"])], place, theme.faint, "dense, five widths", (-8, -10))
-    offsets = {"rotate4": (6, 20), "rotate2p": (-4, -12), "rotate2": (10, 14)}
-    for name, color in colors.items():
-        parts += _curve(sorted(curves[name], key=lambda row: row["bytes"]), place, color, name, offsets[name])
-    title = "Accuracy against bytes of packed ResNet-20 models: dense of five widths, rotate4, rotate2p, rotate2"
+    for (name, color, offset), own in curves.items():
+        if own:
+            parts += _curve(own, place, color, name, offset)
+    title = "Accuracy against bytes of ResNet-20 models trained with quantized numbers: lines, dense ones, codebooks"
     return document(520, 266, title, parts)
 
 
 def _curve(
-    rows: list[dict[str, float]],
-    place: Callable[[dict[str, float]], tuple[float, float]],
+    own: Sequence[Point],
+    place: Callable[[float, float], tuple[float, float]],
     color: str,
     name: str,
     offset: tuple[float, float],
 ) -> list[str]:
     """A line from point to point with bars of one standard deviation, called by its name at its end."""
-    points = [place(row) for row in rows]
-    parts = [polyline(points, color)]
-    for row, (x, y) in zip(rows, points, strict=True):
-        ends = [
-            place({**row, "accuracy_mean": row["accuracy_mean"] + side * row["accuracy_std"]})[1] for side in (-1, 1)
-        ]
+    places = [place(point.packed, point.accuracy.mean) for point in own]
+    parts = [polyline(places, color)]
+    for point, (x, y) in zip(own, places, strict=True):
+        std = point.accuracy.std or 0.0
+        ends = [place(point.packed, point.accuracy.mean + side * std)[1] for side in (-1, 1)]
         parts += [line(x, ends[0], x, ends[1], color, 1.5), dot(x, y, 4, color)]
-    x, y = points[-1]
+    x, y = places[-1]
     anchor = "end" if offset[0] < 0 else "start"
     return [*parts, text(x + offset[0], y + offset[1], name, color, 13, font_weight=600, text_anchor=anchor)]
 

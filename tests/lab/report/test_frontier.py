@@ -58,13 +58,13 @@ def test_a_budget_takes_what_fits_and_validation_chooses(study: Path) -> None:
     found = read_study(study)
     rivals = rivalries(make_points(make_groups(found.runs), found.files))
     assert [(one.budget, one.ours.bits, one.theirs.group.label, one.contrast.verdict) for one in rivals] == [
-        (20_000, "2 (4 levels) + 3", "conv3x3 x0.50", "wins"),
-        (28_000, "3 + 4", "conv3x3 x0.50", "wins"),  # 28,501 bytes are within 2 % of it
-        (28_000, "3 + 4", "codebook16", "loses"),
-        (40_000, "3 + 4", "conv3x3 x0.50", "wins"),
-        (40_000, "3 + 4", "codebook16", "loses"),
-        (60_000, "3 + 4", "conv3x3 x0.50", "wins"),
-        (60_000, "3 + 4", "codebook16", "loses"),
+        (20, "2 (4 levels) + 3", "conv3x3 x0.50", "wins"),
+        (28, "3 + 4", "conv3x3 x0.50", "wins"),  # of 28,672 bytes
+        (28, "3 + 4", "codebook16", "loses"),
+        (40, "3 + 4", "conv3x3 x0.50", "wins"),
+        (40, "3 + 4", "codebook16", "loses"),
+        (60, "3 + 4", "conv3x3 x0.50", "wins"),
+        (60, "3 + 4", "codebook16", "loses"),
     ]
     assert all((one.contrast.adjusted or 0) >= (one.contrast.p_value or 1) for one in rivals)
 
@@ -90,7 +90,7 @@ def test_the_page_has_the_tables_and_the_picture(study: Path, tmp_path: Path) ->
     fill_file(page, studies)
     text = page.read_text()
     assert "![bytes-frontier](results/bytes-frontier.png)" in text
-    assert "| 20 KB | profile taps, 2 (4 levels) + 3 bits, 20,001 B | 80.10 ± 0.10 | conv3x3 x0.50, 2 bits" in text
+    assert "| 20 KiB | profile taps, 2 (4 levels) + 3 bits, 20,001 B | 80.10 ± 0.10 | conv3x3 x0.50, 2 bits" in text
     assert (tmp_path / "results" / "bytes-frontier.png").read_bytes().startswith(b"\x89PNG")
     assert make_block("frontier", "bytes", {"bytes": StudyRecord()}).startswith("Not measured yet")
 

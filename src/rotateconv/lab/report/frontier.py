@@ -12,9 +12,8 @@ from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, 
 from rotateconv.lab.report.tables import Table, difference, number, spread
 from rotateconv.lab.study.records import FileBytes
 
-BUDGETS = (15_000, 20_000, 28_000, 40_000, 60_000)
-"""Bytes of a packed file for which the best of each family are compared."""
-_ROOM = 1.02  # a file may be so much larger than a budget: sizes differ by a percent between seeds
+BUDGETS = (15, 20, 28, 40, 60)
+"""KiB of a packed file for which the best of each family are compared."""
 
 FAMILIES: Mapping[str, Callable[[str], bool]] = {
     "RotateConv": lambda label: label.startswith(("rotate", "line")) or "taps" in label,
@@ -94,7 +93,7 @@ def rivalries(points: Sequence[Point]) -> list[Rivalry]:
     """
 
     def best(family: str, budget: int) -> Point | None:
-        fits = [point for point in points if point.family == family and point.packed <= budget * _ROOM]
+        fits = [point for point in points if point.family == family and point.packed <= budget * 1024]
         return max(fits, key=lambda point: (point.accuracy.n > 1, point.validation), default=None)
 
     found = []
@@ -139,7 +138,7 @@ def rivalry_table(found: Sequence[Rivalry]) -> Table:
             for cell in (f"{point.group.label}, {point.bits} bits, {number(point.packed)} B", spread(point.accuracy))
         ]
         corrected_p = "-" if one.contrast.adjusted is None else f"{one.contrast.adjusted:.3f}"
-        rows.append((f"{one.budget // 1000} KB", *sides, one.contrast.verdict, difference(one.contrast), corrected_p))
+        rows.append((f"{one.budget} KiB", *sides, one.contrast.verdict, difference(one.contrast), corrected_p))
     head = ("budget", "best RotateConv", "test %", "best rival of a family", "test %", "verdict")
     return Table((*head, "difference, points", "p, corrected"), tuple(rows), 1)
 

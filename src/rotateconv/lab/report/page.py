@@ -55,7 +55,7 @@ SIZES_CAPTION = (
 )
 _RIVALRIES = (
     "For each budget the model of a family with the best validation accuracy among those whose packed file is not "
-    "larger (by 2 % at most); one of several seeds before one of a single seed. Test accuracies in percent, "
+    "larger; one of several seeds before one of a single seed. Test accuracies in percent, "
     "differences in points with 95 % confidence intervals by Welch's t-test. A verdict needs a p-value below "
     f"{LEVEL:g} after Benjamini and Hochberg's correction over this table."
 )
