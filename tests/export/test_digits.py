@@ -35,7 +35,7 @@ def test_numbers_come_back(bound: int, centered: bool, size: int) -> None:
         body.initializers,
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", decoding.OPSET)], ir_version=10)
-    expected = values if not centered else 2 * values - 1 if bound == 2 else values - bound // 2
+    expected = values if not centered else values - bound // 2 if bound % 2 else 2 * values - (bound - 1)
     found = runtime.InferenceSession(model.SerializeToString()).run(None, {})
     for one, other in zip(found, onnx.reference.ReferenceEvaluator(model).run(None, {}), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -52,7 +52,7 @@ def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
 
     told = run("unpack", file, "--out", out)
-    for text in ("resnet20, rotate2p", "3 per weight, 4 per angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
+    for text in ("resnet20, rotate2p", "3 bits per weight, 4 per angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
         assert text in told
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in load_file(out).items())
     run("unpack", file, "--out", out, "--fused")

@@ -190,4 +190,4 @@ def test_by_the_command(small: None, tmp_path: Path) -> None:
     assert recorded.angles.all.after.axes == pytest.approx(found["angles"]["all"]["after"]["axes"], rel=1e-5)
     again = invoke(["analyse", str(tmp_path)])
     assert again.exit_code == 2
-    assert "there is no finished run: name its folder" in again.stderr
+    assert "there is no finished run in" in again.stderr
