@@ -61,8 +61,9 @@ def accuracy_against_bytes(theme: Theme) -> str:
     """What is recorded of experiments/bytes: models that were trained with quantized numbers, from trained ones."""
     study = read_study(BYTES)
     points = make_points(make_groups(study.runs), study.files)
+    lines = [p for p in points if p.group.label == "profile taps"]
     curves = {
-        ("RotateConv lines", theme.blue, (8, 16)): [p for p in points if p.group.label == "profile taps"],
+        ("RotateConv lines", theme.blue, (8, 16)): [p for p in lines if p.group.config.weight_levels],  # no level is 0
         ("dense, ternary", theme.ink, (-8, -9)): [p for p in points if p.family == "dense" and p.bits == "2"],
         ("dense, binary", theme.faint, (-8, -10)): [p for p in points if p.family == "dense" and p.bits == "1"],
         ("kernel codebook", theme.orange, (8, 14)): [p for p in points if p.group.label.startswith("codebook")],
