@@ -23,9 +23,11 @@ def test_examples_run_in_the_order_in_which_they_stand(tmp_path: Path, monkeypat
     before, after = (sum(p.numel() for p in names[name].parameters()) / 1e6 for name in ("deployed", "model"))
     assert f"# {before:.1f} million" in README
     assert f"# {after:.1f} million:" in README
-    packed, compact = ((tmp_path / f"small.{kind}").stat().st_size / 1e6 for kind in ("rcp", "onnx"))
-    assert f"# {packed:.1f} MB where float32 takes {before * 4:.0f}" in README
-    assert f"# {compact:.1f} MB, decodes itself" in README
+    # Of untrained weights, which differ from run to run, and where the exporter may choose the wider constants.
+    sizes = {kind: (tmp_path / f"small.{kind}").stat().st_size / 1e6 for kind in ("rcp", "onnx")}
+    said = dict(zip(("rcp", "onnx"), map(float, re.findall(r"# (\d\.\d) MB", README)), strict=True))
+    assert sizes == pytest.approx(said, abs=0.1)
+    assert f"MB where float32 takes {before * 4:.0f}" in README
 
 
 def test_the_first_screen_is_one() -> None:
