@@ -50,13 +50,14 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
                     made.add(name)
                     options = [*points["float"], "--conv", conv, "--width", f"{wide:g}", "--seed", str(seed)]
                     yield Run(name, ("train", *options, "--data-dir", data_dir, "--out", name), quantized=False)
-            bits = {key: point[key] for key in ("weight_bits", "weight_levels", "angle_bits") if key in point}
+            bits = {key: point[key] for key in point if key.endswith(("_bits", "_levels"))}
             form = f"{point['taps']}-taps" if "taps" in point else point.get("conv", trained)
             levels = f"l{bits['weight_levels']}" if "weight_levels" in bits else ""
             angles = f"a{bits['angle_bits']}" if "angle_bits" in bits else ""
+            profile = f"p{bits['profile_bits']}" if "profile_bits" in bits else ""
             extra = point.get("options", [])
             more = "".join(f"-{word.lstrip('-').replace('=', '-')}" for word in extra if word != "--set")
-            name = f"{form}-x{width:g}-w{bits['weight_bits']}{levels}{angles}{more}-s{seed}"
+            name = f"{form}-x{width:g}-w{bits['weight_bits']}{levels}{angles}{profile}{more}-s{seed}"
             options = [f"--{key.replace('_', '-')}={value}" for key, value in bits.items()]
             if "taps" in point:
                 command = ["convert", source, "--taps", point["taps"], "--qat"]

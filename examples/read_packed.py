@@ -27,7 +27,10 @@ class Packed:
         if about["version"] != "1" or hashlib.sha256(blank + data[start:]).hexdigest() != about["sha256"]:
             raise ValueError(f"{path} is no packed model of version 1, or it was altered")
         self.description = json.loads(about["description"])
-        self.weight_bits, self.angle_bits, self.dense_bits = self.description["bits"]
+        weight, self.angle_bits, dense = self.description["bits"]
+        bits = {"weight": weight, "dense": dense, "profile": self.description.get("profile_bits", 0)}
+        self.levels = {name: 2**count - (count > 1) for name, count in bits.items()}
+        self.levels["weight"] = self.description.get("levels", self.levels["weight"])
         self.streams = {}
         for name, (count, width, deflated) in self.description["streams"].items():
             first, last = (start + offset for offset in header[name]["data_offsets"])
@@ -43,9 +46,10 @@ class Packed:
         codes, self.streams[name] = np.split(self.streams[name], [np.prod(shape)])
         return codes.reshape(shape)
 
-    def weights(self, name, bits, *shape):
+    def weights(self, name, *shape):
         """The next weights: codes around zero, times a scale for every output channel, eight scales per octave."""
-        codes = self.take(name, *shape) - (2 ** (bits - 1) - 1)
+        step = 1 if self.levels[name] % 2 else 2  # an even number of levels has no zero: -3, -1, 1, 3
+        codes = step * self.take(name, *shape) - step * (self.levels[name] - 1) // 2
         scale = self.take("scale", shape[0]) / 8
         return codes * 2 ** scale.reshape(-1, *[1] * (len(shape) - 1))
 
@@ -60,12 +64,13 @@ class Packed:
     def line_kernels(self, outputs, inputs):
         """The kernels (outputs, inputs, 3, 3) of the next RotateConv layer: three taps on a line through the center."""
         free = self.description["build"]["conv"] == "rotate4"
-        weight = self.weights("weight", self.weight_bits, outputs, inputs, 3 if free else 1)
+        weight = self.weights("weight", outputs, inputs, 3 if free else 1)
         turning = (weight[..., ::2] != 0).any(-1)  # where both ends are zero, the file holds no angle
         angle = np.zeros((outputs, inputs))
         angle[turning] = self.take("angle", turning.sum()) * 2 * np.pi / 2**self.angle_bits
         if not free:
-            weight = weight * self.bfloat16(outputs, 3)[:, None]  # the profile of an output channel
+            profile = self.weights("profile", outputs, 3) if "profile" in self.streams else self.bfloat16(outputs, 3)
+            weight = weight * profile[:, None]  # the profile of an output channel
         tap = np.arange(-1, 2)[:, None]
         grid = np.arange(-1, 2)
         # Bilinear: the share that tap t at t·(-sin θ, cos θ) gives to a row, and to a column.
@@ -100,7 +105,7 @@ def classify(path, images):
     x = (images.reshape(len(images), -1, *images.shape[-2:]) / 255 - mean) / std
 
     width = round(16 * build["width"])
-    stem = packed.weights("dense", packed.dense_bits, width, x.shape[1], 3, 3)
+    stem = packed.weights("dense", width, x.shape[1], 3, 3)
     x = relu(packed.batch_norm(convolve(x, stem)))
 
     depth = int(build["name"].removeprefix("resnet"))
@@ -113,7 +118,7 @@ def classify(path, images):
             y[:, : x.shape[1]] += x[:, :, ::stride, ::stride]  # the shortcut; new channels have none
             x = relu(y)
 
-    scores = x.mean((2, 3)) @ packed.weights("dense", packed.dense_bits, build["num_classes"], x.shape[1]).T
+    scores = x.mean((2, 3)) @ packed.weights("dense", build["num_classes"], x.shape[1]).T
     return scores + packed.bfloat16(scores.shape[1]), about.get("classes") or range(scores.shape[1])
 
 

@@ -114,13 +114,22 @@ def stack(name: str, channels: int, size: int, norm: bool) -> nn.Module:
     channels=st.sampled_from([2, 4, 10]),
     size=st.sampled_from([3, 5, 7]),
     norm=st.booleans(),
+    profile=st.sampled_from([None, 2, 4, 8]),
 )
 def test_bits_are_bits(
-    name: str, bits: tuple[int, int, int], part: float | None, channels: int, size: int, norm: bool, tmp_path: Path
+    name: str,
+    bits: tuple[int, int, int],
+    part: float | None,
+    channels: int,
+    size: int,
+    norm: bool,
+    profile: int | None,
+    tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
     model = lively(stack(name, channels, size, norm), (3, 9, 9))
-    keywords = dict(zip(("weight_bits", "angle_bits", "dense_bits"), bits, strict=True))
+    keywords: dict[str, int | None] = dict(zip(("weight_bits", "angle_bits", "dense_bits"), bits, strict=True))
+    keywords["profile_bits"] = profile
     if part is not None and bits[0] < 8:  # of the numbers of levels that there are with these bits
         least = 2 ** (bits[0] - 1) + 1
         keywords["weight_levels"] = least + round(part * (2 ** bits[0] - least))

@@ -75,6 +75,7 @@ OTHER = {
     "angle_bits": 6,
     "dense_bits": 7,
     "weight_levels": 8,
+    "profile_bits": 5,
     "qat_scales": "learned",
     "precision": "bf16",
     "channels_last": True,
@@ -102,6 +103,7 @@ COMPANIONS = {
     "angle_bits": {"qat": True},
     "dense_bits": {"qat": True},
     "weight_levels": {"qat": True, "weight_bits": 3},
+    "profile_bits": {"qat": True},
     "qat_scales": {"qat": True},
 }
 

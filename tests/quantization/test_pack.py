@@ -70,11 +70,13 @@ def test_a_stream_of_one_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [(1, 2, 1), (2, 3, 2), (3, 4, 5), (5, 6, 7), (7, 8, 8), (8, 8, 8)])
 def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path) -> None:
     weight, angle, dense = bits
+    profile = None if levels is None else angle
     most = 255 if weight == 8 else 2**weight
     count = {"fewest": most if weight == 8 else 2 ** (weight - 1) + 1, "most": most, None: None}[levels]
     model = build_model("resnet20", "rotate2p-g4", width=0.5)
-    pack(model, tmp_path / "net", weight_bits=weight, angle_bits=angle, dense_bits=dense, weight_levels=count)
-    assert_same(load_packed(tmp_path / "net"), quantize(model, weight, angle, dense_bits=dense, weight_levels=count))
+    more = {"dense_bits": dense, "weight_levels": count, "profile_bits": profile}
+    pack(model, tmp_path / "net", weight_bits=weight, angle_bits=angle, **more)
+    assert_same(load_packed(tmp_path / "net"), quantize(model, weight, angle, **more))
     described = describe_packed(tmp_path / "net")
     assert described.bits == [weight, angle, dense]
     # What is so without being said is not in the file: older versions read it.

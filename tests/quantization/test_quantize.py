@@ -192,8 +192,9 @@ def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
 @pytest.mark.parametrize("levels", [None, 9, 16])
 @pytest.mark.parametrize("conv", CONVS)
 def test_quantizing_twice_changes_nothing(conv: str, levels: int | None) -> None:
-    once = quantize(build_model("resnet20", conv, width=0.25), weight_levels=levels)
-    twice = quantize(once, weight_levels=levels).state_dict()
+    profile = None if levels is None else levels // 3
+    once = quantize(build_model("resnet20", conv, width=0.25), weight_levels=levels, profile_bits=profile)
+    twice = quantize(once, weight_levels=levels, profile_bits=profile).state_dict()
     assert all(torch.equal(tensor, twice[name]) for name, tensor in once.state_dict().items())
 
 
@@ -202,6 +203,19 @@ def test_weights_have_so_many_levels_and_a_zero_where_their_number_is_odd(bits: 
     layer = quantize(RotateConv2d(64, 4, 3, taps="profile"), bits, 4, weight_levels=levels)
     assert [len(row.unique()) for row in layer.weight] == [levels] * 4
     assert bool((layer.weight == 0).any()) == (levels % 2 == 1)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+def test_each_profile_has_so_many_levels_and_a_scale(groups: int | None) -> None:
+    layer = RotateConv2d(64, 4, 5, taps="profile", angle_groups=groups)
+    torch.nn.init.normal_(layer.profile)
+    found = quantize(layer, profile_bits=3).profile.flatten(0, -2)
+    assert (found - layer.profile.flatten(0, -2)).abs().amax() < 0.3 * layer.profile.abs().amax()
+    for row in found:
+        step = row.abs()[row != 0].amin()
+        multiples = [row / step * code for code in (1, 2, 3)]
+        assert any(torch.allclose(codes.round(), codes, atol=1e-3) and codes.abs().amax() < 3.5 for codes in multiples)
+    assert len({row.abs().amax().item() for row in found}) > 1
 
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2", "rotate2p", "rotate4-g4", "rotate2p-g4"])
@@ -276,6 +290,7 @@ def test_dtypes_and_flags_are_kept(dtype: torch.dtype) -> None:
         ({"weight_bits": 9}, "weight_bits must be a whole number from 1 to 8, got 9"),
         ({"angle_bits": 1}, "angle_bits must be a whole number from 2 to 8, got 1"),
         ({"angle_bits": 5.0}, "angle_bits must be a whole number from 2 to 8, got 5.0"),
+        ({"profile_bits": 1}, "profile_bits must be a whole number from 2 to 8, got 1"),
         ({"dense_bits": True}, "dense_bits must be a whole number from 1 to 8, got True"),
         ({"weight_bits": 2, "weight_levels": 2}, "weight_levels must be from 3 to 4 with 2 bits, got 2"),
         ({"weight_bits": 3, "weight_levels": 9}, "weight_levels must be from 5 to 8 with 3 bits, got 9"),

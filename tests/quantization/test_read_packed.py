@@ -51,15 +51,23 @@ def test_it_needs_numpy_alone() -> None:
 
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2p"])
-@pytest.mark.parametrize("bits", [(4, 5, 8), (2, 3, 3), (7, 8, 5)])
+@pytest.mark.parametrize(
+    ("bits", "more"),
+    [
+        ((4, 5, 8), {}),
+        ((2, 3, 3), {"weight_levels": 4, "profile_bits": 4}),
+        ((1, 2, 8), {"profile_bits": 2}),
+        ((7, 8, 5), {}),
+    ],
+)
 def test_the_scores_are_those_of_the_model(
-    conv: str, bits: tuple[int, int, int], reader: ModuleType, tmp_path: Path
+    conv: str, bits: tuple[int, int, int], more: dict[str, int], reader: ModuleType, tmp_path: Path
 ) -> None:
     file = tmp_path / "net.rotateconv"
     model = lively(build_model("resnet20", conv, num_classes=7, width=0.5))
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
     weight, angle, dense = bits
-    pack(model, file, weight_bits=weight, angle_bits=angle, dense_bits=dense, mean=mean, std=std)
+    pack(model, file, weight_bits=weight, angle_bits=angle, dense_bits=dense, mean=mean, std=std, **more)
     images = torch.randint(256, (4, 3, 9, 12), dtype=torch.uint8)
     scores, names = reader.classify(file, images.numpy())
     normalized = (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

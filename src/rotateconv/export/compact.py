@@ -157,28 +157,44 @@ class _Reader:
             angles=encode_angle(module.angle, angle.bits, angle.period).cpu().numpy(),
             digits=layer.digits.reshape(-1, taps),
         )
-        profile = None if module.profile is None else module.profile.detach().cpu().double().numpy()
         if module.angle_groups is not None:
             form = replace(form, kind="grouped", groups=module.angle_groups)
-            return form, layer if profile is None else replace(layer, profile=profile)
-        return form, layer if profile is None else replace(layer, scales=layer.scales * profile)
+        if module.profile is None:
+            return form, layer
+        entry = next(entry for entry in self.entries.values() if entry.tensor is module.profile)
+        rows = module.profile.detach().flatten(0, -2)
+        if entry.kind == "bf16":
+            profile = rows.cpu().double().numpy()
+            more = {"profile": profile} if form.groups else {"scales": layer.scales * profile}
+            return form, replace(layer, **more)
+        codes, exponents = encode_weight(rows, entry.levels)
+        sizes = scale(exponents).cpu().double().numpy()[:, None]
+        more = {"sizes": sizes} if form.groups else {"scales": layer.scales * sizes}
+        digits = to_digits(codes, entry.levels).cpu().numpy()
+        return replace(form, profile=entry.levels), replace(layer, profile=digits, **more)
 
     def write(self, bits: int) -> list[Any]:
         """The nodes that decode all layers, with scales and biases of so many bits."""
         body, every = self.body, [layer for layers in self.forms.values() for layer in layers]
-        profiles = {
-            f"{layers[0].name} profile": _stacked([layer.profile for layer in layers if layer.profile is not None])
-            for layers in self.forms.values()
-            if layers[0].profile is not None
+        grouped = {
+            layers[0].name: (form, _joined(layers, "profile"))
+            for form, layers in self.forms.items()
+            if form.groups and layers[0].profile is not None
         }
-        floats(body, self.floats | profiles)
-        rows = [*(np.concatenate([layer.scales for layer in layers]) for layers in self.forms.values())]
+        stacked = {f"{key} profile": rows[..., None, None] for key, (form, rows) in grouped.items() if not form.profile}
+        floats(body, self.floats | stacked)
+        rows = [_joined(layers, "scales") for layers in self.forms.values()]
+        rows += [_joined(layers, "sizes") for form, layers in self.forms.items() if form.profile and form.groups]
         shifts = [layer.bias for layer in every if layer.bias is not None]
         if shifts:
             rows.append(np.concatenate([values for _, values in shifts])[:, None])
         scales = _multiples(body, rows, bits) if rows else []
         if shifts:
             body.split(scales[-1], [len(values) for _, values in shifts], [name for name, _ in shifts])
+        quantized = {key: profile for key, profile in grouped.items() if profile[0].profile}
+        for (key, (form, digits)), sizes in zip(quantized.items(), scales[len(self.forms) :], strict=False):
+            codes = body.shaped(body.numbers(digits, form.profile, centered=True), -1, form.tail[0], 1, 1)
+            body.op("Mul", codes, body.shaped(sizes, -1, 1, 1, 1), name=f"{key} profile")
         # Codebooks first: others take kernels from them.
         order = sorted(zip(self.forms.items(), scales, strict=False), key=lambda one: one[0][0].kind == "codebook")
         for (form, layers), scale_name in order:
@@ -212,9 +228,9 @@ def _multiples(body: Body, rows: Sequence[NDArray[Any]], bits: int) -> list[str]
     return names
 
 
-def _stacked(profiles: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """(groups · in, taps, 1, 1) of profiles (groups, in, taps)."""
-    return np.concatenate([profile.reshape(-1, profile.shape[-1], 1, 1) for profile in profiles])
+def _joined(layers: Sequence[Layer], key: str) -> NDArray[Any]:
+    """The rows of all layers."""
+    return np.concatenate([getattr(layer, key) for layer in layers])
 
 
 def _is_bf16(values: NDArray[Any]) -> bool:

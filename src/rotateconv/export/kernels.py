@@ -26,6 +26,7 @@ class Form:
         form: Of the taps of a line: "free", "shared" or "profile".
         angle: Bits, period and path of the angles of a line.
         groups: Of output channels that share angles; 0 without.
+        profile: Levels of quantized profiles; 0 for those of bfloat16.
         own: Of a layer that is decoded alone.
     """
 
@@ -36,6 +37,7 @@ class Form:
     form: str = ""
     angle: tuple[int, float, Path] | None = None
     groups: int = 0
+    profile: int = 0
     own: str = ""
 
 
@@ -47,13 +49,14 @@ class Layer:
         name: Of the kernel in the graph.
         shape: Of the kernel.
         digits: Codes of weights as numbers from 0, (slices, taps) or flat.
-        scales: (out, 1), or with a profile (out, taps).
+        scales: (out, 1), or with a profile of 16 bits (out, taps).
         bias: Its name, and its values; or none.
         angles: Codes of angles, one a slice (or a group's input channel).
         index: For each slice, the row of `table`.
         table: Positions of masks as ones.
         codebook: Its name in the graph.
-        profile: Of groups, (groups, in, taps).
+        profile: Of groups, (groups · in, taps); of a quantized one its codes as numbers from 0, there or (out, taps).
+        sizes: Scales of a quantized profile of groups, (groups · in, 1).
     """
 
     name: str
@@ -66,6 +69,7 @@ class Layer:
     table: NDArray[Any] | None = None
     codebook: str = ""
     profile: NDArray[Any] | None = None
+    sizes: NDArray[Any] | None = None
 
 
 def write(body: Body, form: Form, layers: Sequence[Layer], scales: str) -> None:
@@ -79,6 +83,10 @@ def write(body: Body, form: Form, layers: Sequence[Layer], scales: str) -> None:
     """
     codes = body.numbers(np.concatenate([layer.digits.ravel() for layer in layers]), form.levels, centered=True)
     columns = layers[0].scales.shape[1]
+    if form.profile and not form.groups:
+        columns = form.tail[0]
+        profile = body.numbers(_joined(layer.profile for layer in layers), form.profile, centered=True)
+        scales = body.op("Mul", body.shaped(profile, -1, columns), body.shaped(scales, -1, 1))
     tail = [columns] if columns > 1 else [1] * len(form.tail[1:])
     apart = body.split(
         body.shaped(scales, -1, *([1] * bool(form.tail)), 1, *tail), [layer.shape[0] for layer in layers]

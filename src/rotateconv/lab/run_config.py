@@ -39,26 +39,28 @@ Place = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(va
 SOURCE_KEYS = ("recipe", "data", "model", "conv", "width", "growth", "dropout", "factory")
 """Keys that a run has from the one that it goes on from."""
 
-QAT_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "qat_scales")
+BITS_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "profile_bits")
+QAT_KEYS = (*BITS_KEYS, "qat_scales")
 """Keys of training with qat, none without it."""
 
 
 class Bits(NamedTuple):
     """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers.
 
-    Also the levels of a weight, where they are not those that so many bits have by themselves.
+    Also the levels of a weight, where they are not those that so many bits have by themselves, and the bits of a
+    profile, where it is not of bfloat16.
     """
 
     weight: int = 4
     angle: int = 5
     dense: int = 8
     levels: int | None = None
+    profile: int | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Of `quantize`, `pack` and the like."""
-        weight, angle, dense, levels = self
-        return {"weight_bits": weight, "angle_bits": angle, "dense_bits": dense, "weight_levels": levels}
+        return dict(zip(BITS_KEYS, self, strict=True))
 
 
 @one_sentence
@@ -78,7 +80,7 @@ class RunConfig:
     Example:
         >>> config = RunConfig(conv="rotate2p", epochs=6, qat=True)
         >>> config.lr, config.bits
-        (0.1, Bits(weight=4, angle=5, dense=8, levels=None))
+        (0.1, Bits(weight=4, angle=5, dense=8, levels=None, profile=None))
     """
 
     recipe: str = "digits"
@@ -199,6 +201,8 @@ class RunConfig:
     """Bits of a weight of the stem, of 1x1 and linear layers in quantized training; 8."""
     weight_levels: Annotated[int | None, Ge(2), Le(255)] = None
     """Values of a weight in quantized training, to 2^weight_bits; an odd number has a 0; none for 2^weight_bits - 1."""
+    profile_bits: Annotated[int | None, Ge(2), Le(8)] = None
+    """Bits of a profile in quantized training; none for bfloat16."""
     qat_scales: Literal["searched", "learned"] | None = None
     """Scales of the weights in quantized training: searched at every step, or learned (LSQ); searched."""
 
@@ -282,7 +286,7 @@ class RunConfig:
         """Bits of the numbers that the run trains for; None without `qat`."""
         if self.weight_bits is None or self.angle_bits is None or self.dense_bits is None:
             return None
-        return Bits(self.weight_bits, self.angle_bits, self.dense_bits, self.weight_levels)
+        return Bits(self.weight_bits, self.angle_bits, self.dense_bits, self.weight_levels, self.profile_bits)
 
 
 FINISHED_KEYS = (

@@ -31,6 +31,7 @@ def pack(
     angle_bits: int = 5,
     dense_bits: int = 8,
     weight_levels: int | None = None,
+    profile_bits: int | None = None,
     fold_norms: bool = False,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
@@ -46,7 +47,7 @@ def pack(
     Args:
         model: Of float32 numbers; not changed.
         path: The file to write, exactly; whole or not at all.
-        weight_bits, angle_bits, dense_bits, weight_levels: As in quantize.
+        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits: As in quantize.
         fold_norms: Whether the statistics of batch norms go into their weights and biases first: a file that is about
             two bytes per channel smaller, for inference; `load_packed` gives a model to go on training with only
             without it.
@@ -69,8 +70,10 @@ def pack(
     if fold_norms:
         model = copy_model(model)
         fold_statistics(model)
-    quantized = quantize(model, weight_bits, angle_bits, dense_bits=dense_bits, weight_levels=weight_levels)
-    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels)
+    quantized = quantize(
+        model, weight_bits, angle_bits, dense_bits=dense_bits, weight_levels=weight_levels, profile_bits=profile_bits
+    )
+    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
     for entry in tensors:
         if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
             raise InputError(
@@ -83,6 +86,7 @@ def pack(
         layers=layers,
         bits=[weight_bits, angle_bits, dense_bits],
         levels=None if weight_levels in (None, levels_of(weight_bits)) else weight_levels,
+        profile_bits=profile_bits,
         layout=_layout(tensors),
         classes=None if classes is None else list(classes),
         mean=None if mean is None else list(mean),
@@ -201,7 +205,7 @@ def _check_tensors(model: nn.Module, packed: PackedFile, other: str) -> None:
 
 def _entries(model: nn.Module, description: PackedDescription) -> list[Entry]:
     weight, angle, dense = description.bits
-    return entries(model, weight, angle, dense, description.levels)
+    return entries(model, weight, angle, dense, description.levels, description.profile_bits)
 
 
 def _build(arguments: dict[str, Any]) -> nn.Module:

@@ -13,8 +13,9 @@ from rotateconv.nn.config import RotateConfig
 STREAMS = ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer")
 """The streams of a packed file, all of them there."""
 
-OPTIONAL = ("index",)
-"""Streams of models with kernels of a codebook or masked ones; older files hold the positions of these themselves."""
+OPTIONAL = ("index", "profile")
+"""Streams of models with kernels of a codebook or masked ones (older files hold the positions of these themselves), and
+with quantized profiles."""
 
 LARGEST_INPUT = 2**24
 """Numbers of an image above which an input size is refused: 3 x 2,364 x 2,364."""
@@ -50,6 +51,7 @@ class PackedDescription:
         layers: Options of the RotateConv2d layers that the model does not have by itself, by name.
         bits: Of weights, angles and dense layers, as in quantize.
         levels: Of weights, as weight_levels in quantize.
+        profile_bits: As in quantize.
         layout: Hash of the names, kinds and shapes of its tensors.
         build: Arguments of build_model; None for a model that it did not build.
         classes: Names of the classes, in the order of the outputs; None where pack was given none.
@@ -65,6 +67,7 @@ class PackedDescription:
     bits: list[int]
     layout: str
     levels: int | None = None
+    profile_bits: int | None = None
     build: dict[str, Any] | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
@@ -78,8 +81,9 @@ class PackedDescription:
         for key in ("bits", "classes", "mean", "std", "input_size"):
             if (value := getattr(self, key)) is not None or key == "bits":
                 check_list(key, value)
-        if self.levels is not None and not _is_size(self.levels):
-            raise InputError("levels must be a whole number above 0")
+        for key in ("levels", "profile_bits"):
+            if (value := getattr(self, key)) is not None and not _is_size(value):
+                raise InputError(f"{key} must be a whole number above 0")
         if self.input_size is not None and math.prod(self.input_size) > LARGEST_INPUT:
             size = " x ".join(map(str, self.input_size))
             raise InputError(f"input_size {size} is larger than {LARGEST_INPUT:,} numbers")

@@ -32,6 +32,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
         By name: the codes, uint8, of all entries one after the other, and their width in bits.
 
             weight, dense        c + m of every weight, half of it where the number of levels is even
+            profile              the same of quantized profiles; only where there are any
             scale                the exponents of all slices as int16: all low bytes, then all high bytes
             angle                of the angles that have an effect
             mantissa             sign and fraction of every bfloat16
@@ -41,7 +42,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             index                of every slice with a kernel of a codebook, or with a pattern of positions; there is
                                  such a stream only where the model has masked layers or codebooks
     """
-    weights: dict[str, list[Tensor]] = {"weight": [], "dense": []}
+    weights: dict[str, list[Tensor]] = {"weight": [], "dense": [], "profile": []}
     scales, angles, mantissas, exponents, integers = [], [], [], [], []
     indices: list[Tensor] = []
     widths = {"weight": 8, "dense": 8, "angle": 8}
@@ -59,7 +60,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             integers.append(numbers)
             indices.append(index)
         elif entry.kind in weights:
-            codes, scale = encode_weight(values, entry.levels)
+            codes, scale = encode_weight(entry.rows.detach().cpu(), entry.levels)
             weights[entry.kind].append(to_digits(codes.flatten(), entry.levels))
             scales.append(scale)
         elif entry.kind == "angle":
@@ -71,7 +72,7 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             exponents.append(_below_largest(exponent))
         else:
             integers.append(values.flatten().long())
-    streams = {name: _joined(codes, torch.uint8) for name, codes in weights.items()}
+    streams = {name: _joined(codes, torch.uint8) for name, codes in weights.items() if codes or name != "profile"}
     streams["scale"] = _planes(_joined(scales, torch.int16))
     streams["angle"] = _joined(angles, torch.uint8)
     streams["mantissa"] = _joined(mantissas, torch.uint8)
@@ -105,9 +106,9 @@ def check_counts(tensors: Sequence[Entry], stored: Mapping[str, Stored]) -> None
             kept = entry.tensor.shape[-1]
             needed["integer"] += 8 * (1 + max(count, _MOST_PATTERNS * kept))
             needed["index"] += count // kept
-        elif entry.kind in ("weight", "dense"):
-            needed["scale"] += 2 * entry.tensor.shape[0]
-            needed[entry.kind] += count
+        elif entry.kind in ("weight", "dense", "profile"):
+            needed["scale"] += 2 * len(entry.rows)
+            needed[entry.kind] = needed.get(entry.kind, 0) + count
         elif entry.kind == "bf16":
             needed["mantissa"] += count
             needed["exponent"] += count + 1
@@ -138,10 +139,11 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
             count = shape.numel()
             index = reader.take("index", count).long().view(shape)
             _check(entry, (index < len(entry.codebook)).all())
-        if entry.kind in ("weight", "dense", "codebook"):
-            digits = reader.take("dense" if entry.kind == "dense" else "weight", count).view(shape)
+        if entry.kind in ("weight", "dense", "profile", "codebook"):
+            shape = shape if entry.kind == "codebook" else entry.rows.shape
+            digits = reader.take("weight" if entry.kind == "codebook" else entry.kind, count).view(shape)
             codes = from_digits(digits, entry.levels)
-            exponents = reader.take("scale", shape[0])
+            exponents = reader.take("scale", len(entry.rows))
             _check(entry, (digits < entry.levels).all() & _within(exponents, *EXPONENT_RANGE))
             value = decode_weight(codes, exponents)
             if entry.codebook is not None:
@@ -166,7 +168,7 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
             _check(entry, (value.to(entry.tensor.dtype).long() == value).all())
             if entry.positions is not None:
                 _check(entry, _within(value, 0, entry.positions - 1))
-        entry.tensor.copy_(value)
+        entry.tensor.copy_(value.view(entry.tensor.shape))
     reader.finish()
 
 

@@ -36,12 +36,12 @@ class QuantizedTraining:
 
     Args:
         model: The plain model, not a wrapper of it.
-        weight_bits, angle_bits, dense_bits, weight_levels: As in quantize.
+        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits: As in quantize.
         scales: "searched", or "learned": then `scales` holds parameters that the optimizer takes too.
 
     Attributes:
-        scales: Learned scales, (out,), by the name of their weights; empty where they are searched, as those of the
-            factors of a CodebookConv2d always are.
+        scales: Learned scales, (out,), by the name of their weights; empty where they are searched, as those of
+            profiles and of the factors of a CodebookConv2d always are.
 
     Raises:
         ValueError: If bits are out of their range, or `scales` is another word.
@@ -68,10 +68,11 @@ class QuantizedTraining:
         *,
         dense_bits: int = 8,
         weight_levels: int | None = None,
+        profile_bits: int | None = None,
         scales: Literal["searched", "learned"] = "searched",
     ) -> None:
         self.model = model
-        self.bits = (weight_bits, angle_bits, dense_bits, weight_levels)
+        self.bits = (weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
         tensors = entries(model, *self.bits)  # bits out of range are the caller's mistake now, not at the first step
         if scales not in ("searched", "learned"):
             raise InputError(f"scales must be 'searched' or 'learned', got {scales!r}")

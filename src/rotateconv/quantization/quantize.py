@@ -26,7 +26,7 @@ from rotateconv.quantization.primitives import (
     to_bf16,
 )
 
-Kind = Literal["weight", "dense", "bf16", "integer", "angle", "codebook"]
+Kind = Literal["weight", "dense", "bf16", "integer", "angle", "codebook", "profile"]
 
 
 def quantize(
@@ -36,6 +36,7 @@ def quantize(
     *,
     dense_bits: int = 8,
     weight_levels: int | None = None,
+    profile_bits: int | None = None,
     calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
     scales: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
@@ -46,7 +47,8 @@ def quantize(
         convolution kernels  ŵ[o,...] = c[o,...] · 2^(e[o]/8)                      see primitives.encode_weight
         angles               θ̂ = q · period / 2^bits                               see primitives.encode_angle
         codebook slices      ŵ[o,i] = c[o,i] · 2^(e[o]/8) · codebook[n]            see nn.codebook.CodebookConv2d
-        everything else      bfloat16: profiles, biases, norms and their statistics; integers stay
+        profiles             p̂[o,t] = c[o,t] · 2^(e[o]/8), where profile_bits says so
+        everything else      bfloat16: other profiles, biases, norms and their statistics; integers stay
 
     `weight_bits` are for what has a spatial kernel: every RotateConv2d, MaskedConv2d, OuterConv2d, the factors of a
     CodebookConv2d, and a dense convolution beyond 1x1 that is neither the model's first nor grouped. With 2 bits
@@ -67,6 +69,8 @@ def quantize(
         dense_bits: 1 to 8.
         weight_levels: Above 2^(weight_bits-1), at most 2^weight_bits (and 128, or 255); None for 2^weight_bits - 1, and
             2 with 1 bit.
+        profile_bits: Of the profiles of RotateConv2d, 2 to 8, with 2^profile_bits - 1 levels and a scale per profile;
+            None for bfloat16, which in a small model is a tenth of the file.
         calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
             statistics again behind the quantized weights. None keeps those of the training, which with 3 bits and
             fewer no longer fit.
@@ -89,7 +93,7 @@ def quantize(
         Ordonez, Redmon, Farhadi, "XNOR-Net", ECCV 2016, section 3.1.
     """
     quantized = copy_model(model)
-    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels)
+    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
     quantize_in_place(tensors, scales)
     if calibration is not None:
         recalibrate(quantized, calibration)
@@ -104,8 +108,8 @@ class Entry:
     Attributes:
         name: In the model's state dict; the first, if it is registered under several.
         tensor: The parameter or buffer itself.
-        kind: "weight", "dense" (codes with one scale per slice), "codebook" (such a code a slice, times a kernel of the
-            codebook), "angle", "bf16" (bfloat16) or "integer" (as it is).
+        kind: "weight", "dense" (codes with one scale per output channel), "profile" (with one per profile), "codebook"
+            (such a code a slice, times a kernel of the codebook), "angle", "bf16" (bfloat16) or "integer" (as it is).
         bits: Of a code; 16 for "bf16", 64 for "integer".
         levels: Number of values of such a code of a weight; else 0.
         layers: The layers that an angle belongs to, else empty; nearly always one.
@@ -127,13 +131,23 @@ class Entry:
         """Of an angle, in radians; where layers of several kinds share one, the longest."""
         return max(angle_period(layer.taps) for layer in self.layers)
 
+    @property
+    def rows(self) -> Tensor:
+        """The tensor with what shares a scale in a row, (rows, ...): a view."""
+        return self.tensor.flatten(0, -2) if self.kind == "profile" else self.tensor
+
     def unused(self) -> Tensor:
         """Where an angle has no effect: no tap that moves has a weight. A bool of its shape."""
         return torch.stack([_unused(layer) for layer in self.layers]).all(0)
 
 
 def entries(
-    model: nn.Module, weight_bits: int, angle_bits: int, dense_bits: int, weight_levels: int | None = None
+    model: nn.Module,
+    weight_bits: int,
+    angle_bits: int,
+    dense_bits: int,
+    weight_levels: int | None = None,
+    profile_bits: int | None = None,
 ) -> list[Entry]:
     """Every tensor of a model's state dict once, in its order, but the angles at the end.
 
@@ -144,11 +158,18 @@ def entries(
         ("weight_bits", weight_bits, 1),
         ("angle_bits", angle_bits, 2),
         ("dense_bits", dense_bits, 1),
+        ("profile_bits", 8 if profile_bits is None else profile_bits, 2),
     ):
         if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
             raise InputError(f"{name} must be a whole number from {least} to 8, got {bits!r}")
     weight_levels = check_levels(weight_bits, weight_levels)
-    levels: dict[Kind, int] = {"weight": weight_levels, "codebook": weight_levels, "dense": levels_of(dense_bits)}
+    profile: Kind = "bf16" if profile_bits is None else "profile"
+    levels: dict[Kind, int] = {
+        "weight": weight_levels,
+        "codebook": weight_levels,
+        "dense": levels_of(dense_bits),
+        "profile": levels_of(profile_bits or 8),
+    }
     bits_of: dict[Kind, int] = {
         "weight": weight_bits,
         "dense": dense_bits,
@@ -156,6 +177,7 @@ def entries(
         "integer": 64,
         "angle": angle_bits,
         "codebook": weight_bits,
+        "profile": profile_bits or 16,
     }
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     layers: dict[int, list[RotateConv2d]] = {}
@@ -168,6 +190,8 @@ def entries(
         if tensor.is_complex():
             raise InputError(f"cannot quantize {name}: expected real numbers, got {tensor.dtype}")
         kind = _kind(module, key, tensor, module is first)
+        if kind == "bf16" and key == "profile" and isinstance(module, RotateConv2d):
+            kind = profile
         if id(tensor) not in found:
             owners = tuple(layers[id(tensor)]) if kind == "angle" else ()
             counts = isinstance(module, MaskedConv2d) and key == "position"
@@ -229,7 +253,7 @@ def _quantized(entry: Entry, sizes: Tensor | None, keep_unused: bool) -> Tensor:
         index, factor = nearest_multiple(entry.tensor, entry.codebook)  # which is quantized already
         return decode_weight(*encode_weight(factor, entry.levels))[..., None, None] * entry.codebook[index]
     if sizes is None:
-        return decode_weight(*encode_weight(entry.tensor, entry.levels))
+        return decode_weight(*encode_weight(entry.rows, entry.levels)).view_as(entry.tensor)
     return decode_weight(*encode_weight_at(entry.tensor, sizes, entry.levels))
 
 

@@ -28,6 +28,9 @@ class Asked:
     weight_levels: Annotated[
         int | None, _Whole, Parameter(help="Values of such a weight, to 2^bits; an odd number of them has a 0.")
     ] = None
+    profile_bits: Annotated[
+        int | None, _Whole, Parameter(help="Of a profile, 2 to 8; without it they are of bfloat16.")
+    ] = None
 
     def choose(self, source: Path, trained: Bits | None, default: Bits) -> Bits:
         """Return the bits that were asked for, else those that a model has; a warning where they are not the same.
@@ -41,7 +44,8 @@ class Asked:
         weight = own.weight if self.weight_bits is None else self.weight_bits
         levels = own.levels if self.weight_levels is None and weight == own.weight else self.weight_levels
         angle = own.angle if self.angle_bits is None else self.angle_bits
-        found = Bits(weight, angle, own.dense if self.dense_bits is None else self.dense_bits, levels)
+        profile = own.profile if self.profile_bits is None else self.profile_bits
+        found = Bits(weight, angle, own.dense if self.dense_bits is None else self.dense_bits, levels, profile)
         if trained is not None and found != trained:
             warnings.warn(
                 f"{source} has {described(trained)}, and is quantized again to {described(found)}: less accurate than "
@@ -54,7 +58,7 @@ class Asked:
 def packed_bits(description: "PackedDescription") -> Bits:
     """Return the bits of a packed file."""
     weight, angle, dense = description.bits
-    return Bits(weight, angle, dense, description.levels)
+    return Bits(weight, angle, dense, description.levels, description.profile_bits)
 
 
 def described(bits: Bits) -> str:
@@ -65,4 +69,6 @@ def described(bits: Bits) -> str:
         '4 bits per weight, 5 per angle, 8 in stem, 1x1 and linear layers'
     """
     levels = "" if bits.levels is None else f" ({bits.levels} levels)"
-    return f"{bits.weight} bits per weight{levels}, {bits.angle} per angle, {bits.dense} in stem, 1x1 and linear layers"
+    profile = "" if bits.profile is None else f", {bits.profile} in profiles"
+    rest = f"{bits.dense} in stem, 1x1 and linear layers{profile}"
+    return f"{bits.weight} bits per weight{levels}, {bits.angle} per angle, {rest}"

@@ -41,6 +41,7 @@ _COMMON = (
         "weight_bits",
         "angle_bits",
         "weight_levels",
+        "profile_bits",
         "precision",
         "compile",
     ),

@@ -52,6 +52,7 @@ def finish(
     weight_bits: int = 4,
     angle_bits: int = 5,
     weight_levels: int | None = None,
+    profile_bits: int | None = None,
     dense_bits: int = 8,
     teacher: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -69,7 +70,7 @@ def finish(
     Args:
         source: folder of a finished run without `qat`; not changed.
         out: the new run folder, which names its source and keeps the weights that it began with.
-        weight_bits, angle_bits, weight_levels, dense_bits: as in `rotateconv.quantize`.
+        weight_bits, angle_bits, weight_levels, profile_bits, dense_bits: as in `rotateconv.quantize`.
         teacher: folder of the run to learn from; None for `source` itself.
         changes: other keys of the configuration, such as `epochs` and `lr`.
         data, resume, overwrite, on_event: as in `rotateconv.lab.fit`.
@@ -88,9 +89,9 @@ def finish(
         ...     summary = finish(f"{folder}/float", f"{folder}/small", weight_bits=3, angle_bits=4)
         ...     kept = read_config(Path(folder, "small"))
         >>> summary.steps, kept.bits, kept.lr
-        (21, Bits(weight=3, angle=4, dense=8, levels=None), 0.1)
+        (21, Bits(weight=3, angle=4, dense=8, levels=None, profile=None), 0.1)
     """
-    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels).arguments
+    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits).arguments
     named = {} if teacher is None else {"teacher": str(teacher)}
     config = finishing(source, {**bits, **named, **(changes or {})})
     return fit(config, out, data=data, resume=resume, overwrite=overwrite, on_event=on_event)
