@@ -69,7 +69,7 @@ def our_epoch(config: RunConfig, data: ImageData) -> float:
 def bare_epoch(config: RunConfig, data: ImageData, split: Split) -> float:
     """Seconds of the same steps, and nothing else."""
     net = build_model(config.model, config.conv).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(net, config)
+    optimizer = build_optimizer(net, config.optimization)
     start = time.process_time()
     for images, labels in batches(config, data, split):
         optimizer.zero_grad()

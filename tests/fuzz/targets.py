@@ -105,7 +105,7 @@ def _read_packed(folder: Path) -> None:
 @functools.cache
 def _state():  # type: ignore[no-untyped-def]
     config = tiny_config(model="resnet20", width=0.25, epochs=1, ema_decay=0.5)
-    return build_state(config, start_accelerator(config), small_digits(64, 8, 8))
+    return build_state(config, start_accelerator(config.precision), small_digits(64, 8, 8))
 
 
 def _checkpoint(folder: Path) -> None:

@@ -130,7 +130,7 @@ def test_every_preset_is_whole(name: str) -> None:
     assert make_config(name) == preset
     assert from_json(to_json(preset)) == preset
     net = build_model(preset.model, preset.conv, width=0.25, growth=preset.growth, dropout=preset.dropout)
-    optimizer = build_optimizer(net, preset)
+    optimizer = build_optimizer(net, preset.optimization)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, net.parameters()))
 
 

@@ -54,7 +54,7 @@ def load(run: str | Path) -> LoadedRun:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = fit(make_config("digits", overrides=["epochs=1", "width=0.25"]), f"{folder}/run")
         ...     run = load(f"{folder}/run")
-        >>> images = load_images(run.config).test.images[:5]
+        >>> images = load_images(run.config.images).test.images[:5]
         >>> run.model(run.preprocessing(images)).shape, run.classes[:3], run.record.summary.steps
         (torch.Size([5, 10]), ('0', '1', '2'), 21)
     """
@@ -86,5 +86,5 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"split must be train, validation or test, not {split!r}")
     trained = load_run(run)
-    images = data if data is not None else load_images(trained.config)
-    return evaluate_model(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
+    images = data if data is not None else load_images(trained.config.images)
+    return evaluate_model(trained.model, trained.config.execution, trained.data, getattr(images, split), batch_size)

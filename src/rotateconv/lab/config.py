@@ -17,6 +17,7 @@ __all__ = [
     "ConfigError",
     "RunConfig",
     "changed",
+    "changed_keys",
     "current_keys",
     "differences",
     "from_json",
@@ -213,3 +214,13 @@ def differences(expected: RunConfig, found: RunConfig) -> dict[str, tuple[object
     keys = (field.name for field in dataclasses.fields(RunConfig))
     pairs = {key: (getattr(expected, key), getattr(found, key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# They say where the data lie, how often to save and how to launch, not what is computed: a run may go on with others.
+_FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps", "cuda_graph")
+
+
+def changed_keys(before: RunConfig, now: RunConfig) -> str:
+    """Return which keys of a run that goes on are others than before, as a part of a sentence; empty for none."""
+    changed = {key: pair for key, pair in differences(before, now).items() if key not in _FREE_KEYS}
+    return ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())

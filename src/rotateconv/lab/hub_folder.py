@@ -55,7 +55,7 @@ def save_for_hub(
     if foreign or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder} holds {foreign[0] if foreign else 'no folder'}: choose a new folder for the model")
     record, description = read_run(run), trained.data
-    images = data if data is not None else load_images(trained.config)
+    images = data if data is not None else load_images(trained.config.images)
     bits = bits or trained.config.bits or Bits(angle=4)
     about: dict[str, Any] = {key: list(getattr(description, key)) for key in ("classes", "mean", "std")}
     model = RotateConvNet.from_model(trained.model, **about)
@@ -72,7 +72,7 @@ def save_for_hub(
         notes={"license": license},
     )
     opened = open_file(folder / ONNX)
-    compact = evaluate_model(opened.model, opened.config, opened.data, images.test)
+    compact = evaluate_model(opened.model, opened.config.execution, opened.data, images.test)
     own = "float32" if trained.config.bits is None else f"float32, each one of {trained.config.bits.weight} bits"
     files = (
         HubFile(WEIGHTS, f"weights, {own}", (folder / WEIGHTS).stat().st_size, record.result.test_accuracy),

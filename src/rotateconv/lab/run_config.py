@@ -5,7 +5,7 @@ Every key is declared here once. Options, TOML keys, `--set`, config.json and do
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.keys import one_sentence
+from rotateconv.lab.parts import Architecture, Conversion, Execution, ImageSource, Optimization
 
 if TYPE_CHECKING:
     from rotateconv.nn.config import RotateConfig
@@ -28,6 +29,8 @@ PANELS = {
     "precision": "Execution",
 }
 """Headings of the keys, each by the first key below it."""
+
+Part = TypeVar("Part")
 
 # JSON and TOML have lists, Python tuples.
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -264,6 +267,34 @@ class RunConfig:
                     f"weight_levels must be from {least} to {most} with weight_bits={self.weight_bits}, got "
                     f"{self.weight_levels}"
                 )
+
+    @property
+    def images(self) -> ImageSource:
+        """Which images the run is about."""
+        return self._part(ImageSource)
+
+    @property
+    def architecture(self) -> Architecture:
+        """How its model is built."""
+        return self._part(Architecture)
+
+    @property
+    def execution(self) -> Execution:
+        """How its model computes."""
+        return self._part(Execution)
+
+    @property
+    def conversion(self) -> Conversion | None:
+        """What dense convolutions become; None where they stay as they are."""
+        return None if self.convert_taps is None else self._part(Conversion)
+
+    @property
+    def optimization(self) -> Optimization:
+        """How gradients move its weights."""
+        return self._part(Optimization)
+
+    def _part(self, kind: type[Part]) -> Part:
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
     @property
     def rotate(self) -> "RotateConfig | None":

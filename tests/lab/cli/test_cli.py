@@ -273,7 +273,7 @@ def test_a_terminal_gets_one_bar_that_fits(width: int, monkeypatch: pytest.Monke
     output = StringIO()
     console = Console(file=output, force_terminal=True, width=width, color_system=None, highlight=False)
     data = small_digits()
-    with closing(TrainingProgress(console, tiny_config(), data)) as progress:
+    with closing(TrainingProgress(console)) as progress:
         fit(tiny_config(), "run", data=data, on_event=progress)
     text = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", output.getvalue())
     last = re.split(r"[\r\n]+", text.strip())[-1]

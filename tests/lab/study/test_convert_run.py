@@ -115,7 +115,7 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     recalibrate(calibrated, Batches(data.train, len(data.train), mean=data.mean, std=data.std))
     description = DataDescription.of(data)
     accuracies = {
-        key: evaluate_model(net, settings(dense), description, split).accuracy
+        key: evaluate_model(net, settings(dense).execution, description, split).accuracy
         for key, net, split in [
             ("source validation", load_run(dense).model, data.validation),
             ("fitted validation", expected, data.validation),
@@ -150,7 +150,9 @@ def test_layers_fitted_to_outputs_are_those_of_convert_with_training_images(
     with pytest.raises(RunInterrupted):
         convert_run(config, tmp_path / "run", data=data, on_event=events)
     expected = load_run(dense).model
-    batches = [images for images, _ in calibration_batches(expected, config, DataDescription.of(data), data.train)]
+    batches = [
+        images for images, _ in calibration_batches(expected, config.execution, DataDescription.of(data), data.train)
+    ]
     report = convert(expected, config.convert_taps, data=batches)
     (fitted,) = events.all(ModelFitted)
     assert fitted.report == report
@@ -253,7 +255,7 @@ def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, d
     again = quantize(net, 3, 4)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
     assert result.bits == (3, 4, 8)
-    accuracy = evaluate_model(net, settings(dense), DataDescription.of(data), data.test).accuracy
+    accuracy = evaluate_model(net, settings(dense).execution, DataDescription.of(data), data.test).accuracy
     assert accuracy == read_json(tmp_path / "run" / "summary.json")["test_accuracy"]
 
 
@@ -285,7 +287,7 @@ def test_quantized_training_resumes_bit_for_bit(
     assert_same_run(tmp_path / "again", tmp_path / "whole")
     # What is kept has the scales that the last pass would see, on the grid of a file.
     last = load_checkpoint(tmp_path / "whole" / "checkpoints")
-    expected = build_configured(config, DataDescription.of(data))
+    expected = build_configured(config.architecture, DataDescription.of(data))
     expected.load_state_dict(last.weights["model" if ema_decay is None else "average"])
     sizes = last.state["scales" if ema_decay is None else "average_scales"]
     kept = load_run(tmp_path / "whole").model.state_dict()
@@ -455,12 +457,12 @@ def test_a_net_that_takes_other_images_is_refused(tmp_path: Path, data: ImageDat
     config = own_settings(tmp_path / "net.safetensors")
     wide = dataclasses.replace(description, input_shape=(3, 8, 8))
     with pytest.raises(ConfigError, match="does not take images of 3x8x8: "):
-        load_source(str(tmp_path / "net.safetensors"), config, wide)
+        load_source(str(tmp_path / "net.safetensors"), config.factory, wide)
     few = dataclasses.replace(description, classes=("a", "b"))
     with pytest.raises(ConfigError, match=r"must give 2 numbers an image, one a class, not \(10,\)"):
-        load_source(str(tmp_path / "net.safetensors"), config, few)
+        load_source(str(tmp_path / "net.safetensors"), config.factory, few)
     with pytest.raises(ConfigError, match=r"is a file of weights: say which function builds its model"):
-        load_source(str(tmp_path / "net.safetensors"), dataclasses.replace(config, factory=None), description)
+        load_source(str(tmp_path / "net.safetensors"), None, description)
 
 
 def test_the_teachers_part_of_the_loss_is_there(weights: Path, tmp_path: Path, data: ImageData) -> None:
@@ -477,7 +479,7 @@ def test_evaluate_model_is_evaluate(dense: Path, data: ImageData) -> None:
         1, -1, 1, 1
     )
     expected = evaluate(run.model, [(images, data.test.labels)], data.classes)
-    found = evaluate_model(run.model, run.config, run.data, data.test, batch_size=7)
+    found = evaluate_model(run.model, run.config.execution, run.data, data.test, batch_size=7)
     assert found.accuracy == expected.accuracy
     assert found.loss == pytest.approx(expected.loss)
 
@@ -556,7 +558,7 @@ def test_a_fine_tuning_that_ruins_the_model_is_not_kept(
     kept = read_summary(tmp_path / "run")
     assert kept.test_accuracy == getattr(test, result.kept)
     trained = load_run(tmp_path / "run")
-    found = evaluate_model(trained.model, config, trained.data, data.test)
+    found = evaluate_model(trained.model, config.execution, trained.data, data.test)
     assert found.accuracy == kept.test_accuracy
     assert convert_run(config, tmp_path / "run", data=data) == result  # again: nothing is done, the same is said
     assert read_summary(tmp_path / "run") == kept

@@ -50,7 +50,7 @@ def test_every_kind_starts_from_its_own_float_model_and_is_kept_quantized(
     model = load_run(tmp_path / "small").model
     again = quantize(model, 2, 3, dense_bits=6).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
-    found = evaluate_model(model, config, DataDescription.of(data), data.test)
+    found = evaluate_model(model, config.execution, DataDescription.of(data), data.test)
     assert found.accuracy == summary.test_accuracy
 
 

@@ -15,9 +15,9 @@ from rotateconv.errors import ConfigError, RunError, RunInterrupted
 from rotateconv.lab import finish, fit
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.data.images import images_key
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.exit_codes import Failure
+from rotateconv.lab.parts import Conversion
 from rotateconv.lab.plain import from_json
 from rotateconv.lab.study import shrink as library
 from rotateconv.lab.study.convert_run import fine_tuning
@@ -83,7 +83,7 @@ class Here:
         heard: list[Any] = []
         steps = itertools.count()
         stops = len(self.done) == self.stop
-        found = do_task(task, heard.append, lambda: stops and next(steps) > 3, {images_key(task.config): self.data})
+        found = do_task(task, heard.append, lambda: stops and next(steps) > 3, {task.config.images: self.data})
         if not isinstance(found, RunStopped):
             self.done.append(task.name)
         yield from [*heard, found]
@@ -138,7 +138,7 @@ def test_what_is_written_fits_and_is_what_was_found(whole: tuple[Path, ShrinkRec
     )
     model, config = load_packed(out / PACKED), tiny_config()
     for split, accuracy in ((data.validation, winner.validation_accuracy), (data.test, winner.test_accuracy)):
-        assert evaluate_model(model, config, DataDescription.of(data), split).accuracy == accuracy
+        assert evaluate_model(model, config.execution, DataDescription.of(data), split).accuracy == accuracy
     assert from_json(ShrinkRecord, read_json(out / RECORD), RECORD) == found
     table = (out / TABLE).read_text()
     assert all(f"| {trial.candidate.name} |" in table for trial in found.trials)
@@ -174,9 +174,9 @@ def test_the_test_split_is_evaluated_once(
         seen.extend(["test"] * (batches is state.test))
         return evaluate_state(state, batches)
 
-    def of_model(model: Any, config: Any, description: Any, split: Split) -> Any:
+    def of_model(model: Any, execution: Any, description: Any, split: Split) -> Any:
         seen.extend(["test"] * (split is data.test))
-        return evaluate(model, config, description, split)
+        return evaluate(model, execution, description, split)
 
     monkeypatch.setattr(loop, "evaluate_state", of_run)
     monkeypatch.setattr(library, "evaluate_model", of_model)
@@ -188,7 +188,7 @@ def test_the_test_split_is_evaluated_once(
         assert winner.epochs == 0
         assert {trial.note for trial in found.trials if trial.epochs} == {"the loss became NaN"}
         model = load_packed(tmp_path / "out" / PACKED)
-        accuracy = evaluate(model, tiny_config(), DataDescription.of(data), data.test).accuracy
+        accuracy = evaluate(model, tiny_config().execution, DataDescription.of(data), data.test).accuracy
         assert accuracy == winner.test_accuracy
 
 
@@ -259,9 +259,9 @@ def test_a_form_is_fitted_once(
     """What is trained starts from the weights of the first rung, and is what it would be with another fit of them."""
     fits: list[object] = []
 
-    def fitted(model: Any, config: RunConfig, *rest: Any) -> Any:
-        fits.append(config.rotate)
-        return convert_source(model, config, *rest)
+    def fitted(model: Any, conversion: Conversion, *rest: Any) -> Any:
+        fits.append(conversion.rotate)
+        return convert_source(model, conversion, *rest)
 
     monkeypatch.setattr(pretrained, "convert_source", fitted)
     executor = Here(data)

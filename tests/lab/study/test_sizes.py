@@ -179,7 +179,7 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
     trained = load_run(runs[2])
     part = Batches(data.train, len(data.train), mean=data.mean, std=data.std)
     for bits, net in ((32, trained.model), (4, quantize(trained.model, 4, 5, calibration=part))):
-        expected = evaluate_model(net, trained.config, trained.data, data.test).accuracy
+        expected = evaluate_model(net, trained.config.execution, trained.data, data.test).accuracy
         assert by_key["rotate2p", bits].accuracies == (expected,)
     whole = sum(t.numel() * t.element_size() for t in trained.model.state_dict().values())
     assert by_key["rotate2p", 32].bytes == whole

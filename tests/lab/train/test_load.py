@@ -23,26 +23,26 @@ pytestmark = pytest.mark.usefixtures("tiny")
 def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:
     described = DataDescription.of(data)
     for scale in (1.0, 7.5):
-        net = build_configured(tiny_config(conv="rotate4", angle_grad_scale=scale), described)
+        net = build_configured(tiny_config(conv="rotate4", angle_grad_scale=scale).architecture, described)
         assert [m.angle_grad_scale for m in net.modules() if isinstance(m, RotateConv2d)] == [scale]
-    natural = build_configured(tiny_config(conv="rotate4"), described).conv.angle_grad_scale
+    natural = build_configured(tiny_config(conv="rotate4").architecture, described).conv.angle_grad_scale
     assert natural == Tiny("rotate4", 10, 1, 1.0).conv.angle_grad_scale != 1.0
 
 
 def test_angles_may_start_along_the_axes_of_the_grid(data: ImageData) -> None:
     described = DataDescription.of(data)
-    layer = build_configured(tiny_config(conv="rotate4", angle_init="axes"), described).conv
+    layer = build_configured(tiny_config(conv="rotate4", angle_init="axes").architecture, described).conv
     quarters = layer.angle.detach() / (torch.pi / 2)
     assert layer.learn_angle
     assert set(quarters.round().flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
     torch.testing.assert_close(quarters, quarters.round())
-    fixed = build_configured(tiny_config(conv="rotate4-fixed", angle_init="axes"), described).conv
+    fixed = build_configured(tiny_config(conv="rotate4-fixed", angle_init="axes").architecture, described).conv
     assert not torch.equal(fixed.angle / (torch.pi / 2), (fixed.angle / (torch.pi / 2)).round())
 
 
 def test_profiles_may_start_from_the_bank(data: ImageData) -> None:
     described = DataDescription.of(data)
-    learned = build_configured(tiny_config(conv="rotate2p", profile_init="bank"), described).conv
+    learned = build_configured(tiny_config(conv="rotate2p", profile_init="bank").architecture, described).conv
     assert torch.equal(learned.profile, Tiny("rotate2b", 10, 1, 1.0).conv.profile)
     assert "profile" in dict(learned.named_parameters())
 
@@ -89,7 +89,7 @@ def test_a_configuration_of_a_huge_model_takes_no_memory(tmp_path: Path, data: I
         with pytest.raises(RunError, match=message):
             load_run(run)
     with pytest.raises(ConfigError, match="larger than any memory"):
-        configured_cost(read_config(run), DataDescription.of(data))
+        configured_cost(read_config(run).architecture, DataDescription.of(data))
 
 
 def test_a_folder_without_a_checkpoint_goes_on_with_no_huge_model(tmp_path: Path, data: ImageData) -> None:

@@ -64,7 +64,7 @@ def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Pat
     config = tiny_config(conv="rotate4", seed=5)
     fit(config, tmp_path / "run", data=data)
     torch.manual_seed(5)
-    start = build_configured(config, DataDescription.of(data)).conv.angle
+    start = build_configured(config.architecture, DataDescription.of(data)).conv.angle
     moved = (load_run(tmp_path / "run").model.conv.angle - start).abs()
     record = read_records(tmp_path / "run")[-1]
     assert record.angle_movement_mean == pytest.approx(moved.mean().item())
@@ -77,7 +77,7 @@ def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> No
     data = small_digits()
     fit(config, tmp_path / "run", data=data)
     torch.manual_seed(config.seed)
-    start, end = build_configured(config, DataDescription.of(data)), load_run(tmp_path / "run").model
+    start, end = build_configured(config.architecture, DataDescription.of(data)), load_run(tmp_path / "run").model
     moved = [
         (end.get_submodule(name).angle - layer.angle).abs().mean().item()
         for name, layer in rotate_layers(start).items()
@@ -98,7 +98,7 @@ def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: Ima
     fit(config, tmp_path / "run", data=data)
     record = read_records(tmp_path / "run")[0]
     torch.manual_seed(0)
-    net = build_configured(config, DataDescription.of(data)).train()
+    net = build_configured(config.architecture, DataDescription.of(data)).train()
     images, labels = next(iter(Batches(data.train, 101, mean=data.mean, std=data.std)))
     scores = net(images)
     assert record.train_loss == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
@@ -141,7 +141,7 @@ def test_gradients_are_clipped(tmp_path: Path, data: ImageData) -> None:
     )
     fit(dataclasses.replace(config, epochs=1), tmp_path / "run", data=data)
     torch.manual_seed(0)
-    start = build_configured(config, DataDescription.of(data))
+    start = build_configured(config.architecture, DataDescription.of(data))
     end = load_run(tmp_path / "run").model
     pairs = zip(start.parameters(), end.parameters(), strict=True)
     moved = math.sqrt(sum(float((a - b).detach().double().square().sum()) for a, b in pairs))
@@ -282,6 +282,6 @@ def test_every_preset_trains_a_step(tmp_path: Path, data: ImageData) -> None:
 
 def test_given_normalisation_reaches_the_run(tmp_path: Path) -> None:
     config = tiny_config(epochs=1, mean=(0.25,), std=(0.5,))
-    fit(config, tmp_path / "run", data=load_images(config))
+    fit(config, tmp_path / "run", data=load_images(config.images))
     assert read_json(tmp_path / "run" / "data.json")["mean"] == [0.25]
     assert load_run(tmp_path / "run").data.std == (0.5,)

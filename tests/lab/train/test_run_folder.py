@@ -181,7 +181,7 @@ def test_a_run_folder_of_version_0_1_is_read() -> None:
     assert summary.test_confusion is not None
     assert 100 * sum(summary.test_confusion[i][i] for i in range(10)) / 359 == pytest.approx(summary.test_accuracy)
     assert read_environment(run).began.versions["torch"]
-    found = evaluate_model(trained.model, trained.config, trained.data, load_data("digits").test)
+    found = evaluate_model(trained.model, trained.config.execution, trained.data, load_data("digits").test)
     assert found.accuracy == pytest.approx(summary.test_accuracy, abs=1.0)
 
 

@@ -29,7 +29,7 @@ def torch_factors(scheduler: type, **options: object) -> list[float]:
 
 
 def factors(config: RunConfig, steps: int = STEPS) -> list[float]:
-    return [factor(step, steps, config) for step in range(steps)]
+    return [factor(step, steps, config.optimization) for step in range(steps)]
 
 
 def test_constant_is_one() -> None:
@@ -49,7 +49,7 @@ def test_cosine_is_torchs_cosine_annealing() -> None:
 
 def test_one_cycle_rises_and_falls_in_two_straight_lines() -> None:
     config = RunConfig(schedule="one-cycle", warmup=0.25)
-    found = [*factors(config), factor(STEPS, STEPS, config)]
+    found = [*factors(config), factor(STEPS, STEPS, config.optimization)]
     rise = [b - a for a, b in pairwise(found[:11])]
     fall = [b - a for a, b in pairwise(found[10:])]
     assert found[0] == 0.04
@@ -80,12 +80,12 @@ def test_every_preset_moves_at_every_step(name: str) -> None:
 def test_groups_follow_the_schedule_together(optimizer: str) -> None:
     net = nn.Sequential(RotateConv2d(2, 4), nn.BatchNorm2d(4))
     config = RunConfig(optimizer=optimizer, lr=0.3, weight_decay=0.01, angle_lr_scale=2.0, momentum=0.7)
-    built = build_optimizer(net, config)
+    built = build_optimizer(net, config.optimization)
     groups = {group["name"]: group for group in built.param_groups}
     assert any(p is net[0].angle for p in groups["angles"]["params"])
     assert groups["weights"]["weight_decay"] == 0.01
     assert groups["angles"]["weight_decay"] == 0
-    decayed = build_optimizer(net, dataclasses.replace(config, angle_weight_decay=0.02))
+    decayed = build_optimizer(net, dataclasses.replace(config, angle_weight_decay=0.02).optimization)
     assert [group["weight_decay"] for group in decayed.param_groups if group["name"] == "angles"] == [0.02]
     set_learning_rate(built, 0.5)
     assert groups["weights"]["lr"] == pytest.approx(0.15)
@@ -97,7 +97,7 @@ def test_groups_follow_the_schedule_together(optimizer: str) -> None:
 def test_optimizers_take_momentum_and_nesterov() -> None:
     net = nn.Linear(2, 2)
     config = RunConfig(momentum=0.7, nesterov=True)
-    sgd = build_optimizer(net, config).param_groups[0]
+    sgd = build_optimizer(net, config.optimization).param_groups[0]
     assert (sgd["momentum"], sgd["nesterov"], sgd["dampening"]) == (0.7, True, 0)
-    adamw = build_optimizer(net, dataclasses.replace(config, nesterov=False, optimizer="adamw"))
+    adamw = build_optimizer(net, dataclasses.replace(config, nesterov=False, optimizer="adamw").optimization)
     assert adamw.param_groups[0]["betas"] == (0.7, 0.999)

@@ -32,7 +32,6 @@ def analyse(
 
     from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.data.images import images_key
     from rotateconv.lab.naming import layers_label
     from rotateconv.lab.plain import to_json
     from rotateconv.lab.report.colors import layers_color
@@ -51,10 +50,10 @@ def analyse(
         config = read_config(run)
         if data_dir is not None:
             config = dataclasses.replace(config, data_dir=str(data_dir))
-        key = images_key(config)
-        if key not in images:
-            images[key] = load_shown(config, console)
-        found = analysis(run, images[key], draws)
+        source = config.images
+        if source not in images:
+            images[source] = load_shown(source, console)
+        found = analysis(run, images[source], draws)
         write_json(run / ANALYSIS, to_json(found))
         if (counts := read_summary(run).test_confusion) is not None:
             title = f"{run.name}: the test images"

@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
-from rotateconv.lab.cli.settings import check_file, check_names, data_name
-from rotateconv.lab.config import RunConfig, make_config, overridden
+from rotateconv.lab.cli.settings import check_names, data_name, described
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
 from rotateconv.lab.run_config import Names
 
@@ -104,8 +104,7 @@ def compare(
     for key in (*_keys_of(config), *(text.partition("=")[0].strip() for text in set_ or ())):
         if key in _CHOSEN:
             raise ConfigError(f"a comparison has no {key} of its own: give {_CHOSEN[key]}")
-    base = make_config(file=config, foreign=_STUDY, changes=values, overrides=set_ or (), called=called)
-    check_file(base, config, {*values, *overridden(set_ or ())}, keys.models)
+    base = described(config, values, set_, called, foreign=_STUDY, models=keys.models)
     if not sizes:
         options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
     if on != "local":
@@ -133,9 +132,9 @@ def compare(
     with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
         for model in plan.models:
             for conv in plan.convs:
-                check_names(plan.base, model=model, conv=conv)
+                check_names(plan.base.data, model, conv)
         console = make_console()
-        images = load_shown(plan.base, console, download=download)
+        images = load_shown(plan.base.images, console, download=download)
         data = DataDescription.of(images)
         with options.going_on(), closing(ComparisonProgress(console, plan.base, plan.seeds, data, out)) as progress:
 

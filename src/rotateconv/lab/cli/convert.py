@@ -84,8 +84,8 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
     from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()
-    check_names(settings)
-    images = load_shown(settings, console)
+    check_names(settings.data, settings.model, settings.conv)
+    images = load_shown(settings.images, console)
     progress: list[TrainingProgress] = []
     fitting = FittingProgress(console)
 
@@ -108,7 +108,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
                     shown.close()
                 if event.stages > 1:
                     say(console, f"stage {event.stage} of {event.stages}")
-                progress.append(TrainingProgress(console, event.config, images))
+                progress.append(TrainingProgress(console))
             case RunWarning(message) if not progress:
                 say(console, f"warning: {message}")
             case _ if progress:

@@ -63,9 +63,9 @@ def evaluate(
         # What was said of the run's own data says nothing of another set.
         values = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False, **values}
     settings = changed(trained.config, values, called)
-    check_names(settings)
+    check_names(settings.data)
     console = make_console()
-    images = load_shown(settings, console, download=download)
+    images = load_shown(settings.images, console, download=download)
     if images.classes != trained.data.classes:
         raise ConfigError(
             f"the model of {run} knows the {_listed(trained.data.classes)}, {images.name} has the "
@@ -76,7 +76,7 @@ def evaluate(
         raise ConfigError(
             f"the model of {run} takes images of {trained.data.input_shape[0]} channels, {images.name} has {channels}"
         )
-    found = evaluate_model(trained.model, trained.config, trained.data, getattr(images, split), batch_size)
+    found = evaluate_model(trained.model, trained.config.execution, trained.data, getattr(images, split), batch_size)
     used = next((parameter.device for parameter in trained.model.parameters()), "cpu")
     named = "of a file" if run.is_file() else f"{model_name(trained.config)}, trained on {trained.data.name}"
     facts(

@@ -106,7 +106,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
         each = f"{summary.seconds_per_epoch:.3g} s an epoch, {summary.images_per_second:,.0f} images/s"
         rows["time"] = f"{duration(summary.seconds)}, {each}"
     facts(console, rows)
-    _show_cost(console, model_name(config), configured_cost(config, data), layers)
+    _show_cost(console, model_name(config), configured_cost(config.architecture, data), layers)
 
 
 def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:

@@ -68,10 +68,10 @@ def pack(
     if data_dir is not None:
         trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data_dir=str(data_dir)))
     if calibrate:
-        images = load_shown(trained.config, console)
+        images = load_shown(trained.config.images, console)
         if DataDescription.of(images) != data:
             raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
-        batches = calibration_batches(model, trained.config, data, images.train)
+        batches = calibration_batches(model, trained.config.execution, data, images.train)
         model = quantize(model, **chosen.arguments, calibration=batches).cpu()
         statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"
     pack_model(model, data, out, chosen, fold_norms=fold_norms)

@@ -7,7 +7,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from rotateconv.lab.cli.console import duration, facts, printable, say
 from rotateconv.lab.config import RunConfig
-from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.study.events import LayerFitted
 from rotateconv.lab.train.events import EpochEnd, Event, RunStart, RunWarning, StepEnd
@@ -18,13 +17,13 @@ _EVERY = 0.1  # seconds between two updates of the bar
 class TrainingProgress:
     """An event callback of `fit`, to be closed."""
 
-    def __init__(self, console: Console, config: RunConfig, data: ImageData) -> None:
-        self.console, self.config, self.data = console, config, data
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.accuracy = ""
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.began_at = self.updated_at = time.monotonic()
-        self.first_step = self.steps = 0
+        self.first_step = self.steps = self.epochs = 0
 
     def close(self) -> None:
         """Take the bar away."""
@@ -44,8 +43,9 @@ class TrainingProgress:
                 say(self.console, f"warning: {event.message}")
 
     def _start(self, start: RunStart) -> None:
-        facts(self.console, run_facts(self.config, self.data, start))
+        facts(self.console, run_facts(start))
         self.began_at, self.first_step, self.steps = time.monotonic(), start.step, start.steps
+        self.epochs = start.epochs
         if not self.console.is_terminal:
             return
         columns = (
@@ -70,7 +70,7 @@ class TrainingProgress:
         self.bar.update(
             self.task,
             completed=step.step,
-            epoch=f"{step.epoch + 1}/{self.config.epochs}",
+            epoch=f"{step.epoch + 1}/{self.epochs}",
             loss="" if step.loss is None else f"loss {step.loss:.3f}",
             accuracy=self.accuracy,
             speed=f"  {step.num_samples / step.seconds:,.0f} img/s",
@@ -86,7 +86,7 @@ class TrainingProgress:
             return
         passed = time.monotonic() - self.began_at
         left = passed / max(1, record.step - self.first_step) * (self.steps - record.step)
-        epochs = str(self.config.epochs)
+        epochs = str(self.epochs)
         say(
             self.console,
             f"epoch {record.epoch:{len(epochs)}}/{epochs}  loss {record.train_loss:.4f}  "
@@ -94,19 +94,22 @@ class TrainingProgress:
         )
 
 
-def run_facts(config: RunConfig, data: ImageData, start: RunStart) -> dict[str, str]:
-    """Return what the first lines of a run say, by name."""
+def run_facts(start: RunStart) -> dict[str, str]:
+    """Return what the first lines of a run say, by name; its folder has been written by then."""
     import torch
 
-    channels, height, width = data.train.images.shape[1:]
+    from rotateconv.lab.train.run_folder import read_config, read_description
+
+    config, data = read_config(start.run, trusting=True), read_description(start.run)
+    channels, height, width = data.input_shape
     threads = f", {counted(torch.get_num_threads(), 'thread')}" if start.device == "cpu" else ""
     processes = f", {start.processes} processes" if start.processes > 1 else ""
     rows = {
         "run": str(start.run),
         "device": f"{start.device}{threads}{processes}",
         "model": f"{model_name(config)}: {start.parameters:,} parameters",
-        "data": f"{data.name}: {start.num_samples:,} training, {len(data.validation):,} validation, "
-        f"{len(data.test):,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
+        "data": f"{data.name}: {start.num_samples:,} training, {data.validation:,} validation, "
+        f"{data.test:,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
         "recipe": recipe_line(config),
     }
     if start.step:

@@ -8,8 +8,8 @@ from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, options
-from rotateconv.lab.cli.settings import check_file, check_names, data_name
-from rotateconv.lab.config import RunConfig, make_config, overridden
+from rotateconv.lab.cli.settings import check_names, data_name, described
+from rotateconv.lab.config import RunConfig
 
 EXAMPLES = options.examples(
     ("Learning rates and weight decay on the embedded digits:", "rotateconv search --trials 20 --out runs/search"),
@@ -66,8 +66,7 @@ def search(
     """
     options.without_torchrun("search")
     values, called = options.read(RunConfig, changes)
-    base = make_config(file=config, changes=values, overrides=set_ or (), called=called)
-    check_file(base, config, {*values, *overridden(set_ or ())})
+    base = described(config, values, set_, called)
     given = {
         "lr": lr_range,
         "weight_decay": weight_decay_range,
@@ -85,9 +84,9 @@ def search(
     from rotateconv.lab.study import search as library
 
     with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
-        check_names(base)
+        check_names(base.data, base.model, base.conv)
         console = make_console()
-        data = DataDescription.of(load_shown(base, console, download=download))
+        data = DataDescription.of(load_shown(base.images, console, download=download))
         together = {**library.default_ranges(base, data), **chosen}
         ranges = {key: pair for key, pair in together.items() if pair is not None}
         with options.going_on(), closing(ComparisonProgress(console, base, None, data, out)) as progress:

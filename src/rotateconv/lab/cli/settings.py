@@ -7,7 +7,7 @@ from typing import Any
 from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab import naming
 from rotateconv.lab.cli import options
-from rotateconv.lab.config import RunConfig, changed, make_config
+from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.run_config import QAT_KEYS
 
 _EXACT: Any = {"qat": False, **dict.fromkeys(QAT_KEYS)}
@@ -53,21 +53,33 @@ def fine_tuned(
     return changed(fine_tuning(base, str(source)), rest, called)
 
 
-def check_file(config: RunConfig, file: Path | None, named: Collection[str], models: Collection[str] = ()) -> None:
-    """Refuse what a file, not the user, asks for: a function that it names, unless it is trusted, or a huge model.
+def described(
+    file: Path | None,
+    values: Mapping[str, Any],
+    overrides: Collection[str] | None,
+    called: Mapping[str, str],
+    *,
+    foreign: Collection[str] = (),
+    models: Collection[str] = (),
+) -> RunConfig:
+    """Return the configuration of a file and a command line, and refuse what the file, not the user, asks for.
 
     Args:
-        config: made from the file and the command line.
-        file: TOML file, or None.
-        named: keys that the command line gives.
+        file, values, overrides, called, foreign: as of `make_config`.
         models: that are trained, in place of the configuration's.
 
     Raises:
-        RunError: the function that builds the model.
-        ConfigError: a width or growth with which the model has more numbers than any of ours.
+        RunError: the file names a function that builds the model, and the user never did.
+        ConfigError: as of `make_config`; or a width or growth in the file with which the model has more numbers than
+            any of ours.
     """
-    if file is None:
-        return
+    config = make_config(file=file, foreign=foreign, changes=values, overrides=overrides or (), called=called)
+    if file is not None:
+        _check_file(config, file, {*values, *overridden(overrides or ())}, models)
+    return config
+
+
+def _check_file(config: RunConfig, file: Path, named: Collection[str], models: Collection[str]) -> None:
     if config.factory is not None:
         if "factory" not in named:
             from rotateconv.lab.train.trust import check
@@ -87,20 +99,15 @@ def check_file(config: RunConfig, file: Path | None, named: Collection[str], mod
             raise ConfigError(f"{file}: {error}") from None
 
 
-def check_names(config: RunConfig, *, model: str | None = None, conv: str | None = None) -> None:
-    """Raise ValueError where the data set, the model or the convolution is unknown, before images are loaded.
-
-    Args:
-        config: what is checked.
-        model, conv: in place of the configuration's.
-    """
+def check_names(data: str, model: str | None = None, conv: str | None = None) -> None:
+    """Raise InputError where a data set, model or convolution is unknown, before images are loaded."""
     from rotateconv.lab.data import DATASETS
     from rotateconv.models import CONVS, MODELS
     from rotateconv.models.lookup import find_name
 
-    find_name("data set", DATASETS, config.data)
-    find_name("model", MODELS, model or config.model)
-    find_name("conv", CONVS, conv or config.conv)
+    for kind, names, name in (("data set", DATASETS, data), ("model", MODELS, model), ("conv", CONVS, conv)):
+        if name is not None:
+            find_name(kind, names, name)
 
 
 def data_name(config: RunConfig) -> str:

@@ -93,8 +93,8 @@ def _shrink(
     from rotateconv.lab.train.events import RunWarning
 
     console = make_console()
-    check_names(settings)
-    images = load_shown(settings, console)
+    check_names(settings.data, settings.model, settings.conv)
+    images = load_shown(settings.images, console)
     description = DataDescription.of(images)
     fitting: list[FittingProgress] = []
     training: list[ComparisonProgress] = []

@@ -4,12 +4,13 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rotateconv.lab.cli import options
-from rotateconv.lab.cli.settings import check_file, check_names, fine_tuned, run_name
-from rotateconv.lab.config import RunConfig, changed, make_config, overridden
+from rotateconv.lab.cli.settings import check_names, described, fine_tuned, run_name
+from rotateconv.lab.config import RunConfig, changed, overridden
 from rotateconv.lab.naming import counted
 from rotateconv.lab.run_config import SOURCE_KEYS
 
@@ -69,8 +70,7 @@ def train(
         named = f"-{settings.conv}" if "conv" in values else ""
         run = out if out is not None else Path("runs", f"{source.name}{named}-{'qat' if settings.qat else 'tuned'}")
     else:
-        settings = make_config(file=config, changes=values, overrides=set_ or (), called=called)
-        check_file(settings, config, {*values, *overridden(set_ or ())})
+        settings = described(config, values, set_, called)
         run = out if out is not None else Path("runs", run_name(settings))
     options.use_device(device)
     run_training(
@@ -100,26 +100,22 @@ def run_training(
     from rotateconv.lab.cli.progress import TrainingProgress
     from rotateconv.lab.train.events import Event
     from rotateconv.lab.train.loop import fit
-    from rotateconv.lab.train.run_folder import check_run
     from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()
-    check_names(settings)
-    check_run(run, settings, resume=resume, overwrite=overwrite)
-    if resume and (run / "summary.json").is_file():
-        say(console, f"{run} is finished already")
-        _tell(console, run, fit(settings, run, resume=True), settings.epochs)
-        return
+    check_names(settings.data, settings.model, settings.conv)
+    done = resume and (run / "summary.json").is_file()
+    load = partial(load_shown, console=console, download=download)
     try:
-        images = load_shown(settings, console, download=download)
-        shown = TrainingProgress(console, settings, images)
-        with closing(Trackers(trackers)) as tracked, closing(shown) as progress:
+        with closing(Trackers(trackers)) as tracked, closing(TrainingProgress(console)) as progress:
 
             def on_event(event: Event) -> None:
                 progress(event)
                 tracked(event)
 
-            summary = fit(settings, run, data=images, resume=resume, overwrite=overwrite, on_event=on_event)
+            summary = fit(settings, run, data=load, resume=resume, overwrite=overwrite, on_event=on_event)
+        if done:
+            say(console, f"{run} is finished already")
         _tell(console, run, summary, settings.epochs)
     except KeyboardInterrupt:
         again = f"rotateconv train --resume {shlex.quote(str(run))}"

@@ -1,22 +1,15 @@
 """The images that a configuration names."""
 
-from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.decode import Progress
 from rotateconv.lab.data.sets import ImageData, load_data
+from rotateconv.lab.parts import ImageSource
 
 
-def images_key(config: RunConfig) -> tuple[object, ...]:
-    """Return what two configurations have in common that load the same images."""
-    where = config.data, config.data_dir, config.image_size, config.svhn_extra, config.skip_bad_images
-    return *where, config.mean, config.std
-
-
-def load_images(config: RunConfig, *, download: bool = False, progress: Progress | None = None) -> ImageData:
+def load_images(source: ImageSource, *, download: bool = False, progress: Progress | None = None) -> ImageData:
     """Return the images of a run, whole in memory.
 
     Args:
-        config: `data`, `data_dir`, `image_size`, `svhn_extra`, `skip_bad_images`, `max_image_pixels`, `mean` and `std`
-            are read.
+        source: `images` of its configuration.
         download: fetch missing files.
         progress: called as progress(done, total) while the images of a folder are decoded.
 
@@ -24,18 +17,9 @@ def load_images(config: RunConfig, *, download: bool = False, progress: Progress
         DataError: see `load_data`.
 
     Example:
-        >>> load_images(RunConfig(data="digits")).name
+        >>> from rotateconv.lab.config import RunConfig
+        >>> load_images(RunConfig(data="digits").images).name
         'digits'
     """
-    return load_data(
-        config.data,
-        config.data_dir,
-        download=download,
-        image_size=config.image_size,
-        svhn_extra=config.svhn_extra,
-        skip_bad_images=config.skip_bad_images,
-        max_image_pixels=config.max_image_pixels,
-        mean=config.mean,
-        std=config.std,
-        progress=progress,
-    )
+    keys = {key: value for key, value in vars(source).items() if key != "data"}
+    return load_data(source.data, keys.pop("data_dir"), download=download, progress=progress, **keys)

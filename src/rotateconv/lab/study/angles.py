@@ -160,7 +160,7 @@ def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
         raise RunError(f"{run} was trained on other images of {trained.data.name}: give it the same --data-dir")
 
     def accuracy(model: nn.Module) -> float:
-        return evaluate_model(model, trained.config, trained.data, images.validation).accuracy
+        return evaluate_model(model, trained.config.execution, trained.data, images.validation).accuracy
 
     angles = None
     if rotate_layers(trained.model):

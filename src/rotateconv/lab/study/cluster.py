@@ -23,6 +23,7 @@ from rotateconv.lab.train.run_folder import disk_errors
 
 if TYPE_CHECKING:
     from rotateconv.lab.data.sets import ImageData
+    from rotateconv.lab.parts import ImageSource
 
 ATTEMPTS = 4
 """Times that a run is begun or gone on with, before it is left for the next call of the same command."""
@@ -232,7 +233,7 @@ def _ray() -> Any:
     return ray
 
 
-_images: "dict[object, ImageData]" = {}  # of a process of Ray, which does one task after another
+_images: "dict[ImageSource, ImageData]" = {}  # of a process of Ray, which does one task after another
 
 
 def attempt_run(attempt: Attempt, channel: Any) -> Result:

@@ -18,6 +18,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import counted
+from rotateconv.lab.parts import Execution
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
 from rotateconv.lab.study.events import LayerFitted, ModelFitted, OnConversionEvent, StageStart
@@ -122,10 +123,12 @@ def convert_run(
     out = Path(out)
     report = on_event if on_event is not None else ignore
     description = DataDescription.of(data)
+    conversion, how = config.conversion, config.execution
     assert config.source is not None
-    source = load_source(config.source, config, description)
+    assert conversion is not None
+    source = load_source(config.source, config.factory, description)
     fitted = copy_model(source)
-    layers = convert_source(fitted, config, description, data.train, lambda *fit: report(LayerFitted(*fit)))
+    layers = convert_source(fitted, conversion, description, data.train, lambda *fit: report(LayerFitted(*fit)))
     calibrated = copy_model(fitted)
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
@@ -135,15 +138,16 @@ def convert_run(
     if done is not None:
         return done
 
-    recalibrate(calibrated, calibration_batches(calibrated, config, description, data.train))
+    recalibrate(calibrated, calibration_batches(calibrated, how, description, data.train))
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
-    before = {name: evaluate_model(model, config, description, data.validation) for name, model in models.items()}
+    before = {name: evaluate_model(model, how, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
     if config.factory is not None:
-        check_normalization(source, config, data, before["source"], report)
+        known = None if config.mean is None else report
+        check_normalization(source, config.source, how, data, before["source"], known)
     report(ModelFitted(**validation, report=layers))
     for number, (run, settings) in enumerate(plan, start=1):
-        report(StageStart(number, len(plan), settings))
+        report(StageStart(number, len(plan)))
         again = _exists(run)
         summary = fit(
             settings,
@@ -155,17 +159,16 @@ def convert_run(
             overwrite=again and overwrite,
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
         )
-    tuned = evaluate_model(load_run(out).model, config, description, data.validation)
-    found = {name: evaluate_model(model, config, description, data.test) for name, model in models.items()}
+    tuned = evaluate_model(load_run(out).model, how, description, data.validation)
+    found = {name: evaluate_model(model, how, description, data.test) for name, model in models.items()}
     test = {name: evaluation.accuracy for name, evaluation in found.items()}
     keeps_tuned = config.qat or tuned.accuracy >= validation["calibrated"]
-    assert config.convert_taps is not None
     bits = config.bits
     result = ConversionRecord(
         source=config.source,
-        model=config.model if config.factory is None else config.factory,
+        model=config.factory or config.model,
         dataset=description.name,
-        taps=config.convert_taps,
+        taps=conversion.rotate.taps,
         epochs=sum(settings.epochs for _, settings in plan),
         stages=len(plan),
         bits=None if bits is None else (bits.weight, bits.angle, bits.dense),
@@ -185,20 +188,33 @@ def convert_run(
 
 
 def check_normalization(
-    source: nn.Module, config: RunConfig, data: ImageData, found: Evaluation, report: Callable[[RunWarning], object]
+    source: nn.Module,
+    path: str,
+    execution: Execution,
+    data: ImageData,
+    found: Evaluation,
+    report: Callable[[RunWarning], object] | None,
 ) -> None:
     """Stop where a user's own model does not know the images as they are normalized here.
 
     A model that gets better when its norms are recalibrated on the very images that it was trained on was trained on
     other numbers: nearly always, another mean and standard deviation.
 
+    Args:
+        source: the model.
+        path: where it is from.
+        execution: of its run.
+        data: the images.
+        found: what it is worth on those of the validation split.
+        report: called with a warning where the user named the normalization; None where it is another's.
+
     Raises:
-        ConfigError: so it is, and the user named no normalization; else it is reported.
+        ConfigError: so it is, and `report` is None.
     """
     description = DataDescription.of(data)
     again = copy_model(source)
-    recalibrate(again, calibration_batches(again, config, description, data.train))
-    better = evaluate_model(again, config, description, data.validation).accuracy
+    recalibrate(again, calibration_batches(again, execution, description, data.train))
+    better = evaluate_model(again, execution, description, data.validation).accuracy
     share = found.accuracy / 100
     noise = 300 * math.sqrt(max(share * (1 - share), 1 / found.count) / found.count)  # three standard errors, in points
     chance = 100 / len(description.classes)
@@ -206,10 +222,10 @@ def check_normalization(
         return
     mean, std = (" ".join(f"{number:.3f}" for number in values) for values in (description.mean, description.std))
     sentence = (
-        f"the model in {config.source} has {found.accuracy:.1f} % on the validation images and {better:.1f} % with its "
+        f"the model in {path} has {found.accuracy:.1f} % on the validation images and {better:.1f} % with its "
         f"norms recalibrated: it seems to know another normalization than mean {mean} and standard deviation {std}"
     )
-    if config.mean is None:
+    if report is None:
         raise ConfigError(f"{sentence}; give its own with --mean and --std")
     report(RunWarning(sentence))
 

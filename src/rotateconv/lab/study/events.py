@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rotateconv.convert.report import ConversionReport
-from rotateconv.lab.config import RunConfig
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.shrinking import Trial
 from rotateconv.lab.train.events import Event, RunWarning
@@ -115,11 +114,10 @@ class ModelFitted:
 
 @dataclass(frozen=True)
 class StageStart:
-    """A training run of a conversion begins, the `stage`-th of `stages`, with this configuration."""
+    """A training run of a conversion begins, the `stage`-th of `stages`."""
 
     stage: int
     stages: int
-    config: RunConfig
 
 
 @dataclass(frozen=True)

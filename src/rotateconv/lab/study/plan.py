@@ -109,7 +109,7 @@ def plan(study: Study, data: DataDescription) -> list[Entry]:
             config = dataclasses.replace(study.base, model=model, conv=conv, seed=0)
             entries.append(Entry(config))
             with torch.device("meta"):
-                built = build_configured(config, data)
+                built = build_configured(config.architecture, data)
             if not study.equal_params or not any(isinstance(module, RotateConv2d) for module in built.modules()):
                 continue
             width = _equal_width(model, built, data)

@@ -184,7 +184,7 @@ def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
         export_onnx(model, file, input_size=data.input_shape, compact=True, **compact.arguments)
 
     trained_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    dense = FileSize("dense: every kernel written out, float32", configured_cost(config, data).fused_bytes)
+    dense = FileSize("dense: every kernel written out, float32", configured_cost(config.architecture, data).fused_bytes)
     return (
         *((dense,) if dense.bytes != trained_bytes else ()),  # a dense model has that form already
         FileSize("as trained, float32", trained_bytes),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotateconv.errors import ConfigError, RunError
-from rotateconv.lab.config import RunConfig, changed, from_json, to_json, to_toml
+from rotateconv.lab.config import RunConfig, changed, changed_keys, from_json, to_json, to_toml
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.study.events import (
     OnSearchEvent,
@@ -29,7 +29,7 @@ from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.events import EpochEnd, ignore
-from rotateconv.lab.train.run_folder import changed_keys, disk_errors, write_bytes
+from rotateconv.lab.train.run_folder import disk_errors, write_bytes
 from rotateconv.lab.train.run_results import EpochRecord
 from rotateconv.nn.conv import RotateConv2d
 
@@ -75,7 +75,7 @@ def default_ranges(config: RunConfig, data: DataDescription) -> dict[str, tuple[
     A weight decay of 0 stays, and so does the angles' learning rate of a model without learned angles.
     """
     with torch.device("meta"):
-        model = build_configured(config, data)
+        model = build_configured(config.architecture, data)
     turns = any(isinstance(module, RotateConv2d) and module.learn_angle for module in model.modules())
     values = {key: getattr(config, key) for key in CONTINUOUS if turns or key != "angle_lr_scale"}
     return {key: (value / 10, value * 10) for key, value in values.items() if value > 0}

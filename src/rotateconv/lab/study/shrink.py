@@ -17,7 +17,6 @@ from rotateconv.lab import config as configuration
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.naming import model_label
 from rotateconv.lab.plain import from_json, to_json
 from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.convert_run import check_normalization
@@ -57,7 +56,6 @@ from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import convert_source, load_packed_file, load_source
 from rotateconv.lab.train.run_folder import (
     INITIAL,
-    changed_keys,
     disk_errors,
     read_json,
     read_records,
@@ -150,13 +148,14 @@ class _Search:
         self.executor = executor or (lambda runs: local_executor(runs, jobs))
         self.data = DataDescription.of(data)
         before = _read(out, config)
-        self.source = load_source(config.source, config, self.data)
+        self.source = load_source(config.source, config.factory, self.data)
         if before is None:
-            found = evaluate_model(self.source, config, self.data, data.validation)
+            found = evaluate_model(self.source, config.execution, self.data, data.validation)
             if config.factory is not None:
-                check_normalization(self.source, config, data, found, report)
+                known = None if config.mean is None else report
+                check_normalization(self.source, config.source, config.execution, data, found, known)
             size = sum(tensor.numel() * tensor.element_size() for tensor in self.source.state_dict().values())
-            about = config.source, model_label(config), data.name, budget, count
+            about = config.source, config.factory or config.model, data.name, budget, count
             before = ShrinkRecord(*about, size, found.accuracy)
         elif (before.budget, before.count) != (budget, count):
             raise RunError(
@@ -245,14 +244,16 @@ class _Search:
             size = self._least_size(settings)
             if size > self.budget * _FAR:
                 return [Trial(self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, size, None)]
-            convert_source(model, settings, self.data, self.images.train, lambda *fit: self.report(LayerFitted(*fit)))
+            assert settings.conversion is not None
+            images = self.images.train
+            convert_source(model, settings.conversion, self.data, images, lambda *fit: self.report(LayerFitted(*fit)))
             with disk_errors(self.out):
                 self._fitted(form).mkdir(exist_ok=True)
             write_bytes(self._fitted(form) / INITIAL, weights_bytes(model))
         lines = any(isinstance(module, RotateConv2d) for module in model.modules())
         weights = WEIGHT_BITS if lines else range(1, WEIGHT_BITS[-1] + 1)
         angles = ANGLE_BITS if lines else (Bits().angle,)
-        batches = calibration_batches(model, self.config, self.data, self.images.train)
+        batches = calibration_batches(model, self.config.execution, self.data, self.images.train)
         small: dict[tuple[int, int], tuple[nn.Module, int]] = {}
 
         def candidate(weight: int, angle: int) -> Candidate:
@@ -283,15 +284,16 @@ class _Search:
             quantized, size = small[weight, angle]
             accuracy = None
             if size <= self.budget:
-                accuracy = evaluate_model(quantized, self.config, self.data, self.images.validation).accuracy
+                accuracy = evaluate_model(quantized, self.config.execution, self.data, self.images.validation).accuracy
             trials.append(Trial(candidate(weight, angle), 0, size, accuracy))
         return trials
 
     def _least_size(self, settings: RunConfig) -> int:
         """Return the bytes of a form at the fewest bits, fitted to kernels, which takes a tenth of the time."""
         model = copy_model(self.source)
-        convert_source(model, dataclasses.replace(settings, convert_fit="kernels"), self.data, None)
         assert settings.bits is not None
+        assert settings.conversion is not None
+        convert_source(model, dataclasses.replace(settings.conversion, convert_fit="kernels"), self.data, None)
         with tempfile.TemporaryDirectory() as folder:
             return self._size(model, settings.bits, Path(folder, PACKED))
 
@@ -358,7 +360,7 @@ class _Search:
             model = load_run(run).model
         else:
             model, _ = load_packed_file(self.out / _UNTRAINED / f"{candidate.name}.rcp", self.config.factory)
-            test = evaluate_model(model, self.config, self.data, self.images.test).accuracy
+            test = evaluate_model(model, self.config.execution, self.data, self.images.test).accuracy
         onnx: int | None = None
         try:
             onnx = self._export(model.cpu(), candidate.bits, self.out / ONNX)
@@ -409,6 +411,6 @@ def _read(out: Path, config: RunConfig) -> ShrinkRecord | None:
         settings = configuration.from_json((out / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         raise RunError(f"{out / _SETTINGS} cannot be read: choose another folder") from None
-    if other := changed_keys(settings, config):
+    if other := configuration.changed_keys(settings, config):
         raise RunError(f"the search in {out} has {other}: go on with it unchanged or choose another folder")
     return before

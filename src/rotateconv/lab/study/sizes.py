@@ -257,15 +257,15 @@ def _measure(
     """Return the bytes and the accuracy of a model at so many bits."""
     if width == FLOAT:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        return size, evaluate_model(model, config, data, images.test).accuracy
+        return size, evaluate_model(model, config.execution, data, images.test).accuracy
     bits = config.bits or Bits(width, _ANGLE_BITS[width])
-    batches = None if config.qat else calibration_batches(model, config, data, images.train)
+    batches = None if config.qat else calibration_batches(model, config.execution, data, images.train)
     quantized = quantize(model, **bits.arguments, calibration=batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.rotateconv")
         pack_model(quantized, data, file, bits)
         size = file.stat().st_size
-    return size, evaluate_model(quantized, config, data, images.test).accuracy
+    return size, evaluate_model(quantized, config.execution, data, images.test).accuracy
 
 
 def _label(config: RunConfig) -> str:

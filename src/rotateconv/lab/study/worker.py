@@ -21,6 +21,7 @@ from rotateconv.lab.train.events import Event, StepEnd
 
 if TYPE_CHECKING:
     from rotateconv.lab.data.sets import ImageData
+    from rotateconv.lab.parts import ImageSource
 
 _EVERY = 0.2  # seconds between two steps that are reported
 
@@ -34,7 +35,7 @@ class Task:
         config, out, resume, overwrite: As of `fit`.
         trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
         tested: Whether the test split is evaluated in the end; without it, `RunTrained` is the last event.
-        begun: Of an untested run, as of `fit_untested`.
+        begun: As of `rotateconv.lab.train.loop.train`.
     """
 
     name: str
@@ -75,7 +76,7 @@ def work(connection: Connection, command: list[str], gpu: str | None, together: 
     from rotateconv.lab.train.allocator import keep_freed_memory
 
     keep_freed_memory()
-    images: dict[object, ImageData] = {}
+    images: dict[ImageSource, ImageData] = {}
     turns = Turns()
 
     def do(task: Task) -> None:
@@ -109,7 +110,7 @@ def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stopping: set[st
 
 
 def do_task(
-    task: Task, send: Callable[[RunEvent], object], stopped: Callable[[], bool], images: "dict[object, ImageData]"
+    task: Task, send: Callable[[RunEvent], object], stopped: Callable[[], bool], images: "dict[ImageSource, ImageData]"
 ) -> Result:
     """Do a run and return its last event.
 
@@ -117,11 +118,12 @@ def do_task(
         task: the run.
         send: called with its other events, a few times a second.
         stopped: whether it shall save itself and end; asked at every step.
-        images: what the process has loaded before, by `images_key`.
+        images: what the process has loaded before, by where they are from.
     """
-    from rotateconv.lab.data.images import images_key, load_images
+    from rotateconv.lab.data.images import load_images
     from rotateconv.lab.train.events import RunEnd
-    from rotateconv.lab.train.loop import fit, fit_untested
+    from rotateconv.lab.train.loop import train
+    from rotateconv.lab.train.run_folder import read_records
     from rotateconv.lab.train.trackers import Trackers
 
     sent_at = 0.0
@@ -139,20 +141,24 @@ def do_task(
     tracked = Trackers(task.trackers)
     os.environ.setdefault("WANDB_SILENT", "true")  # many at a time would write over what the study shows
     try:
-        key = images_key(task.config)
-        if key not in images:
+        source = task.config.images
+        if source not in images:
             images.clear()  # the runs of a study share their images; two sets at a time may be too much
-            images[key] = load_images(task.config)
+            images[source] = load_images(source)
         if stopped():
             return RunStopped(task.name)
-        if not task.tested:
-            record = fit_untested(
-                task.config, task.out, data=images[key], begun=task.begun, resume=task.resume, on_event=on_event
-            )
-            return RunTrained(task.name, record)
-        summary = fit(
-            task.config, task.out, data=images[key], resume=task.resume, overwrite=task.overwrite, on_event=on_event
+        summary = train(
+            task.config,
+            task.out,
+            data=images[source],
+            begun=task.begun,
+            resume=task.resume,
+            overwrite=task.overwrite,
+            tested=task.tested,
+            on_event=on_event,
         )
+        if summary is None:
+            return RunTrained(task.name, read_records(task.out)[-1])
     except DivergedError as error:
         return RunDiverged(task.name, explain(error).sentence)
     except (RunInterrupted, KeyboardInterrupt):

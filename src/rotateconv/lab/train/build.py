@@ -13,88 +13,89 @@ from torch import nn
 from rotateconv.convert.convert import convert_architecture
 from rotateconv.cost import ModelCost, cost
 from rotateconv.errors import ConfigError, nearest
-from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.parts import Architecture
 from rotateconv.models import build_model
 from rotateconv.models.convs import deal_profiles
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.outline import outlined
 
 
-def build_configured(config: RunConfig, data: DataDescription) -> nn.Module:
-    """Return the configuration's model for these data, with fresh weights.
+def build_configured(architecture: Architecture, data: DataDescription) -> nn.Module:
+    """Return a configuration's model for these data, with fresh weights.
 
     Raises:
         ValueError: an unknown name, a factory that builds no model, or no convolution to convert.
     """
-    if config.factory is not None:
-        model = build_from(config.factory)
+    if architecture.factory is not None:
+        model = build_from(architecture.factory)
     else:
         model = build_model(
-            config.model,
-            conv=config.conv,
+            architecture.model,
+            conv=architecture.conv,
             num_classes=len(data.classes),
             in_channels=data.input_shape[0],
-            width=config.width,
-            growth=config.growth,
-            dropout=config.dropout,
+            width=architecture.width,
+            growth=architecture.growth,
+            dropout=architecture.dropout,
         )
-    if config.rotate is not None:
-        convert_architecture(model, config.rotate, where=conversion_filter(model, config))
-    set_angle_grad_scale(model, config)
+    if architecture.rotate is not None:
+        where = conversion_filter(model, architecture.convert_only)
+        convert_architecture(model, architecture.rotate, where=where)
+    set_angle_grad_scale(model, architecture.angle_grad_scale)
     for module in model.modules():
         if isinstance(module, RotateConv2d):
-            _start(module, config)
+            _start(module, architecture)
     return model
 
 
-def outline_configured(config: RunConfig, data: DataDescription) -> nn.Module:
-    """Return the configuration's model, which is not a user's own, for the price of neither memory nor time.
+def outline_configured(architecture: Architecture, data: DataDescription) -> nn.Module:
+    """Return a configuration's model, which is not a user's own, for the price of neither memory nor time.
 
     Raises:
         ConfigError: its sizes are beyond any memory.
     """
     try:
         with outlined():
-            return build_configured(config, data)
+            return build_configured(architecture, data)
     except (RuntimeError, OverflowError, TypeError):  # sizes that no integer of torch holds
         raise ConfigError("the configuration asks for a model larger than any memory") from None
 
 
-def set_angle_grad_scale(model: nn.Module, config: RunConfig) -> None:
-    """Give the RotateConv layers of a model the scale that a configuration has instead of their own."""
+def set_angle_grad_scale(model: nn.Module, scale: float | None) -> None:
+    """Give the RotateConv layers of a model a scale in place of their own, which they keep with None."""
     for module in model.modules():
-        if isinstance(module, RotateConv2d) and config.angle_grad_scale is not None:
-            module.angle_grad_scale = config.angle_grad_scale
+        if isinstance(module, RotateConv2d) and scale is not None:
+            module.angle_grad_scale = scale
 
 
 @torch.no_grad()
-def _start(layer: RotateConv2d, config: RunConfig) -> None:
+def _start(layer: RotateConv2d, architecture: Architecture) -> None:
     """Give a RotateConv layer the starting values that a configuration has instead of its own."""
-    if config.angle_init == "axes" and layer.learn_angle:
+    if architecture.angle_init == "axes" and layer.learn_angle:
         layer.angle.copy_(torch.randint(4, layer.angle.shape, device=layer.angle.device) * (math.pi / 2))
-    if config.profile_init == "bank" and layer.profile is not None:
+    if architecture.profile_init == "bank" and layer.profile is not None:
         deal_profiles(layer)
 
 
-def configured_cost(config: RunConfig, data: DataDescription) -> ModelCost:
-    """Return what the configuration's model costs for one of these images."""
+def configured_cost(architecture: Architecture, data: DataDescription) -> ModelCost:
+    """Return what a configuration's model costs for one of these images."""
     # A user's own function may compute while it builds, which nothing can on the meta device.
-    if config.factory is None:
-        return cost(outline_configured(config, data), data.input_shape)
+    if architecture.factory is None:
+        return cost(outline_configured(architecture, data), data.input_shape)
     with torch.random.fork_rng(devices=[]):
-        return cost(build_configured(config, data), data.input_shape)
+        return cost(build_configured(architecture, data), data.input_shape)
 
 
-def conversion_filter(model: nn.Module, config: RunConfig) -> Callable[[str, nn.Conv2d], bool] | None:
-    """Return the filter that `convert` takes for the names in `config.convert_only`; None where there are none.
+def conversion_filter(model: nn.Module, only: str | None) -> Callable[[str, nn.Conv2d], bool] | None:
+    """Return the filter that `convert` takes for the names in `convert_only`; None where there are none.
 
     Raises:
         ConfigError: a name or pattern that no convolution of the model has.
     """
-    if config.convert_only is None:
+    if only is None:
         return None
-    patterns = [pattern.strip() for pattern in config.convert_only.split(",") if pattern.strip()]
+    patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
     # A model that is partly converted already has RotateConv layers under some of the names.
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | RotateConv2d)]
     for pattern in patterns:

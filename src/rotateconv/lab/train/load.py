@@ -15,6 +15,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
+from rotateconv.lab.parts import Architecture, Execution
 from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.build import build_configured, outline_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
@@ -63,25 +64,27 @@ def load_run(run: str | Path) -> TrainedRun:
     data = read_description(run)
     weights = final_weights(run) if (run / WEIGHTS).exists() else _last_weights(run)
     try:
-        check_build(config, data, weights, run)
+        check_build(config.architecture, data, weights, run)
         # The initial weights are drawn and thrown away: without the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
-            model = build_configured(config, data)
+            model = build_configured(config.architecture, data)
         load_weights(model, weights, run)
     except ConfigError as error:
         raise RunError(str(error)) from None
     return TrainedRun(config, model.eval(), data)
 
 
-def check_build(config: RunConfig, data: DataDescription, weights: dict[str, Tensor] | None, run: Path) -> None:
+def check_build(
+    architecture: Architecture, data: DataDescription, weights: dict[str, Tensor] | None, run: Path
+) -> None:
     """Raise RunError unless a run's weights are those of its configuration's model; without any, if that is huge.
 
     A few bytes of configuration can ask for any memory: this takes none, but for a model of the user's own.
     """
-    if config.factory is not None:
+    if architecture.factory is not None:
         return
     try:
-        outline = outline_configured(config, data)
+        outline = outline_configured(architecture, data)
         if weights is None:
             check_size(outline, MAX_PARAMETERS, f"overwrite {run}, which has no checkpoint, with a run of your own")
         else:
@@ -137,13 +140,13 @@ def pack_model(
 
 
 def evaluate_model(
-    model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int = 512
+    model: nn.Module, execution: Execution, data: DataDescription, split: Split, batch_size: int = 512
 ) -> Evaluation:
     """Evaluate a model on a GPU if there is one, in a run's precision and memory format, normalised as in training.
 
     Args:
         model: moved to that device.
-        config: of the run.
+        execution: of the run's configuration.
         data: that the model was trained on.
         split: the images.
         batch_size: images at a time.
@@ -151,30 +154,30 @@ def evaluate_model(
     Raises:
         ValueError: the split is empty.
     """
-    batches = _batches(model, config, data, split, batch_size)
-    low = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    with torch.autocast(batches.device.type, dtype=low, enabled=config.precision != "no"):
+    batches = _batches(model, execution, data, split, batch_size)
+    low = torch.float16 if execution.precision == "fp16" else torch.bfloat16
+    with torch.autocast(batches.device.type, dtype=low, enabled=execution.precision != "no"):
         return evaluate(model, batches, data.classes)
 
 
-def calibration_batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split) -> Batches:
+def calibration_batches(model: nn.Module, execution: Execution, data: DataDescription, split: Split) -> Batches:
     """Return images that a model was trained on, as `recalibrate` and `quantize` take them: not augmented.
 
     Args:
         model: moved to a GPU if there is one.
-        config: of the run; its seed draws the images.
+        execution: of the run's configuration; its seed draws the images.
         data: that the model was trained on.
         split: the training images; `CALIBRATION` of them are drawn, or all.
     """
-    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed))[:CALIBRATION]
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(execution.seed))[:CALIBRATION]
     parts = max(1, math.ceil(len(drawn) / 512))
     size = max(1, math.ceil(len(drawn) / parts))  # equal parts: a last batch of one image would have no variance
-    return _batches(model, config, data, Split(split.images[drawn], split.labels[drawn]), size)
+    return _batches(model, execution, data, Split(split.images[drawn], split.labels[drawn]), size)
 
 
-def _batches(model: nn.Module, config: RunConfig, data: DataDescription, split: Split, batch_size: int) -> Batches:
+def _batches(model: nn.Module, execution: Execution, data: DataDescription, split: Split, size: int) -> Batches:
     """Return the images as the model takes them, and move the model to where they are."""
     device = chosen_device()
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model.to(device).to(memory_format=layout)
-    return Batches(split, batch_size, mean=data.mean, std=data.std, device=device, channels_last=config.channels_last)
+    last = execution.channels_last
+    model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return Batches(split, size, mean=data.mean, std=data.std, device=device, channels_last=last)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
 from rotateconv.lab.train.captured import choose_step
@@ -67,7 +69,7 @@ __all__ = [
     "OnEvent",
     "RunInterrupted",
     "fit",
-    "fit_untested",
+    "train",
     "train_epoch",
     "train_step",
     "training_loss",
@@ -76,7 +78,7 @@ __all__ = [
 
 def train_step(state: TrainingState, images: Tensor, labels: Tensor, compute: Compute = compute_step) -> None:
     """Do one optimizer step and note it in the metrics."""
-    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, state.config))
+    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, state.config.optimization))
     loss, correct = compute(state, images, labels)
     for average in (state.average, state.average_scales):
         if average is not None:
@@ -139,7 +141,7 @@ def fit(
     config: RunConfig,
     out: str | Path,
     *,
-    data: ImageData | None = None,
+    data: ImageData | Callable[[ImageSource], ImageData] = load_images,
     start: StartingPoint | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -154,7 +156,8 @@ def fit(
     Args:
         config: of the run.
         out: the run folder.
-        data: the images, where they are loaded already; None loads what the configuration names.
+        data: the images, where they are loaded already, or what loads those that the configuration names; under
+            `torchrun` the first process of a machine does so first.
         start: models that are loaded already, in place of the configuration's source and teacher; of a run that is
             resumed, not read.
         resume: go on with the run in `out`; on the CPU bit for bit like a run that was never interrupted. A
@@ -176,77 +179,66 @@ def fit(
         >>> summary.parameters, summary.steps, summary.test_accuracy > 10
         (7974, 21, True)
     """
-    run = Path(out)
-    check_run(run, config, resume=resume, overwrite=overwrite)
-    if resume and (run / SUMMARY).is_file():
-        final_weights(run)
-        return read_summary(run)
-    with _trained(config, run, data, start, resume, overwrite, on_event) as (state, report):
-        weights = weights_bytes(state.result)
-        if state.accelerator.is_main_process:
-            write_bytes(run / WEIGHTS, weights)
-        summary = _summary(state, run, weights)
-        if state.accelerator.is_main_process:
-            write_summary(run, summary)  # last: a run with a summary is finished
-        report(RunEnd(summary))
-        return summary
+    summary = train(config, out, data=data, start=start, resume=resume, overwrite=overwrite, on_event=on_event)
+    assert summary is not None
+    return summary
 
 
-def fit_untested(
+def train(
     config: RunConfig,
     out: str | Path,
     *,
-    data: ImageData,
+    data: ImageData | Callable[[ImageSource], ImageData],
+    start: StartingPoint | None = None,
     begun: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
+    tested: bool = True,
     on_event: OnEvent | None = None,
-) -> EpochRecord:
-    """Train as `fit` does, leave the test split alone, and return what the last epoch found.
+) -> RunSummary | None:
+    """Train as `fit` does, and with `tested=False` leave the test split alone; the run is not finished then.
 
-    For a choice among configurations, after which the test split still says something new. The run is one that is not
-    finished: `fit` can go on with it, and then evaluates.
+    For a choice among configurations, after which the test split still says something new: `fit` can go on with the
+    run, and then evaluates.
 
     Args:
-        config, out, data, resume, on_event: as of `fit`.
+        config, out, data, start, resume, overwrite, on_event: as of `fit`.
         begun: a folder with the weights that the run starts from, in place of converting its source again.
+        tested: whether the test split is evaluated in the end.
+
+    Returns:
+        What the run found; None where the test split was left alone.
 
     Raises:
         RunInterrupted, DivergedError, ConfigError, DataError, RunError, ValueError: as `fit`.
     """
     run = Path(out)
-    check_run(run, config, resume=resume, overwrite=False)
-    with _trained(config, run, data, None, resume, False, on_event, begun):
-        return read_records(run)[-1]
-
-
-@contextmanager
-def _trained(
-    config: RunConfig,
-    run: Path,
-    data: ImageData | None,
-    start: StartingPoint | None,
-    resume: bool,
-    overwrite: bool,
-    on_event: OnEvent | None,
-    begun: Path | None = None,
-) -> Iterator[tuple[TrainingState, OnEvent]]:
-    """Train all epochs; what is done inside with the state still has the run folder to itself."""
+    check = partial(check_run, run, config, resume=resume, overwrite=overwrite)
+    check()
+    if resume and (run / SUMMARY).is_file():
+        final_weights(run)
+        return read_summary(run)
     if config.factory is not None and not resume:
         trust.allow(config.factory)  # the user's word; of a folder that goes on it was asked for when that was read
-    accelerator = start_accelerator(config)
+    accelerator = start_accelerator(config.precision)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
+    if isinstance(data, ImageData):
+        images = data
+    else:
+        with accelerator.local_main_process_first():  # else all would fetch, or decode, the same files
+            images = data(config.images)
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
-        images = data if data is not None else load_images(config)
         if resume:
             saved = load_checkpoint(run / CHECKPOINTS)
-            check_build(config, read_description(run), None if saved is None else saved.weights["model"], run)
+            weights = None if saved is None else saved.weights["model"]
+            check_build(config.architecture, read_description(run), weights, run)
         begun, start = (run, None) if resume else (begun, start)
         state = build_state(config, accelerator, images, run=begun, start=start)
         if config.factory is not None:
             rehearse(state)
         if accelerator.is_main_process:
-            held.enter_context(_held(run, config, resume=resume, overwrite=overwrite))
+            held.enter_context(_held(run, check))
         _begin(state, run, resume, report)
         watch = TrainingMonitor(state, run / CHECKPOINTS, report, interrupts)
         compute = choose_step(state, report)
@@ -257,16 +249,25 @@ def _trained(
                 append_record(run, record)
             report(EpochEnd(record))
             watch.after_epoch()
-        yield state, report
+        if not tested:
+            return None
+        kept = weights_bytes(state.result)
+        if accelerator.is_main_process:
+            write_bytes(run / WEIGHTS, kept)
+        summary = _summary(state, run, kept)
+        if accelerator.is_main_process:
+            write_summary(run, summary)  # last: a run with a summary is finished
+        report(RunEnd(summary))
+        return summary
 
 
 @contextmanager
-def _held(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[None]:
+def _held(run: Path, check: Callable[[], None]) -> Iterator[None]:
     """Hold the run folder; what was checked before may have changed until it was held, so it is checked again."""
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     with locked(run):
-        check_run(run, config, resume=resume, overwrite=overwrite)
+        check()
         yield
 
 

@@ -20,6 +20,7 @@ from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
+from rotateconv.lab.parts import Conversion
 from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, set_angle_grad_scale
 from rotateconv.lab.train.checkpoint import LARGEST, read_pickled, read_weights
 from rotateconv.lab.train.load import calibration_batches, load_run
@@ -33,13 +34,13 @@ _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts 
 _WRAPPERS = ({"module"}, {"_orig_mod"})  # of DataParallel and DistributedDataParallel, and of torch.compile
 
 
-def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Module:
+def load_source(path: str, factory: str | None, data: DataDescription) -> nn.Module:
     """Return the trained model at `path`, on the CPU, in evaluation mode.
 
     Args:
-        path: a run folder, or a file of weights for `config.factory`.
-        config: of the run that needs it.
-        data: the images of that run; the model must know the same ones.
+        path: a run folder, or a file of weights.
+        factory: what builds the model of a file of weights.
+        data: the images of the run that needs it; the model must know the same ones.
 
     Raises:
         ConfigError: a file without a factory, weights that do not fit, or a model that does not take these images.
@@ -54,14 +55,14 @@ def load_source(path: str, config: RunConfig, data: DataDescription) -> nn.Modul
                     f"the model of {path} was trained with {key} {theirs}, this run has {ours}: give both the same data"
                 )
         return run.model
-    if config.factory is None:
+    if factory is None:
         raise ConfigError(
             f"{path} is a file of weights: say which function builds its model, as package.module:function"
         )
     with torch.random.fork_rng(devices=[]):
-        model = build_from(config.factory)
+        model = build_from(factory)
     load_weights(model, read_weights_file(path), path)
-    check_takes(model, data, config.factory)
+    check_takes(model, data, factory)
     return model.eval()
 
 
@@ -126,15 +127,15 @@ def initial_model(
         ConfigError, RunError: as `load_source`; or the source has other tensors than the run's model.
         ValueError: there is nothing to convert.
     """
-    model = build_configured(config, data)
+    model = build_configured(config.architecture, data)
     if config.source is None:
         return model
     if run is not None and (run / INITIAL).is_file():
         load_weights(model, read_weights_file(run / INITIAL), run / INITIAL)
         return model
-    source = load_source(config.source, config, data)
-    if config.rotate is not None and not _is_converted(config):
-        convert_source(source, config, data, images)
+    source = load_source(config.source, config.factory, data)
+    if config.conversion is not None and not _is_converted(config):
+        convert_source(source, config.conversion, data, images)
     elif (other := _other_conv(config)) is not None:
         convert_layers(source, find_conv(other))
     load_weights(model, source.state_dict(), config.source)
@@ -164,16 +165,16 @@ def _is_converted(config: RunConfig) -> bool:
 
 def convert_source(
     source: nn.Module,
-    config: RunConfig,
+    conversion: Conversion,
     data: DataDescription,
     images: Split | None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a trained model, in place, as `config` says.
+    """Convert a trained model, in place.
 
     Args:
         source: in evaluation mode.
-        config: of the run that it is for.
+        conversion: of the configuration that it is for.
         data, images: that are trained on; images are needed where layers are fitted to what they compute.
         progress: as of `convert`.
 
@@ -181,15 +182,14 @@ def convert_source(
         ValueError: there is nothing to convert.
         RunError: images are needed, and there are none.
     """
-    assert config.rotate is not None
     batches = None
-    if config.convert_fit == "outputs":
+    if conversion.convert_fit == "outputs":
         if images is None:
             raise RunError("the layers were fitted to images: their start cannot be made again without them")
-        batches = [images for images, _ in calibration_batches(source, config, data, images)]
-    where = conversion_filter(source, config)
-    report = convert_to(source, config.rotate, where=where, data=batches, progress=progress)
-    set_angle_grad_scale(source, config)
+        batches = [images for images, _ in calibration_batches(source, conversion.execution, data, images)]
+    where = conversion_filter(source, conversion.convert_only)
+    report = convert_to(source, conversion.rotate, where=where, data=batches, progress=progress)
+    set_angle_grad_scale(source, conversion.angle_grad_scale)
     return report
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rotateconv._files import JSON_BYTES, TEMPORARY, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
-from rotateconv.lab.config import RunConfig, differences, from_json, to_json
+from rotateconv.lab.config import RunConfig, changed_keys, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.plain import from_json as from_plain
 from rotateconv.lab.plain import to_json as to_plain
@@ -49,8 +49,6 @@ _FILES = (
     *("config.json", DATA, "environment.json", "metrics.jsonl", SUMMARY, WEIGHTS, INITIAL),
     *(CONVERSION, CONVERSION_TABLE, ANALYSIS, "analysis.png", "confusion.png"),
 )
-# They say where the data lie, how often to save and how to launch, not what is computed: a run may go on with others.
-_FREE_KEYS = ("data_dir", "checkpoint_seconds", "checkpoint_steps", "cuda_graph")
 
 
 def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
@@ -67,12 +65,6 @@ def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) ->
         raise RunError(f"{run} holds a run already: resume it, overwrite it or choose another folder")
     elif not exists and run.exists() and not (run.is_dir() and all(_ours(path) for path in run.iterdir())):
         raise RunError(f"{run} exists and is no run folder: choose another folder")
-
-
-def changed_keys(before: RunConfig, now: RunConfig) -> str:
-    """Return which keys of a run that goes on are others than before, as a part of a sentence; empty for none."""
-    changed = {key: pair for key, pair in differences(before, now).items() if key not in _FREE_KEYS}
-    return ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in changed.items())
 
 
 def create_run(run: Path, config: RunConfig, data: DataDescription) -> None:

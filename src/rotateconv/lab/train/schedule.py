@@ -7,17 +7,17 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.parts import Optimization
 from rotateconv.optim import param_groups
 
 _START = 0.04
 """Share of the learning rate at which a warm-up begins: Smith and Topin's 1/25."""
 
 
-def factor(step: int, total_steps: int, config: RunConfig) -> float:
+def factor(step: int, total_steps: int, course: Optimization) -> float:
     r"""Return the factor on the learning rate of the given step.
 
-    With t = step / total_steps and w = config.warmup, t < w rises linearly from 0.04 to 1. Afterwards
+    With t = step / total_steps and w = warmup, t < w rises linearly from 0.04 to 1. Afterwards
 
         constant    1
         steps       gammaⁿ, n = number of milestones m ≤ t
@@ -27,21 +27,21 @@ def factor(step: int, total_steps: int, config: RunConfig) -> float:
     Args:
         step: 0 for the first step of the run; total_steps, after the last one, is allowed.
         total_steps: steps of the whole run.
-        config: `schedule`, `warmup`, `milestones` and `gamma` are read.
+        course: `schedule`, `warmup`, `milestones` and `gamma` are read.
 
     Example:
-        >>> from rotateconv.lab.config import RunConfig
-        >>> [round(factor(step, 8, RunConfig(schedule="steps")), 3) for step in range(8)]
+        >>> from rotateconv.lab.parts import Optimization
+        >>> [round(factor(step, 8, RunConfig(schedule="steps").optimization), 3) for step in range(8)]
         [1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
     """
-    t, w = step / total_steps, config.warmup
+    t, w = step / total_steps, course.warmup
     if t < w:
         return _START + (1 - _START) * t / w
-    match config.schedule:
+    match course.schedule:
         case "constant":
             return 1.0
         case "steps":
-            return config.gamma ** bisect_right(config.milestones, t)
+            return course.gamma ** bisect_right(course.milestones, t)
         case "cosine":
             return (1 + math.cos(math.pi * (t - w) / (1 - w))) / 2
         case "one-cycle":
@@ -49,24 +49,20 @@ def factor(step: int, total_steps: int, config: RunConfig) -> float:
 
 
 def build_optimizer(
-    model: nn.Module, config: RunConfig, scales: Collection[nn.Parameter] = ()
+    model: nn.Module, how: Optimization, scales: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Return the configuration's optimizer over `param_groups` and scales; every group keeps its `initial_lr`."""
     groups = param_groups(
-        model,
-        config.lr,
-        config.weight_decay,
-        config.angle_lr_scale,
-        angle_weight_decay=config.angle_weight_decay,
+        model, how.lr, how.weight_decay, how.angle_lr_scale, angle_weight_decay=how.angle_weight_decay
     )
     if scales:
-        groups.append({"name": "scales", "params": list(scales), "lr": config.lr, "weight_decay": 0.0})
+        groups.append({"name": "scales", "params": list(scales), "lr": how.lr, "weight_decay": 0.0})
     for group in groups:
         group["initial_lr"] = group["lr"]
     # fused: one kernel for all parameters of a group; small models have many small ones.
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if how.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=how.lr, betas=(how.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=how.lr, momentum=how.momentum, nesterov=how.nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from rotateconv.errors import ConfigError, RunError
-from rotateconv.lab.config import RunConfig, from_json, to_json
+from rotateconv.lab.config import RunConfig, changed_keys, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
@@ -22,7 +22,6 @@ from rotateconv.lab.train.average import RunningAverage
 from rotateconv.lab.train.checkpoint import Checkpoint, save_checkpoint
 from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
-from rotateconv.lab.train.run_folder import changed_keys
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.nn.batched import batched_kernels
@@ -139,7 +138,7 @@ class TrainingState:
         return nullcontext() if self.config.compile else batched_kernels(self.model)
 
 
-def start_accelerator(config: RunConfig) -> Accelerator:
+def start_accelerator(precision: str) -> Accelerator:
     """Return device, precision and processes of a run; ConfigError where the device lacks the precision."""
     # Accelerate keeps the first precision of a process for all later ones; runs here follow each other.
     AcceleratorState._reset_state()
@@ -148,11 +147,11 @@ def start_accelerator(config: RunConfig) -> Accelerator:
         torch.cuda.set_device(device)  # what Accelerate calls "cuda"
     try:
         # Without the word "cpu" the processes of torchrun on a machine without GPUs would not know of each other.
-        accelerator = Accelerator(mixed_precision=config.precision, cpu=device.type == "cpu")
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     except ValueError as error:
-        raise ConfigError(f"precision={config.precision} does not run here: {error}") from None
-    if config.precision != "no" and not accelerator.native_amp:
-        raise ConfigError(f"precision={config.precision} does not run on this {device.type}: choose bf16 or no")
+        raise ConfigError(f"precision={precision} does not run here: {error}") from None
+    if precision != "no" and not accelerator.native_amp:
+        raise ConfigError(f"precision={precision} does not run on this {device.type}: choose bf16 or no")
     return accelerator
 
 
@@ -194,7 +193,7 @@ def build_state(
     teacher = None
     if config.teacher is not None:
         given = None if start is None else start.teacher
-        teacher = given if given is not None else load_source(config.teacher, config, data)
+        teacher = given if given is not None else load_source(config.teacher, config.factory, data)
         teacher = teacher.eval().requires_grad_(False)
         teacher = teacher.to(accelerator.device).to(memory_format=layout)
     qat = None
@@ -207,7 +206,7 @@ def build_state(
     if config.ema_decay is not None and learned:
         average_scales = RunningAverage(nn.ParameterList(learned), config.ema_decay)
     start_angles = [angle.detach().clone() for angle in _angles(model)]
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config, learned))
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimization, learned))
     if config.compile:
         model.compile()
     torch.manual_seed(config.seed + accelerator.process_index)  # each process drops other units
