@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # The pages about commands and keys, made from the code.
 reference: $(STAMP)
-	$(BIN)/python -m rotateconv.lab.cli.reference
+	$(BIN)/python tools/reference.py
 
 # Compact ONNX files in the oldest and newest ONNX Runtime and in others, each in a virtual environment that is thrown away.
 runtimes: $(STAMP)

@@ -27,9 +27,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     If the body raises, the temporary file is removed and a file that was at `path` stays as it was.
 
-    Args:
-        path: The file to write, exactly; its folder exists.
-
     Raises:
         ValueError: If the disk takes nothing there.
 

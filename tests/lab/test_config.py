@@ -225,11 +225,11 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
         (["weight_bits=3"], r"weight_bits is of training with qat: set qat=true \(--qat\) too, or leave it out"),
         (
             ["qat=true", "weight_bits=2", "weight_levels=8"],
-            "weight_levels must be from 3 to 4 with weight_bits=2, got 8",
+            "weight_levels must be from 3 to 4 with 2 bits, got 8",
         ),
         (
             ["qat=true", "weight_bits=8", "weight_levels=254"],
-            "weight_levels must be from 255 to 255 with weight_bits=8",
+            "weight_levels must be 255 with 8 bits",
         ),
         (["weight_levels=3"], "weight_levels is of training with qat"),
         (["qat=true", "weight_levels=16", "prune=0.5", "source=runs/dense"], "even weight_levels have no zero"),

@@ -16,6 +16,7 @@ from rotateconv.errors import InputError
 from rotateconv.kernels.line import Path, Taps
 from rotateconv.kernels.separable import Form
 from rotateconv.nn._conv_base import ConvBase
+from rotateconv.nn.arguments import arguments_of
 from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
@@ -152,19 +153,7 @@ def convert_layers(
     """
 
     def nearest(conv: nn.Conv2d, _: RotateConfig) -> nn.Module:
-        layer = make(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
+        layer = make(**arguments_of(conv))
         if not hasattr(layer, "fit"):
             raise InputError(f"a {type(layer).__name__} cannot be fitted to a dense kernel")
         layer.fit(conv.weight)  # type: ignore[operator]

@@ -91,9 +91,6 @@ def fold_statistics(model: nn.Module) -> None:
 
     In evaluation mode the model computes the same, with half as many numbers that are not 0 or 1. Norms without weight
     and bias stay as they are; training goes on from another place than before.
-
-    Args:
-        model: Changed in place.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None and module.affine:

@@ -38,10 +38,6 @@ def put_layers(model: nn.Module, configs: Mapping[str, RotateConfig]) -> None:
 
     The random numbers of the caller stay as they are. A layer that has the options already is left as it is.
 
-    Args:
-        model: With an nn.Conv2d or a RotateConv2d under each name.
-        configs: As `rotate_configs` gives them.
-
     Raises:
         AttributeError: If the model has no module of a name.
         ValueError: If the module is no convolution, or one that cannot have the options.

@@ -8,10 +8,6 @@ from torch import nn
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put `new[module]` wherever `module` is registered below `model`, so that tied modules stay tied.
 
-    Args:
-        model: Changed in place; it cannot itself be replaced.
-        new: The replacement of each module.
-
     Example:
         >>> relu = nn.ReLU()
         >>> model = nn.Sequential(relu, nn.Sequential(relu))

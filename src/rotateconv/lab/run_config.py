@@ -260,13 +260,9 @@ class RunConfig:
             elif not self.qat and getattr(self, key) is not None:
                 raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
         if self.weight_levels is not None and self.weight_bits is not None:
-            most = min(2**self.weight_bits, 255)
-            least = most if self.weight_bits == 8 else most // 2 + 1
-            if not least <= self.weight_levels <= most:
-                raise ConfigError(
-                    f"weight_levels must be from {least} to {most} with weight_bits={self.weight_bits}, got "
-                    f"{self.weight_levels}"
-                )
+            from rotateconv.quantization.quantize import check_levels  # loads torch
+
+            check_levels(self.weight_bits, self.weight_levels)
 
     @property
     def images(self) -> ImageSource:

@@ -12,11 +12,6 @@ Entry = TypeVar("Entry")
 def find_name(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
     """Look `name` up; if it is not there, say which names come nearest.
 
-    Args:
-        kind: What the entries are, for the message.
-        entries: By name.
-        name: The one that is wanted.
-
     Returns:
         The entry.
 
@@ -34,11 +29,6 @@ def find_name(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
 
 def scaled(count: int, width: float, what: str) -> int:
     """round(count · width), at least 1.
-
-    Args:
-        count: At width 1.
-        width: Factor.
-        what: What is counted, for the message.
 
     Returns:
         The scaled count.

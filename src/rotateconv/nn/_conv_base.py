@@ -83,20 +83,7 @@ class ConvBase(nn.Module):
         Returns:
             The convolution, with every argument, the device, dtype, training flag and requires_grad carried over.
         """
-        conv = nn.utils.skip_init(
-            nn.Conv2d,
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
+        conv = nn.utils.skip_init(nn.Conv2d, **arguments.arguments_of(self))
         conv.weight.copy_(self.kernel()).requires_grad_(is_trained(self, "weight"))
         if self.bias is not None:
             conv.bias.copy_(self.bias).requires_grad_(is_trained(self, "bias"))

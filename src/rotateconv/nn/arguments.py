@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,6 +82,14 @@ def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise ValueError unless parameters of this dtype can be learned."""
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point type, got {dtype}")
+
+
+def arguments_of(conv: nn.Module) -> dict[str, Any]:
+    """What nn.Conv2d was called with to give this convolution, or a layer in its place: device and dtype too."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    given = {name: getattr(conv, name) for name in names}
+    weight: torch.Tensor = conv.weight  # type: ignore[assignment]
+    return {**given, "bias": conv.bias is not None, "device": weight.device, "dtype": weight.dtype}
 
 
 def same_convolution(conv: nn.Module) -> None:

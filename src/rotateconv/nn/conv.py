@@ -133,20 +133,7 @@ class RotateConv2d(ConvBase):
         """
         if not isinstance(conv, RotateConv2d):
             arguments.same_convolution(conv)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-            **vars(config),
-        )
+        layer = cls(**arguments.arguments_of(conv), **vars(config))
         for name, parameter in layer.named_parameters():
             source = conv.bias if name == "bias" else conv.weight
             parameter.requires_grad_(source is not None and source.requires_grad)
@@ -269,10 +256,6 @@ class RotateConv2d(ConvBase):
     def step_scale(self) -> float:
         """The factor on the gradient of the angles in a forward pass: `angle_grad_scale`, where they learn."""
         return self.angle_grad_scale if self.config.learn_angle else 1.0
-
-    def tap_weights(self) -> Tensor:
-        """The weights of the taps of a layer without angle_groups, (out, in/groups, T) or (out, in/groups, 1)."""
-        return self.weight if self.profile is None else self.weight * self.profile[:, None]
 
     def kernel_sources(self) -> list[Tensor]:
         """The tensors that the kernel follows from."""

@@ -1,5 +1,7 @@
 """Factored kernels: depthwise and pointwise, a column and a row of low rank, an outer product a slice."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,20 +51,11 @@ class SeparableConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(
-            arguments.positive("in_channels", in_channels),
-            in_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups=in_channels,
-            bias=False,
-            padding_mode=padding_mode,  # type: ignore[arg-type]
-            device=device,
-            dtype=dtype,
-        )
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype)
+        arguments.positive("in_channels", in_channels)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        spatial: dict[str, Any] = {**options, "padding_mode": padding_mode, "groups": in_channels, "bias": False}
+        self.depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, stride, padding, dilation, **spatial)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=bias, **options)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -151,31 +144,13 @@ class LowRankConv2d(nn.Module):
         self.groups, self.kernel_size = groups, base.kernel_size
         fan, outputs = in_channels // groups, out_channels // groups
         self.rank = max(1, round(arguments.positive("numbers", numbers) * fan * outputs / (size * (fan + outputs))))
+        rank, step, gap = groups * self.rank, base.stride, base.dilation
+        options: dict[str, Any] = {"groups": groups, "padding_mode": padding_mode, "device": device, "dtype": dtype}
         self.column = nn.Conv2d(
-            in_channels,
-            groups * self.rank,
-            (size, 1),
-            (base.stride[0], 1),
-            (rows, 0),
-            (base.dilation[0], 1),
-            groups,
-            False,
-            padding_mode,  # type: ignore[arg-type]
-            device,
-            dtype,
+            in_channels, rank, (size, 1), (step[0], 1), (rows, 0), (gap[0], 1), bias=False, **options
         )
         self.row = nn.Conv2d(
-            groups * self.rank,
-            out_channels,
-            (1, size),
-            (1, base.stride[1]),
-            (0, columns),
-            (1, base.dilation[1]),
-            groups,
-            bias,
-            padding_mode,  # type: ignore[arg-type]
-            device,
-            dtype,
+            rank, out_channels, (1, size), (1, step[1]), (0, columns), (1, gap[1]), bias=bias, **options
         )
         self.reset_parameters()
 

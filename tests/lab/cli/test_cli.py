@@ -27,7 +27,7 @@ from rotateconv.lab.cli.settings import run_name
 from rotateconv.lab.config import PRESETS, RunConfig, make_config, recipe_for
 from rotateconv.lab.data import images
 from rotateconv.lab.study.conversions import conversion_from_json
-from rotateconv.lab.study.convert_run import states_of
+from rotateconv.lab.study.convert_run import states_table
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.events import Event, StepEnd
 from rotateconv.lab.train.loop import fit
@@ -97,9 +97,9 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     found = conversion_from_json(read_json(Path("lines/conversion.json")), "conversion.json")
     assert found.taps == "profile"
     assert read_config(Path("lines")).source == read_config(Path("lines")).teacher == "dense"
-    for key, name in states_of(found).items():
-        numbers = [f"{getattr(split, key):.2f}" for split in (found.validation_accuracy, found.test_accuracy)]
-        assert re.search(rf"^ *{name} +[\d,]+ +{numbers[0]} +{numbers[1]} *$", told, re.MULTILINE), told
+    for row in states_table(found).rows:
+        assert re.search(rf"^ *{' +'.join(row)} *$", told, re.MULTILINE), told
+    assert f"{found.test_accuracy.source:.2f}" in told
     for text in (
         "skipped: the stem",
         "% fitted, ",
@@ -115,7 +115,7 @@ def test_convert_says_what_it_cost_and_goes_on() -> None:
     run("pack", "lines", "--out", "lines.rotateconv")
     assert "resume it unchanged" in invoke([*words, "--lr", "0.01"]).stderr
     told = run(*words, "--lr", "0.01", "--stages", "1", "--overwrite", "--qat", "--weight-bits", "3")
-    assert "fine-tuned for 2 epochs, rounded" in told
+    assert "fine-tuned for 2 epochs, quantized" in told
     assert read_config(Path("lines")).weight_bits == 3
 
 

@@ -1,14 +1,16 @@
 """The committed pages about keys and commands are those of the code."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
-from rotateconv.lab.cli.reference import PAGES
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import fields_of
 
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+PAGES = runpy.run_path(str(ROOT / "tools" / "reference.py"))["PAGES"]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -31,10 +31,6 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2}
 def build_forms(case: Case, device: str = "cpu") -> dict[str, Work]:
     """Build what a case times, checked and called once.
 
-    Args:
-        case: one of `bench.cases`.
-        device: "cpu" or "cuda".
-
     Returns:
         Functions without arguments by the name of the form; a peer that is not installed is left out.
 
@@ -66,9 +62,7 @@ def _kernels(case: Case, device: str) -> dict[str, Work]:
     def backward(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(function(weight, angle, case.kernel_size), (weight, angle), grad)
 
-    expected, found = (
-        [forward(function), *backward(function)] for function in (functions["plain"], functions["fused"])
-    )
+    expected, found = ([forward(function), *backward(function)] for function in functions.values())
     _check("line_kernel", found, expected, TOLERANCE["float32"])
     run = forward if case.mode == "forward" else backward
     works: dict[str, Work] = {form: partial(run, function) for form, function in functions.items()}
@@ -126,9 +120,8 @@ def _deformable(case: Case) -> nn.Module | None:
     class DeformableConv2d(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            cells = case.kernel_size**2
             self.weight = nn.Parameter(torch.randn(case.channels, case.channels, case.kernel_size, case.kernel_size))
-            self.offset = nn.Parameter(torch.rand(2 * cells) - 0.5)
+            self.offset = nn.Parameter(torch.rand(2 * case.kernel_size**2) - 0.5)
 
         def forward(self, images: Tensor) -> Tensor:
             rows, cols = ((side - 1) // case.stride + 1 for side in images.shape[2:])
@@ -166,9 +159,8 @@ def _models(case: Case, device: str) -> dict[str, Work]:
         model = build_model(case.model, form.removesuffix(UNBATCHED)).to(device).to(memory_format=torch.channels_last)
         for name, layer in model.named_modules():
             if isinstance(layer, RotateConv2d):
-                _check_layer(
-                    f"{form} {name}", layer, torch.randn(2, layer.in_channels, 8, 8, device=device), case.dtype
-                )
+                few = torch.randn(2, layer.in_channels, 8, 8, device=device)
+                _check_layer(f"{form} {name}", layer, few, case.dtype)
         works[form] = _work(model, case, device, images, batched=not form.endswith(UNBATCHED))
     return works
 
@@ -201,32 +193,27 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor, *, batched
         with torch.no_grad(), autocast():
             forward(images)
 
-    def backward() -> None:
-        with autocast(), kernels():
-            output = forward(images)
-        output.backward(output.detach())  # the gradient of half the sum of squares: no loss to be timed with it
-        module.zero_grad(set_to_none=True)
-        images.grad = None
-
     # fused, as `schedule.build_optimizer` has it: a small model has many small parameters, and a loop over them would
     # be a part of the time that grows with their number.
     optimizer = torch.optim.SGD(param_groups(module, 1e-9, 1e-4), momentum=0.9, nesterov=True, fused=True)
 
-    def step() -> None:
+    def train(update: Callable[[], object] = lambda: None) -> None:
         with autocast(), kernels():
             output = forward(images)
-        output.backward(output.detach())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        output.backward(output.detach())  # the gradient of half the sum of squares: no loss to be timed with it
+        update()
+        module.zero_grad(set_to_none=True)
         images.grad = None
 
+    step = partial(train, optimizer.step)
     if case.mode == "captured step":
         graph = CudaGraph()
         for _ in range(WARM_UP):
             graph.warm_up(step)
         graph.capture(step)
         return graph.replay
-    return {"forward": inference, "forward+backward": backward, "step": step}[case.mode]
+    works: dict[str, Work] = {"forward": inference, "forward+backward": train, "step": step}
+    return works[case.mode]
 
 
 def _check_layer(name: str, layer: RotateConv2d, images: Tensor, dtype: str) -> None:
@@ -253,10 +240,8 @@ def _plain_kernel(layer: RotateConv2d) -> Tensor:
     if layer.angle_groups is not None:
         angle = angle.repeat_interleave(len(weight) // layer.angle_groups, 0)
     if profile is not None:
-        rows = profile[:, None]
-        if layer.angle_groups is not None:
-            rows = profile.repeat_interleave(len(weight) // layer.angle_groups, 0)
-        weight = weight * rows
+        groups = layer.angle_groups
+        weight = weight * (profile[:, None] if groups is None else profile.repeat_interleave(len(weight) // groups, 0))
     return line_kernel(weight, angle, size, layer.path)
 
 

@@ -1,16 +1,16 @@
 """A record of the bench as Markdown and as a picture: nothing here measures."""
 
-import io
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rotateconv._files import atomic_write
 from rotateconv.errors import InputError
 from rotateconv.lab.bench.cases import Case
 from rotateconv.lab.bench.record import BenchRecord, Row, TargetRow
 from rotateconv.lab.report.blocks import fill_blocks
+from rotateconv.lab.report.canvas import make_figure, save
+from rotateconv.lab.table import Table
 
 KINDS = {
     "model": "Whole models",
@@ -70,11 +70,11 @@ def targets_table(targets: Sequence[TargetRow]) -> str:
     for row in targets:
         what = f"{row.case.name}, {row.case.how}: {row.form}, {quantities[row.quantity]} {row.baseline}"
         if row.value is None:
-            lines.append([what, row.wanted, "not measured", ""])
+            lines.append((what, row.wanted, "not measured", ""))
         else:
             spread = "" if row.low == row.high else f" ({row.low:.3f} to {row.high:.3f})"
-            lines.append([what, row.wanted, f"{row.value:.3f}{spread}", "yes" if row.reached else "**no**"])
-    return _table(["target", "wanted", "measured (middle half)", "reached"], lines)
+            lines.append((what, row.wanted, f"{row.value:.3f}{spread}", "yes" if row.reached else "**no**"))
+    return Table(("target", "wanted", "measured (middle half)", "reached"), tuple(lines), 4).markdown()
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -84,39 +84,27 @@ def rows_table(rows: Sequence[Row]) -> str:
         ratio = f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
         share = row.share_of_matrix_rate
         lines.append(
-            [
-                row.case.name,
-                row.case.how,
-                row.form,
-                _milliseconds(row),
+            (
+                *(row.case.name, row.case.how, row.form, _milliseconds(row)),
                 "1" if row.form == row.baseline else f"**{ratio}**" if row.ratio_low > 1 else ratio,
                 "" if share is None else f"{100 * share:.0f} %",
                 f"{row.peak_bytes / 2**20:.1f}",
-            ]
+            )
         )
-    head = ["case", "pass", "form", "ms", "over the first form (middle half)", "of the matrix rate", "peak MiB"]
-    return _table(head, lines)
+    head = ("case", "pass", "form", "ms", "over the first form (middle half)", "of the matrix rate", "peak MiB")
+    return Table(head, tuple(lines), len(head)).markdown()
 
 
 def write_plot(record: BenchRecord, path: Path) -> None:
     """Draw the time of a layer against its multiply-adds, both logarithmic, a panel for each pass and dtype.
 
     A line goes through the medians of layers with equally many multiply-adds.
-
-    Args:
-        record: of a run.
-        path: of the PNG file, which is written whole or not at all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = [row for row in record.timed if row.case.kind == "layer"]
     panels = list(dict.fromkeys(row.case.how for row in rows))
-    figure = Figure(figsize=(5.5 * max(1, len(panels)), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, every = make_figure(1, max(1, len(panels)), 4.5, "")
     forms = list(dict.fromkeys(row.form for row in rows))
-    for number, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), number)
+    for axes, panel in zip(every, panels, strict=False):
         for index, form in enumerate(forms):
             points = sorted(
                 (_dense_multiply_adds(row.case), 1e3 * row.seconds)
@@ -129,13 +117,9 @@ def write_plot(record: BenchRecord, path: Path) -> None:
                 axes.loglog(*zip(*_medians(points), strict=True), "-", color=color, linewidth=1)
         axes.set(title=panel)
         axes.set(xlabel="multiply-adds of the dense layer, forward", ylabel="milliseconds")
-        axes.grid(alpha=0.3)
     if panels:
         axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(picture.getvalue())
+    save(figure, path)
 
 
 def _medians(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -171,8 +155,3 @@ def _milliseconds(row: Row) -> str:
     middle, low, high = (1e3 * seconds for seconds in (row.seconds, row.seconds_low, row.seconds_high))
     digits = 3 if middle < 1 else 2 if middle < 100 else 0
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _table(head: list[str], lines: Iterable[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

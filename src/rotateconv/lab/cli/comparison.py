@@ -4,19 +4,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table as RichTable
 
-from rotateconv.lab.cli.console import duration, facts, say
-from rotateconv.lab.cli.progress import recipe_line
+from rotateconv.lab.cli.console import duration, facts, say, show_table
+from rotateconv.lab.cli.progress import data_line, recipe_line
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import counted
 from rotateconv.lab.report.page import CAPTION, SIZES_CAPTION
 from rotateconv.lab.report.statistics import Group
-from rotateconv.lab.report.tables import COMPARISON, MODEL, Table, group_table, sizes_table
+from rotateconv.lab.report.tables import COMPARISON, MODEL, group_table, sizes_table
 from rotateconv.lab.study.events import (
     RunDied,
     RunDiverged,
@@ -87,7 +85,6 @@ class ComparisonProgress:
                 self._end(run, f"test accuracy {summary.test_accuracy:.2f} % in {duration(summary.seconds)}")
 
     def _plan(self, plan: StudyStart) -> None:
-        channels, height, width = self.data.input_shape
         self.runs, self.finished = plan.runs, plan.finished
         self.began_at, self.began_with = time.monotonic(), self.finished
         done = f", {self.finished} finished already" if self.finished else ""
@@ -96,8 +93,7 @@ class ComparisonProgress:
             self.console,
             {
                 "folder": str(self.out),
-                "data": f"{self.data.name}: {self.data.train:,} training, {self.data.validation:,} validation, "
-                f"{self.data.test:,} test images, {channels} x {height} x {width}, {len(self.data.classes)} classes",
+                "data": data_line(self.data),
                 "recipe": recipe_line(self.base, seeds=self.seeds),
                 "runs": f"{self.runs}{done}{together if self.finished < self.runs else ''}",
             },
@@ -162,13 +158,3 @@ def show_sizes(console: Console, table: SizesTable) -> None:
     """Print accuracy against bytes, and what the numbers mean."""
     show_table(console, sizes_table(table.rows, strong=""), f"{table.dataset}: accuracy against bytes")
     console.print(SIZES_CAPTION, style="dim", width=min(100, console.width))
-
-
-def show_table(console: Console, table: Table, title: str) -> None:
-    """Print a table; its heads may break between words."""
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=title)
-    for place, head in enumerate(table.head):
-        shown.add_column(head.replace(" ", "\n"), justify="left" if place < table.left else "right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)

@@ -5,10 +5,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+from rich import box
 from rich.console import Console
+from rich.table import Table as RichTable
 from rich.text import Text
+
+from rotateconv.lab.table import Table
 
 _WIDE = 160  # columns of a pipe or a file, where nobody would wrap a long row again
 
@@ -81,6 +85,17 @@ def facts(console: Console, rows: dict[str, str]) -> None:
     for name, value in rows.items():
         console.print(f"{name.ljust(width)}  ", style="bold", end="")
         say(console, value)
+
+
+def show_table(console: Console, table: Table, title: str = "", *, fold: bool = False) -> None:
+    """Print a table whose heads break between words and whose cells do not, or with `fold` where room is short."""
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=title or None)
+    for place, head in enumerate(table.head):
+        side: Literal["left", "right"] = "left" if place < table.left else "right"
+        shown.add_column(head.replace(" ", "\n"), justify=side, no_wrap=not fold, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
 
 
 def duration(seconds: float) -> str:

@@ -130,21 +130,10 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
 
 def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
     """Print what the conversion cost and what to do with its run."""
-    from rich import box
-    from rich.table import Table
+    from rotateconv.lab.cli.console import facts, show_table
+    from rotateconv.lab.study.convert_run import states_table
 
-    from rotateconv.lab.cli.console import facts
-    from rotateconv.lab.study.convert_run import states_of
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for head in ("model", "parameters", "validation %", "test %"):
-        table.add_column(head, justify="left" if head == "model" else "right")
-    for name, told in states_of(result).items():
-        count = result.parameters_before if name == "source" else result.parameters_after
-        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
-        rounded = ", rounded" if name == "fine_tuned" and result.bits is not None else ""
-        table.add_row(told + rounded, f"{count:,}", *(f"{accuracy:.2f}" for accuracy in accuracies))
-    console.print(table)
+    show_table(console, states_table(result))
     kept = {
         "fine_tuned": "fine-tuned" if result.bits is None else "fine-tuned and quantized",
         "calibrated": "fitted and recalibrated, on the validation images the better",

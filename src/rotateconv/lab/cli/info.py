@@ -65,7 +65,7 @@ def _input_size(text: str) -> tuple[int, int, int]:
 def _show_run(console: Any, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its model."""
     from rotateconv.lab.cli.console import duration, facts
-    from rotateconv.lab.cli.progress import recipe_line
+    from rotateconv.lab.cli.progress import data_line, recipe_line
     from rotateconv.lab.train.build import configured_cost
     from rotateconv.lab.train.run_folder import (
         SUMMARY,
@@ -85,7 +85,7 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     rows = {
         "run": str(run),
         "recipe": recipe_line(config),
-        "data": f"{data.name}: {data.train:,} training, {data.validation:,} validation, {data.test:,} test images",
+        "data": data_line(data),
         "machine": f"{where}; torch {environment.began.versions.get('torch')}",
         "command": str(environment.began.command),
         "state": f"{'finished' if finished else 'not finished'}, {len(records)} of {counted(config.epochs, 'epoch')}",
@@ -111,26 +111,19 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
 
 def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
     """Print what a model costs for one image."""
-    from rich import box
-    from rich.table import Table
-
     from rotateconv import native
     from rotateconv.cost import number_text
-    from rotateconv.lab.cli.console import facts
+    from rotateconv.lab.cli.console import facts, show_table
+    from rotateconv.lab.table import Table
 
     shape = " x ".join(map(str, found.input_size))
     if layers:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=f"{title}, {shape}")
-        for head in ("layer", "kind", "parameters", "multiply-adds"):
-            table.add_column(head, justify="left" if head in ("layer", "kind") else "right", overflow="fold")
-        for row in found.rows:
-            table.add_row(
-                row.name,
-                row.kind,
-                f"{row.parameters:,}",
-                "" if row.multiply_adds == 0 else number_text(row.multiply_adds),
-            )
-        console.print(table)
+        counts = ("" if row.multiply_adds == 0 else number_text(row.multiply_adds) for row in found.rows)
+        rows = [
+            (row.name, row.kind, f"{row.parameters:,}", count) for row, count in zip(found.rows, counts, strict=True)
+        ]
+        table = Table(("layer", "kind", "parameters", "multiply-adds"), tuple(rows), 2)
+        show_table(console, table, f"{title}, {shape}", fold=True)
     facts(
         console,
         {

@@ -210,13 +210,7 @@ def _metavar(kinds: tuple[Any, ...]) -> str:
 def read(
     owner: type, given: Given | None, names: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values of options by key, and what the user calls the keys.
-
-    Args:
-        owner: the configuration.
-        given: what `takes` gave the command.
-        names: as there.
-    """
+    """Return the values of options by key, and what the user calls the keys."""
     given = given or {}
     values = {key: from_text(owner, key, text) if isinstance(text, str) else text for key, text in given.items()}
     return values, {key: _spellings(key, names or {})[0] for key in given}
@@ -271,11 +265,7 @@ def trackers(text: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def going_on(kept: Callable[[], str] = lambda: "go on from the last checkpoints") -> Iterator[None]:
-    """Let an interruption name the command that goes on: the same one, which must not start again from nothing.
-
-    Args:
-        kept: What is to be done where all ended at once.
-    """
+    """Let an interruption name the command that goes on: the same one, which must not start again from nothing."""
     again = shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])
     try:
         yield

@@ -51,21 +51,16 @@ def predict(
 
 
 def _print_table(found: "list[Prediction]") -> None:
-    from rich import box
-    from rich.table import Table
-
-    from rotateconv.lab.cli.console import make_console, say
+    from rotateconv.lab.cli.console import make_console, say, show_table
+    from rotateconv.lab.table import Table
 
     console = make_console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    for head in ("image", "class", "%"):
-        table.add_column(head, justify="right" if head == "%" else "left", overflow="fold")
-    from rich.text import Text
-
-    for prediction in found:
-        for place, (name, value) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
-            table.add_row(Text("" if place else str(prediction.image)), Text(name), f"{100 * value:.1f}")
-    console.print(table)
+    rows = [
+        ("" if place else str(prediction.image), name, f"{100 * value:.1f}")
+        for prediction in found
+        for place, (name, value) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True))
+    ]
+    show_table(console, Table(("image", "class", "%"), tuple(rows), 2), fold=True)
     resized = [prediction for prediction in found if prediction.resized]
     if resized:
         say(console, f"resized to what the model takes: {len(resized):,} of {len(found):,} images")

@@ -1,5 +1,6 @@
 """What a training run tells while it runs: a bar on a terminal, a line an epoch elsewhere."""
 
+import dataclasses
 import time
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from rotateconv.lab.cli.console import duration, facts, printable, say
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.study.events import LayerFitted
 from rotateconv.lab.train.events import EpochEnd, Event, RunStart, RunWarning, StepEnd
@@ -101,20 +103,26 @@ def run_facts(start: RunStart) -> dict[str, str]:
     from rotateconv.lab.train.run_folder import read_config, read_description
 
     config, data = read_config(start.run, trusting=True), read_description(start.run)
-    channels, height, width = data.input_shape
     threads = f", {counted(torch.get_num_threads(), 'thread')}" if start.device == "cpu" else ""
     processes = f", {start.processes} processes" if start.processes > 1 else ""
     rows = {
         "run": str(start.run),
         "device": f"{start.device}{threads}{processes}",
         "model": f"{model_name(config)}: {start.parameters:,} parameters",
-        "data": f"{data.name}: {start.num_samples:,} training, {data.validation:,} validation, "
-        f"{data.test:,} test images, {channels} x {height} x {width}, {len(data.classes)} classes",
+        "data": data_line(dataclasses.replace(data, train=start.num_samples)),
         "recipe": recipe_line(config),
     }
     if start.step:
         rows["resumed"] = f"after step {start.step:,} of {start.steps:,}"
     return rows
+
+
+def data_line(data: DataDescription) -> str:
+    """Return what a model is trained on, in one line."""
+    return (
+        f"{data.name}: {data.train:,} training, {data.validation:,} validation, {data.test:,} test images, "
+        f"{' x '.join(map(str, data.input_shape))}, {len(data.classes)} classes"
+    )
 
 
 def recipe_line(config: RunConfig, *, seeds: int | None = None) -> str:

@@ -15,9 +15,6 @@ from rotateconv.lab.data.description import DataDescription
 class Preprocessing(nn.Module):
     """Normalize images as in training: ``(image / 255 - mean) / std`` per channel.
 
-    Args:
-        data: That the model was trained on.
-
     Attributes:
         input_shape: Channels, height and width that the model takes.
 
@@ -58,9 +55,6 @@ class Preprocessing(nn.Module):
 
         The shorter side is resized and the middle of the longer one kept, as `--image-size` does; a model of one
         channel gets the luminance.
-
-        Args:
-            paths: Of the files, at least one.
 
         Raises:
             DataError: A file is missing or no image.

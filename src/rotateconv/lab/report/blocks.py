@@ -17,11 +17,6 @@ def blocks(text: str, word: str) -> list[str]:
 def fill_blocks(text: str, word: str, make: Callable[[str], str]) -> str:
     """Return a page with its blocks made anew; a block is what lies between `<!-- WORD: ASKED -->` and `<!-- end -->`.
 
-    Args:
-        text: Of the page.
-        word: Of the blocks.
-        make: Returns the text of a block from what it asks for.
-
     Example:
         >>> print(fill_blocks("<!-- shout: hello -->\\nold\\n<!-- end -->", "shout", str.upper))
         <!-- shout: hello -->

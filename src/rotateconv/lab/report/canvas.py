@@ -16,14 +16,7 @@ Entry = tuple[str, str, str, str]
 
 
 def make_figure(rows: int, columns: int, height: float, title: str, **shared: Any) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, row by row.
-
-    Args:
-        rows, columns: Of its panels.
-        height: In inches.
-        title: Over all of them.
-        shared: As `Figure.subplots` takes it.
-    """
+    """Return a figure and its axes, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), dpi=120, layout="constrained")

@@ -79,10 +79,6 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     A band is ± the standard deviation, of all but the loss; a quantity that no group has gets no panel. With several
     models a line style is a model. Of more groups than fit into a panel only the accuracies are drawn, each in a panel
     of its own before those of all others.
-
-    Args:
-        groups: Of `make_groups`.
-        path: Of the picture; PNG, SVG or PDF.
     """
     shown = [group for group in groups if group.runs]
     panels = [panel for panel in _PANELS if any(group.curve(panel[0]) for group in shown)]
@@ -206,10 +202,6 @@ def draw_sizes(table: SizesTable, path: Path) -> None:
     """Draw test accuracy over bytes: a line per model, a marker for the bits, filled where trained with them.
 
     All dense models are black, and a dashed line goes through the best of them. Rows far below the best are left out.
-
-    Args:
-        table: Of `measure_sizes`.
-        path: Of the picture; PNG, SVG or PDF.
     """
     best = max(row.accuracy for row in table.rows)
     rows = [row for row in table.rows if row.accuracy > best - _FAR]

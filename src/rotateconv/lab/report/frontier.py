@@ -9,8 +9,9 @@ from pathlib import Path
 from rotateconv.lab.report.canvas import bar, legend, make_figure, save, scale_bytes
 from rotateconv.lab.report.colors import layers_color
 from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, corrected
-from rotateconv.lab.report.tables import Table, difference, number, spread
+from rotateconv.lab.report.tables import difference, multiply_adds, number, spread
 from rotateconv.lab.study.records import FileBytes
+from rotateconv.lab.table import Table
 
 BUDGETS = (15, 20, 28, 40, 60)
 """KiB of a packed file for which the best of each family are compared."""
@@ -114,14 +115,12 @@ def points_table(points: Sequence[Point]) -> Table:
     rows = []
     for point in points:
         group = point.group
-        result = group.runs[0].result
-        multiply_adds = "-" if result.multiply_adds is None else f"{result.multiply_adds / 1e6:,.1f} M"
         minutes = statistics.median(run.result.seconds for run in group.runs) / 60
-        validation = Sample.of(run.curves.validation_accuracy[-1] for run in group.runs)
         rows.append(
             (
                 *(point.family, group.label, point.bits, number(point.packed), number(point.compact)),
-                *(spread(point.accuracy), spread(validation), str(point.accuracy.n), multiply_adds, f"{minutes:.0f}"),
+                *(spread(point.accuracy), spread(group.validation), str(point.accuracy.n)),
+                *(multiply_adds(group) or "-", f"{minutes:.0f}"),
             )
         )
     head = ("family", "layers", "bits", "packed bytes", "compact ONNX", "test accuracy %", "validation accuracy %")
@@ -154,12 +153,7 @@ def frontier_picture(study: str) -> str:
 
 
 def draw_frontier(points: Sequence[Point], path: Path) -> None:
-    """Draw test accuracy over bytes of the packed file: a color per kind of layers, a line through each family's best.
-
-    Args:
-        points: Of `make_points`; at least one.
-        path: Of the picture; PNG, SVG or PDF.
-    """
+    """Draw test accuracy over bytes of the packed file: a color a kind of layers, a line through each family's best."""
     first = points[0].group
     names = " and ".join(dict.fromkeys(point.group.model for point in points))
     figure, (axes,) = make_figure(1, 1, 6.4, f"{first.runs[0].data.name}, {names}: trained with quantized numbers")

@@ -14,8 +14,9 @@ from rotateconv.lab.report.colors import COLORS, group_color
 from rotateconv.lab.report.html_charts import Series, confusion_matrix, line_chart, rose
 from rotateconv.lab.report.page import CAPTION, protocol
 from rotateconv.lab.report.statistics import Group
-from rotateconv.lab.report.tables import COMPARISON, Table, contrast_table, group_table
+from rotateconv.lab.report.tables import COMPARISON, contrast_table, group_table
 from rotateconv.lab.study.run_details import FileSize, RunDetails, TurnedLayer
+from rotateconv.lab.table import Table
 
 _MISTAKES = 6  # of the pairs of classes that are mistaken most often
 _TURNING = (
@@ -32,11 +33,7 @@ _CLOCK = (
 
 
 def run_page(details: RunDetails) -> str:
-    """Return the page of a run.
-
-    Args:
-        details: All that it shows.
-    """
+    """Return the page of a run."""
     record = details.record
     about = f"{model_name(record.config)}, trained on {record.data.name}"
     body = f"<h1>{escape(record.name)}</h1><p>{escape(about)}</p>{_sections(details, 0, _CLOCK)}"

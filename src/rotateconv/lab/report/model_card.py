@@ -22,13 +22,7 @@ class HubFile:
 
 
 def model_card(record: RunRecord, files: Sequence[HubFile], license: str) -> str:
-    """Return README.md: what the Hub reads of a model, and what people do.
-
-    Args:
-        record: Of the run.
-        files: Of the model.
-        license: Of the weights, as the Hub has it.
-    """
+    """Return README.md: what the Hub reads of a model, and what people do."""
     from huggingface_hub import EvalResult, ModelCardData
 
     data, result = record.data, record.result

@@ -142,12 +142,7 @@ def gathered(study: str, studies: Studies) -> StudyRecord:
 
 
 def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
-    """Return everything that is known of the studies, a section each.
-
-    Args:
-        studies: As from `rotateconv.lab.study.records.find_studies`.
-        pictures: Show those that `draw_study` puts into the same folder.
-    """
+    """Return everything that is known of the studies, a section each."""
     parts = []
     for study, found in studies.items():
         kinds = ("table", "contrasts", "angles", *(["pictures"] if pictures else [])) if found.runs else ("table",)

@@ -65,14 +65,7 @@ def draw_angles(
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str = "") -> None:
-    """Draw a confusion matrix: the shade is the part of a row, and the counts of up to 20 classes are written in.
-
-    Args:
-        counts: [true][predicted] counts images.
-        classes: Their names; those of up to 40 are shown.
-        path: Of the picture; PNG, SVG or PDF.
-        title: Of the picture.
-    """
+    """Draw a confusion matrix, counts[true][predicted]; the shade is the part of a row; 20 classes have numbers."""
     number = len(classes)
     figure, (axes,) = make_figure(1, 1, WIDTH * 0.86, title)
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]

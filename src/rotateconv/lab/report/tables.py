@@ -7,26 +7,7 @@ from dataclasses import dataclass
 from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, contrasts, dense_of
 from rotateconv.lab.study.conversions import ConversionRecord
 from rotateconv.lab.study.sizes import FLOAT, SizeRow
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text in rows.
-
-    Attributes:
-        head: Of the columns.
-        rows: As many cells each.
-        left: The first so many columns are words, the others numbers.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int
-
-    def markdown(self) -> str:
-        """Return it as a Markdown table."""
-        rule = ["---"] * self.left + ["---:"] * (len(self.head) - self.left)
-        return "\n".join(f"| {' | '.join(row)} |" for row in (self.head, rule, *self.rows))
+from rotateconv.lab.table import Table
 
 
 @dataclass(frozen=True)
@@ -74,7 +55,8 @@ def count(group: Group) -> str:
     return f"{len(group.runs)}" if not group.failed else f"{len(group.runs)} of {len(group.runs) + len(group.failed)}"
 
 
-def _multiply_adds(group: Group, groups: Sequence[Group]) -> str | None:
+def multiply_adds(group: Group) -> str | None:
+    """Return the multiply-adds of an image, or None."""
     found = group.runs[0].result.multiply_adds if group.runs else None
     return None if found is None else f"{found / 1e6:,.2f} M"
 
@@ -96,7 +78,7 @@ CONV = Column("conv", lambda group, _: group.label, word=True)
 SETTING = Column("setting", _setting, word=True)
 PARAMETERS = Column("parameters", lambda group, _: number(group.parameters))
 PACKED = Column("packed bytes", _packed)
-MULTIPLY_ADDS = Column("multiply-adds", _multiply_adds)
+MULTIPLY_ADDS = Column("multiply-adds", lambda group, _: multiply_adds(group))
 ACCURACY = Column("test accuracy %", lambda group, _: spread(group.accuracy))
 VALIDATION = Column("validation accuracy %", lambda group, _: spread(group.validation))
 DIFFERENCE = Column("difference to dense", lambda group, groups: difference(contrast(group, dense_of(group, groups))))

@@ -232,12 +232,7 @@ def starting_model(config: RunConfig, data: DataDescription, run: Path | None = 
 
 @contextmanager
 def shuffled(layers: Sequence[RotateConv2d], generator: torch.Generator) -> Iterator[None]:
-    """Permute the angles of each layer over its slices, and put them back afterwards.
-
-    Args:
-        layers: Each is shuffled by itself.
-        generator: Of the permutations, on the CPU.
-    """
+    """Permute the angles of each layer over its slices, and put them back afterwards."""
     kept = [layer.angle.detach().clone() for layer in layers]
     try:
         for layer, angle in zip(layers, kept, strict=True):

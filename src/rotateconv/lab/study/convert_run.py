@@ -22,6 +22,7 @@ from rotateconv.lab.parts import Execution
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
 from rotateconv.lab.study.events import LayerFitted, ModelFitted, OnConversionEvent, StageStart
+from rotateconv.lab.table import Table
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
@@ -43,7 +44,7 @@ from rotateconv.lab.train.run_folder import (
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.nn.copying import copy_model
 
-__all__ = ["check_normalization", "convert_run", "fine_tuning", "stages_of", "states_of"]
+__all__ = ["check_normalization", "convert_run", "fine_tuning", "stages_of", "states_table"]
 
 STATES = {
     "source": "trained model",
@@ -54,15 +55,16 @@ STATES = {
 """The models of a conversion in the order of its tables, and what they are called there."""
 
 
-def states_of(result: ConversionRecord) -> dict[str, str]:
-    """Return `STATES` with the epochs of a conversion: what each of its models is called, by name.
-
-    Example:
-        >>> states_of(record)["fine_tuned"]  # doctest: +SKIP
-        'fine-tuned for 1 epoch'
-    """
-    epochs = counted(result.epochs, "epoch")
-    return {name: text.format(epochs=epochs) for name, text in STATES.items()}
+def states_table(result: ConversionRecord) -> Table:
+    """Return a row per model of a conversion."""
+    rows = []
+    for name, text in STATES.items():
+        parameters = result.parameters_before if name == "source" else result.parameters_after
+        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
+        quantized = ", quantized" if name == "fine_tuned" and result.bits is not None else ""
+        told = text.format(epochs=counted(result.epochs, "epoch")) + quantized
+        rows.append((told, f"{parameters:,}", *(f"{accuracy:.2f}" for accuracy in accuracies)))
+    return Table(("model", "parameters", "validation accuracy %", "test accuracy %"), tuple(rows), 1)
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -286,18 +288,8 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
 
 def markdown(result: ConversionRecord, layers: ConversionReport) -> str:
     """Return conversion.md: the accuracies, then the table of layers."""
-    lines = [
-        f"**{result.model} on {result.dataset}, converted to {result.taps} taps**",
-        "",
-        "| model | parameters | validation accuracy % | test accuracy % |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, text in states_of(result).items():
-        parameters = result.parameters_before if name == "source" else result.parameters_after
-        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
-        lines.append(f"| {text} | {parameters:,} | " + " | ".join(f"{found:.2f}" for found in accuracies) + " |")
-    notes = _notes(result)
-    return "\n".join([*lines, "", *notes, "```", str(layers), "```", ""])
+    title = f"**{result.model} on {result.dataset}, converted to {result.taps} taps**"
+    return "\n".join([title, "", states_table(result).markdown(), "", *_notes(result), "```", str(layers), "```", ""])
 
 
 def _notes(result: ConversionRecord) -> Sequence[str]:

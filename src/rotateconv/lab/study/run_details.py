@@ -113,13 +113,7 @@ def read_details(run: str | Path) -> RunDetails:
 
 @torch.no_grad()
 def turned_layer(name: str, start: RotateConv2d | None, end: RotateConv2d) -> TurnedLayer:
-    """Return how a layer turned.
-
-    Args:
-        name: Of the layer.
-        start: Before the first step; None for unknown.
-        end: After the last one; both are left as they were.
-    """
+    """Return how a layer turned."""
     kernels = end.kernel()
     out, of_group, size = kernels.shape[:3]
     shown = kernels.flatten(2).norm(dim=2).flatten().topk(min(_SHOWN, out * of_group)).indices

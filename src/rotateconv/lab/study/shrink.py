@@ -124,38 +124,36 @@ def shrink(
         finishing(config.source)  # refuses a run that is not finished, or quantized already
     if not config.validation:
         raise ConfigError("shrink chooses by the validation split: leave validation=false out")
-    return _Search(config, out, budget, data, count, dense_bits, jobs, executor, on_event or ignore).run()
+    executor = executor or (lambda runs: local_executor(runs, jobs))
+    return _Search(config, out, budget, data, count, dense_bits, executor, on_event or ignore).run()
 
 
+@dataclasses.dataclass
 class _Search:
     """The state of `shrink`: its arguments, the source, and the record so far, which is on the disk."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        out: Path,
-        budget: int,
-        data: ImageData,
-        count: Count,
-        dense_bits: int,
-        jobs: int | None,
-        executor: Callable[[int], Executor] | None,
-        report: OnShrinkEvent,
-    ) -> None:
+    config: RunConfig
+    out: Path
+    budget: int
+    images: ImageData
+    count: Count
+    dense_bits: int
+    executor: Callable[[int], Executor]
+    report: OnShrinkEvent
+
+    def __post_init__(self) -> None:
+        config, out, budget, count = self.config, self.out, self.budget, self.count
         assert config.source is not None
-        self.config, self.out, self.budget, self.images = config, out, budget, data
-        self.count, self.dense_bits, self.report = count, dense_bits, report
-        self.executor = executor or (lambda runs: local_executor(runs, jobs))
-        self.data = DataDescription.of(data)
+        self.data = DataDescription.of(self.images)
         before = _read(out, config)
         self.source = load_source(config.source, config.factory, self.data)
         if before is None:
-            found = evaluate_model(self.source, config.execution, self.data, data.validation)
+            found = evaluate_model(self.source, config.execution, self.data, self.images.validation)
             if config.factory is not None:
-                known = None if config.mean is None else report
-                check_normalization(self.source, config.source, config.execution, data, found, known)
+                known = None if config.mean is None else self.report
+                check_normalization(self.source, config.source, config.execution, self.images, found, known)
             size = sum(tensor.numel() * tensor.element_size() for tensor in self.source.state_dict().values())
-            about = config.source, config.factory or config.model, data.name, budget, count
+            about = config.source, config.factory or config.model, self.data.name, budget, count
             before = ShrinkRecord(*about, size, found.accuracy)
         elif (before.budget, before.count) != (budget, count):
             raise RunError(

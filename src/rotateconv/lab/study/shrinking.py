@@ -12,6 +12,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain
 from rotateconv.lab.run_config import Bits
+from rotateconv.lab.table import Table
 
 Count = Literal["onnx", "rcp"]
 """The file whose bytes count: the compact ONNX file or the packed one."""
@@ -205,13 +206,7 @@ def largest_bits(
 
 
 def best(trials: Sequence[Trial], budget: int, count: int | None = None) -> list[Trial]:
-    """Return the trials in the budget, the most accurate on the validation split first, the smaller of equal ones.
-
-    Args:
-        trials: Of any rungs.
-        budget: In bytes.
-        count: At most so many; None for all.
-    """
+    """Return the trials in the budget, the most accurate on the validation split first, the smaller of equal ones."""
     fitting = [t for t in trials if t.accuracy is not None and t.bytes is not None and t.bytes <= budget]
     return sorted(fitting, key=lambda t: (-(t.accuracy or 0.0), t.bytes or 0, -t.epochs))[:count]
 
@@ -245,12 +240,13 @@ def markdown(record: ShrinkRecord) -> str:
             f"{winner.validation_accuracy:.2f} % on the validation split, {winner.test_accuracy:.2f} % on the test "
             "split, which nothing else was evaluated on.",
         ]
-    lines += ["", "| candidate | training | bytes | validation accuracy % |", "| --- | --- | ---: | ---: |"]
+    rows = []
     for trial in record.trials:
         training = counted(trial.epochs, "epoch") if trial.epochs else "none"
         size = "-" if trial.bytes is None else f"{trial.bytes:,}"
-        lines.append(f"| {trial.candidate.name} | {training} | {size} | {result(trial, record.budget)} |")
-    return "\n".join([*lines, ""])
+        rows.append((trial.candidate.name, training, size, result(trial, record.budget)))
+    table = Table(("candidate", "training", "bytes", "validation accuracy %"), tuple(rows), 2)
+    return "\n".join([*lines, "", table.markdown(), ""])
 
 
 def result(trial: Trial, budget: int) -> str:

@@ -21,12 +21,7 @@ WARM_UP = 3  # steps before the capture: they make momentum, choose cuDNN's algo
 
 
 def choose_step(state: TrainingState, report: OnEvent) -> Compute:
-    """Return how the steps of a run are computed, after `cuda_graph`; report where it asks for what cannot be.
-
-    Args:
-        state: of the run, restored where it goes on.
-        report: gets the warnings.
-    """
+    """Return how the steps of a run are computed, after `cuda_graph`; report where it asks for what cannot be."""
     wanted = state.config.cuda_graph
     if wanted is False:
         return compute_step
@@ -57,9 +52,6 @@ class CapturedStep:
 
     Nothing is done twice or undone: what warms up are steps of the run, and a capture itself runs nothing. A model
     whose step does not let itself be captured is trained on eagerly.
-
-    Args:
-        report: gets a warning where the capture fails.
     """
 
     def __init__(self, report: OnEvent) -> None:

@@ -45,9 +45,6 @@ def load_run(run: str | Path) -> TrainedRun:
     The weights are the final ones; of a run that is not finished, those of its last whole checkpoint; in both
     cases the averaged ones where the run averages.
 
-    Args:
-        run: folder that `fit` wrote.
-
     Returns:
         The model is on the CPU, float32, in evaluation mode.
 

@@ -15,14 +15,7 @@ from rotateconv.lab.train.train_state import TrainingState, save_state
 
 
 class TrainingMonitor:
-    """Looks at the state after every step and every epoch.
-
-    Args:
-        state: of the run.
-        folder: of its checkpoints.
-        report: gets the events.
-        interrupts: whether somebody asked to stop.
-    """
+    """Looks at the state after every step and every epoch."""
 
     def __init__(self, state: TrainingState, folder: Path, report: OnEvent, interrupts: Interrupts) -> None:
         self.state, self.folder, self.report, self.interrupts = state, folder, report, interrupts

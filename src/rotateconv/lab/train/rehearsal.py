@@ -16,9 +16,6 @@ def rehearse(state: TrainingState) -> None:
 
     The run's own memory format, precision, quantization and processes; the fewest images that a batch will have.
 
-    Args:
-        state: of the run, before its first step.
-
     Raises:
         ConfigError: what the model does not do, and what may help.
     """

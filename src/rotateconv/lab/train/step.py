@@ -39,12 +39,7 @@ def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_sco
 
 
 def compute_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Do one optimizer step, with averages; return the sum of the losses and the number of correct answers.
-
-    Args:
-        state: whose optimizer has the learning rates of this step.
-        images, labels: the batch.
-    """
+    """Do one optimizer step, with averages; return the sum of the losses and the number of correct answers."""
     config, accelerator = state.config, state.accelerator
     teacher_scores = None
     if state.teacher is not None:

@@ -42,9 +42,6 @@ class Trackers:
 
     TensorBoard's files lie in RUN/tensorboard, wandb's in RUN/wandb, MLflow's in RUN/mlflow.db unless
     MLFLOW_TRACKING_URI says where, trackio's where trackio keeps all of its own. A run that goes on does so there too.
-
-    Args:
-        names: of `TRACKERS`.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

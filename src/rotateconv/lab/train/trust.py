@@ -38,12 +38,7 @@ def is_allowed(factory: str) -> bool:
 
 
 def check(factory: str, where: Path) -> None:
-    """Raise RunError unless the user has named a function that a file names.
-
-    Args:
-        factory: "package.module:function", as the file has it.
-        where: the file.
-    """
+    """Raise RunError unless the user has named a function that a file names."""
     if not is_allowed(factory):
         raise RunError(
             f"{where} wants to import and call {factory!r}, which runs that code: if it is yours, say so with "

@@ -13,11 +13,6 @@ _NAMED = 5  # mismatches that an error names
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
     """Put weights into a model; the names and shapes must be the model's.
 
-    Args:
-        model: changed in place.
-        weights: a state dict.
-        where: the weights come from, for the error.
-
     Raises:
         ConfigError: the first five names that are missing, unknown or of another shape, or values that are refused.
 

@@ -1,4 +1,4 @@
-"""docs/configuration.md and docs/commands.md, made from the declared keys and from the commands."""
+"""docs/configuration.md and docs/commands.md, made from the declared keys and from the commands: `make reference`."""
 
 import dataclasses
 import re
