@@ -110,7 +110,9 @@ def separable_form(layer: RotateConv2d) -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             x = x[:, inputs]
             depthwise = torch.stack(filters)[:, None]
-            x = nn.functional.conv2d(x, depthwise, None, layer.stride, layer.padding_cells, layer.dilation, len(inputs))
+            x = nn.functional.conv2d(
+                x, depthwise, None, layer.stride, layer.padding_pixels, layer.dilation, len(inputs)
+            )
             parts = x.split(fan, 1)
             return torch.cat(
                 [nn.functional.conv2d(p, w[:, :, None, None]) for p, w in zip(parts, weights, strict=True)], 1

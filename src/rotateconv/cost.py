@@ -237,7 +237,7 @@ def _cells(counts: Counts) -> list[str]:
 
 
 def _kernel_multiply_adds(layer: nn.Module) -> int:
-    """k³ products for the splats of k taps on k² cells, k³ multiply-adds to weigh them: 2k³ a line.
+    """k³ products for the splats of k taps on k² positions, k³ multiply-adds to weigh them: 2k³ a line.
 
     k² for an outer product; k² for each entry of a codebook to find the nearest, and as many for its multiple.
     """

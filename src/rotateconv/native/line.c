@@ -1,6 +1,6 @@
 /* line_kernel and its gradients for a CPU: plain C, called by ctypes; `rotateconv.kernels.fused` has the formulas.
  *
- * A block of slices at a time, [cell][slice] in memory, in loops over the slices that a compiler vectorizes. Every
+ * A block of slices at a time, [position][slice] in memory, in loops over the slices that a compiler vectorizes. Every
  * slice is computed by the same operations wherever it lies (-ffp-contract=off, no -ffast-math), so the numbers depend
  * neither on the order in memory nor on the threads, and NaN and infinity go where they go in the tensor operations.
  */
@@ -21,16 +21,16 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { VERSION = 2, LARGEST = 63, BLOCK = 64, CELLS = 8192, LINES = 768, MOST_THREADS = 64 };
+enum { VERSION = 2, LARGEST = 63, BLOCK = 64, POSITIONS = 8192, LINES = 768, MOST_THREADS = 64 };
 enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 }; /* of kernels in memory */
 
-/* One call. The slices are (rows, length); the kernels of a row lie step_slice and step_cell numbers apart. */
+/* One call. The slices are (rows, length); the kernels of a row lie step_slice and step_position numbers apart. */
 typedef struct Job {
   const void *weight, *angle; /* (rows, length, taps) and (rows, length), contiguous, float or double */
   void *kernel;               /* written in the forward pass, its gradient in the backward pass */
   void *grad_weight, *grad_angle; /* NULL where they are not asked for */
   double scale;                   /* of the gradient of the angle */
-  int64_t rows, length, step_row, step_slice, step_cell;
+  int64_t rows, length, step_row, step_slice, step_position;
   int size, taps, square, type;
   void (*run)(const struct Job *, int64_t first, int64_t last); /* in the rows, or in the length of a single row */
 } Job;
@@ -148,12 +148,12 @@ typedef struct Call {
 } Call;
 
 static Job make_job(const Call *call, const void *weight, const void *angle, void *kernel) {
-  int64_t cells = (int64_t)call->size * call->size;
+  int64_t positions = (int64_t)call->size * call->size;
   Job job = {.weight = weight, .angle = angle, .kernel = kernel, .scale = call->scale, .rows = call->rows,
              .length = call->length, .size = call->size, .taps = call->taps, .square = call->square, .type = call->type};
-  job.step_row = cells * job.length;
-  job.step_slice = call->last ? 1 : cells;
-  job.step_cell = call->last ? job.length : 1;
+  job.step_row = positions * job.length;
+  job.step_slice = call->last ? 1 : positions;
+  job.step_position = call->last ? job.length : 1;
   if (!call->last) { job.length *= job.rows; job.rows = 1; }
   return job;
 }

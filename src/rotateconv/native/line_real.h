@@ -1,6 +1,6 @@
 /* The kernels and gradients of a block of slices in one type, REAL; included by line.c once for each.
  *
- * Arrays are [row or cell or tap][slice], `step` numbers from one to the next; n slices of them are used.
+ * Arrays are [row or position or tap][slice], `step` numbers from one to the next; n slices of them are used.
  */
 
 INLINE REAL NAME(positive)(REAL x) { return x < 0 ? 0 : x; } /* max(x, 0) that keeps NaN */
@@ -42,8 +42,8 @@ INLINE void NAME(slopes)(const REAL *restrict place, int t, int size, REAL *rest
 }
 
 /* `_forward_3`: the tap 1 lies sin θ up and cos θ right. */
-INLINE void NAME(forward_3)(const REAL *restrict weight, int taps, const REAL *restrict angle, REAL *restrict cell, int n,
-                            int step) {
+INLINE void NAME(forward_3)(const REAL *restrict weight, int taps, const REAL *restrict angle, REAL *restrict kernel,
+                            int n, int step) {
   REAL sin_x[BLOCK], cos_x[BLOCK];
   NAME(sincos)(angle, sin_x, cos_x, n);
   for (int i = 0; i < n; i++) {
@@ -53,25 +53,26 @@ INLINE void NAME(forward_3)(const REAL *restrict weight, int taps, const REAL *r
     REAL down = up - sin_x[i], left = right - cos_x[i], level = 1 - (up + down), mid = 1 - (right + left);
     REAL tap_left = tap * left, tap_mid = tap * mid, tap_right = tap * right;
     REAL other_left = other * left, other_mid = other * mid, other_right = other * right;
-    cell[i] = tap_left * up + other_right * down;
-    cell[step + i] = tap_mid * up + other_mid * down;
-    cell[2 * step + i] = tap_right * up + other_left * down;
-    cell[3 * step + i] = (tap_left + other_right) * level;
-    cell[4 * step + i] = (tap_mid + other_mid) * level + center;
-    cell[5 * step + i] = (tap_right + other_left) * level;
-    cell[6 * step + i] = tap_left * down + other_right * up;
-    cell[7 * step + i] = tap_mid * down + other_mid * up;
-    cell[8 * step + i] = tap_right * down + other_left * up;
+    kernel[i] = tap_left * up + other_right * down;
+    kernel[step + i] = tap_mid * up + other_mid * down;
+    kernel[2 * step + i] = tap_right * up + other_left * down;
+    kernel[3 * step + i] = (tap_left + other_right) * level;
+    kernel[4 * step + i] = (tap_mid + other_mid) * level + center;
+    kernel[5 * step + i] = (tap_right + other_left) * level;
+    kernel[6 * step + i] = tap_left * down + other_right * up;
+    kernel[7 * step + i] = tap_mid * down + other_mid * up;
+    kernel[8 * step + i] = tap_right * down + other_left * up;
   }
 }
 
-/* `_backward_3`: cell holds the gradient of the kernel; by even and odd parts, rows first. */
-INLINE void NAME(backward_3)(const REAL *restrict weight, int taps, const REAL *restrict angle, const REAL *restrict cell,
-                             REAL scale, REAL *restrict grad_weight, REAL *restrict grad_angle, int n, int step) {
+/* `_backward_3`: kernel holds the gradient of the kernel; by even and odd parts, rows first. */
+INLINE void NAME(backward_3)(const REAL *restrict weight, int taps, const REAL *restrict angle,
+                             const REAL *restrict kernel, REAL scale, REAL *restrict grad_weight,
+                             REAL *restrict grad_angle, int n, int step) {
   REAL sin_x[BLOCK], cos_x[BLOCK], even_[BLOCK], odd_[BLOCK];
   NAME(sincos)(angle, sin_x, cos_x, n);
   for (int i = 0; i < n; i++) {
-    const REAL *g = cell + i;
+    const REAL *g = kernel + i;
     REAL other = weight[i * taps], tap = weight[i * taps + taps - 1];
     REAL s = NAME(on_axis)(sin_x[i]), c = NAME(on_axis)(cos_x[i]);
     REAL height = NAME(size_of)(s), width = NAME(size_of)(c);
@@ -95,18 +96,18 @@ INLINE void NAME(backward_3)(const REAL *restrict weight, int taps, const REAL *
   }
   if (!grad_weight) return;
   if (taps == 1)
-    for (int i = 0; i < n; i++) grad_weight[i] = even_[i] + even_[i] + cell[4 * step + i];
+    for (int i = 0; i < n; i++) grad_weight[i] = even_[i] + even_[i] + kernel[4 * step + i];
   else
     for (int i = 0; i < n; i++) {
       grad_weight[3 * i] = even_[i] - odd_[i];
-      grad_weight[3 * i + 1] = cell[4 * step + i];
+      grad_weight[3 * i + 1] = kernel[4 * step + i];
       grad_weight[3 * i + 2] = even_[i] + odd_[i];
     }
 }
 
 /* `_forward`: the taps t and -t have the same splat, turned by half a turn. */
 INLINE void NAME(forward_any)(const REAL *restrict weight, int taps, const REAL *restrict angle, int square, int size,
-                              REAL *restrict cell, int n, int step) {
+                              REAL *restrict kernel, int n, int step) {
   REAL row[BLOCK], col[BLOCK], tap[LINES], rows[LINES], cols[LINES];
   int half = size / 2, end = size - 1;
   NAME(sincos)(angle, row, col, n);
@@ -118,7 +119,7 @@ INLINE void NAME(forward_any)(const REAL *restrict weight, int taps, const REAL 
     const REAL *mine = tap + (half + t) * step, *others = tap + (half - t) * step;
     for (int r = 0; r < size; r++)
       for (int c = 0; c < size; c++) {
-        REAL *out = cell + (r * size + c) * step;
+        REAL *out = kernel + (r * size + c) * step;
         const REAL *at_row = rows + r * step, *at_col = cols + c * step;
         const REAL *far_row = rows + (end - r) * step, *far_col = cols + (end - c) * step;
         for (int i = 0; i < n; i++) {
@@ -127,12 +128,12 @@ INLINE void NAME(forward_any)(const REAL *restrict weight, int taps, const REAL 
         }
       }
   }
-  for (int i = 0; i < n; i++) cell[(half * size + half) * step + i] += tap[half * step + i];
+  for (int i = 0; i < n; i++) kernel[(half * size + half) * step + i] += tap[half * step + i];
 }
 
 /* `_backward`. */
 INLINE void NAME(backward_any)(const REAL *restrict weight, int taps, const REAL *restrict angle, int square, int size,
-                               const REAL *restrict cell, REAL scale, REAL *restrict grad_weight,
+                               const REAL *restrict kernel, REAL scale, REAL *restrict grad_weight,
                                REAL *restrict grad_angle, int n, int step) {
   REAL row[BLOCK], col[BLOCK], row_speed[BLOCK], col_speed[BLOCK], grad_row[BLOCK], grad_col[BLOCK];
   REAL tap[LINES], rows[LINES], cols[LINES], row_slopes[LINES], col_slopes[LINES], grad_tap[LINES];
@@ -155,7 +156,7 @@ INLINE void NAME(backward_any)(const REAL *restrict weight, int taps, const REAL
     row[i] = NAME(on_axis)(row[i]);
     col[i] = NAME(on_axis)(col[i]);
     grad_row[i] = grad_col[i] = 0;
-    grad_tap[half * step + i] = cell[(half * size + half) * step + i];
+    grad_tap[half * step + i] = kernel[(half * size + half) * step + i];
   }
   NAME(load_taps)(weight, size, taps, tap, n, step);
   for (int t = 1; t <= half; t++) {
@@ -168,7 +169,7 @@ INLINE void NAME(backward_any)(const REAL *restrict weight, int taps, const REAL
     for (int i = 0; i < n; i++) to_mine[i] = to_others[i] = 0;
     for (int r = 0; r < size; r++)
       for (int c = 0; c < size; c++) {
-        const REAL *grad = cell + (r * size + c) * step, *reversed = cell + ((end - r) * size + end - c) * step;
+        const REAL *grad = kernel + (r * size + c) * step, *reversed = kernel + ((end - r) * size + end - c) * step;
         const REAL *at_row = rows + r * step, *at_col = cols + c * step;
         const REAL *row_slope = row_slopes + r * step, *col_slope = col_slopes + c * step;
         for (int i = 0; i < n; i++) {
@@ -191,31 +192,32 @@ INLINE void NAME(backward_any)(const REAL *restrict weight, int taps, const REAL
     }
 }
 
-#define STORE(type, convert)                                                                       \
-  {                                                                                                \
-    type *to = (type *)job->kernel + at;                                                           \
-    if (job->step_slice == 1)                                                                      \
-      for (int j = 0; j < cells; j++)                                                              \
-        for (int i = 0; i < n; i++) to[j * job->step_cell + i] = (type)convert(cell[j * step + i]); \
-    else                                                                                           \
-      for (int i = 0; i < n; i++)                                                                  \
-        for (int j = 0; j < cells; j++) to[i * cells + j] = (type)convert(cell[j * step + i]);     \
+#define STORE(type, convert)                                                                              \
+  {                                                                                                       \
+    type *to = (type *)job->kernel + at;                                                                  \
+    if (job->step_slice == 1)                                                                             \
+      for (int j = 0; j < positions; j++)                                                                 \
+        for (int i = 0; i < n; i++) to[j * job->step_position + i] = (type)convert(kernel[j * step + i]); \
+    else                                                                                                  \
+      for (int i = 0; i < n; i++)                                                                         \
+        for (int j = 0; j < positions; j++) to[i * positions + j] = (type)convert(kernel[j * step + i]);  \
   }
 
-#define LOAD(type, convert)                                                                              \
-  {                                                                                                      \
-    const type *from = (const type *)job->kernel + at;                                                   \
-    if (job->step_slice == 1)                                                                            \
-      for (int j = 0; j < cells; j++)                                                                    \
-        for (int i = 0; i < n; i++) cell[j * step + i] = (REAL)convert(from[j * job->step_cell + i]);    \
-    else                                                                                                 \
-      for (int i = 0; i < n; i++)                                                                        \
-        for (int j = 0; j < cells; j++) cell[j * step + i] = (REAL)convert(from[i * cells + j]);         \
+#define LOAD(type, convert)                                                                                 \
+  {                                                                                                         \
+    const type *from = (const type *)job->kernel + at;                                                      \
+    if (job->step_slice == 1)                                                                               \
+      for (int j = 0; j < positions; j++)                                                                   \
+        for (int i = 0; i < n; i++) kernel[j * step + i] = (REAL)convert(from[j * job->step_position + i]); \
+    else                                                                                                    \
+      for (int i = 0; i < n; i++)                                                                           \
+        for (int j = 0; j < positions; j++) kernel[j * step + i] = (REAL)convert(from[i * positions + j]);  \
   }
 
-/* Between cells and the kernels in memory, which begin at the number `at`. Functions of their own: inlined everywhere, the
- * compiler takes five times as long. */
-CLONED static void NAME(store)(const Job *job, const REAL *restrict cell, int64_t at, int cells, int n, int step) {
+/* Between positions and the kernels in memory, which begin at the number `at`. Functions of their own: inlined
+ * everywhere, the compiler takes five times as long. */
+CLONED static void NAME(store)(const Job *job, const REAL *restrict kernel, int64_t at, int positions, int n,
+                               int step) {
   switch (job->type) {
     case FLOAT32: STORE(float, ) break;
     case FLOAT64: STORE(double, ) break;
@@ -224,7 +226,7 @@ CLONED static void NAME(store)(const Job *job, const REAL *restrict cell, int64_
   }
 }
 
-CLONED static void NAME(load)(const Job *job, REAL *restrict cell, int64_t at, int cells, int n, int step) {
+CLONED static void NAME(load)(const Job *job, REAL *restrict kernel, int64_t at, int positions, int n, int step) {
   switch (job->type) {
     case FLOAT32: LOAD(float, ) break;
     case FLOAT64: LOAD(double, ) break;
@@ -236,8 +238,9 @@ CLONED static void NAME(load)(const Job *job, REAL *restrict cell, int64_t at, i
 #undef LOAD
 
 INLINE void NAME(blocks)(const Job *job, int64_t first, int64_t last, int backward, int size, int closed) {
-  REAL cell[CELLS];
-  int cells = size * size, step = CELLS / cells < BLOCK ? CELLS / cells : BLOCK, taps = job->taps == 1 ? 1 : size;
+  REAL kernel[POSITIONS];
+  int positions = size * size, step = POSITIONS / positions < BLOCK ? POSITIONS / positions : BLOCK;
+  int taps = job->taps == 1 ? 1 : size;
   int64_t row = job->rows == 1 ? 0 : first, end_row = job->rows == 1 ? 1 : last;
   int64_t from = job->rows == 1 ? first : 0, to = job->rows == 1 ? last : job->length;
   REAL scale = (REAL)job->scale;
@@ -247,16 +250,16 @@ INLINE void NAME(blocks)(const Job *job, int64_t first, int64_t last, int backwa
       int64_t slice = row * job->length + i, at = row * job->step_row + i * job->step_slice;
       const REAL *weight = (const REAL *)job->weight + slice * taps, *angle = (const REAL *)job->angle + slice;
       if (!backward) {
-        if (closed) NAME(forward_3)(weight, taps, angle, cell, n, step);
-        else NAME(forward_any)(weight, taps, angle, job->square, size, cell, n, step);
-        NAME(store)(job, cell, at, cells, n, step);
+        if (closed) NAME(forward_3)(weight, taps, angle, kernel, n, step);
+        else NAME(forward_any)(weight, taps, angle, job->square, size, kernel, n, step);
+        NAME(store)(job, kernel, at, positions, n, step);
         continue;
       }
       REAL *grad_weight = job->grad_weight ? (REAL *)job->grad_weight + slice * taps : NULL;
       REAL *grad_angle = job->grad_angle ? (REAL *)job->grad_angle + slice : NULL;
-      NAME(load)(job, cell, at, cells, n, step);
-      if (closed) NAME(backward_3)(weight, taps, angle, cell, scale, grad_weight, grad_angle, n, step);
-      else NAME(backward_any)(weight, taps, angle, job->square, size, cell, scale, grad_weight, grad_angle, n, step);
+      NAME(load)(job, kernel, at, positions, n, step);
+      if (closed) NAME(backward_3)(weight, taps, angle, kernel, scale, grad_weight, grad_angle, n, step);
+      else NAME(backward_any)(weight, taps, angle, job->square, size, kernel, scale, grad_weight, grad_angle, n, step);
     }
 }
 

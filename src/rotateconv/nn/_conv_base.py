@@ -20,7 +20,7 @@ class ConvBase(nn.Module):
 
     Attributes:
         padding: As it was given, "same" and "valid" too.
-        padding_cells: (height, width) of the padding on each side.
+        padding_pixels: (height, width) of the padding on each side.
 
     Raises:
         ValueError: If nn.Conv2d could not be built so, or the kernel is not square and odd.
@@ -52,8 +52,8 @@ class ConvBase(nn.Module):
         self.kernel_size = (size, size)
         self.stride = arguments.pair("stride", stride, least=1)
         self.dilation = arguments.pair("dilation", dilation, least=1)
-        self.padding_cells = arguments.padding_pair(padding, size, self.stride, self.dilation)
-        self.padding = padding if isinstance(padding, str) else self.padding_cells
+        self.padding_pixels = arguments.padding_pair(padding, size, self.stride, self.dilation)
+        self.padding = padding if isinstance(padding, str) else self.padding_pixels
         self.padding_mode = padding_mode
 
     def kernel(self) -> Tensor:
@@ -125,8 +125,8 @@ class ConvBase(nn.Module):
     def _padded(self, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The input with the padding that F.conv2d does not know, and the zeros that are left for it to add."""
         if self.padding_mode == "zeros":
-            return input, self.padding_cells
-        height, width = self.padding_cells
+            return input, self.padding_pixels
+        height, width = self.padding_pixels
         padded = F.pad(input, (width, width, height, height), mode=self.padding_mode)
         return in_layout(padded, is_channels_last(input)), (0, 0)  # "circular" loses the layout
 

@@ -237,7 +237,7 @@ class RotateConv2d(ConvBase):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        padding = self.padding_cells
+        padding = self.padding_pixels
         if self.padding_mode != "zeros":
             input, padding = self._padded(input)
         if self.config.angle_groups is not None and self.config.is_separable and self.groups == 1:

@@ -140,7 +140,7 @@ class LowRankConv2d(nn.Module):
     ) -> None:
         super().__init__()
         base = ConvBase(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dtype)
-        size, (rows, columns) = base.kernel_size[0], base.padding_cells
+        size, (rows, columns) = base.kernel_size[0], base.padding_pixels
         self.groups, self.kernel_size = groups, base.kernel_size
         fan, outputs = in_channels // groups, out_channels // groups
         self.rank = max(1, round(arguments.positive("numbers", numbers) * fan * outputs / (size * (fan + outputs))))

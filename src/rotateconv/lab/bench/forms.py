@@ -222,7 +222,7 @@ def _check_layer(name: str, layer: RotateConv2d, images: Tensor, dtype: str) -> 
     parameters = dict(layer.named_parameters())
     images = images.detach().requires_grad_()
     plain = _plain_kernel(layer)
-    expected = F.conv2d(images, plain, layer.bias, layer.stride, layer.padding_cells, layer.dilation, layer.groups)
+    expected = F.conv2d(images, plain, layer.bias, layer.stride, layer.padding_pixels, layer.dilation, layer.groups)
     with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
         found = layer(images)
     grad = torch.randn_like(expected)

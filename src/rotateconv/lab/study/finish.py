@@ -1,14 +1,12 @@
 """The same last step for every model: from its trained float weights to few bits, with any model as the teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig, changed
-from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.run_config import FINISHED_KEYS, Bits
 from rotateconv.lab.study.convert_run import fine_tuning
 from rotateconv.lab.train.events import OnEvent
@@ -58,7 +56,7 @@ def finish(
     dense_bits: int = 8,
     teacher: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
-    data: ImageData | Callable[[ImageSource], ImageData] = load_images,
+    data: ImageData | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_event: OnEvent | None = None,

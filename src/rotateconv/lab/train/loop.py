@@ -141,7 +141,7 @@ def fit(
     config: RunConfig,
     out: str | Path,
     *,
-    data: ImageData | Callable[[ImageSource], ImageData] = load_images,
+    data: ImageData | Callable[[ImageSource], ImageData] | None = None,
     start: StartingPoint | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -156,8 +156,8 @@ def fit(
     Args:
         config: of the run.
         out: the run folder.
-        data: the images, where they are loaded already, or what loads those that the configuration names; under
-            `torchrun` the first process of a machine does so first.
+        data: the images, where they are loaded already, or what loads those that the configuration names; None for
+            `load_images`. Under `torchrun` the first process of a machine loads before the others.
         start: models that are loaded already, in place of the configuration's source and teacher; of a run that is
             resumed, not read.
         resume: go on with the run in `out`; on the CPU bit for bit like a run that was never interrupted. A
@@ -188,7 +188,7 @@ def train(
     config: RunConfig,
     out: str | Path,
     *,
-    data: ImageData | Callable[[ImageSource], ImageData],
+    data: ImageData | Callable[[ImageSource], ImageData] | None,
     start: StartingPoint | None = None,
     begun: Path | None = None,
     resume: bool = False,
@@ -226,7 +226,7 @@ def train(
         images = data
     else:
         with accelerator.local_main_process_first():  # else all would fetch, or decode, the same files
-            images = data(config.images)
+            images = (data or load_images)(config.images)
     with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
         report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
         if resume:
