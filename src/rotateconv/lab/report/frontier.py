@@ -120,7 +120,7 @@ def points_table(points: Sequence[Point]) -> Table:
             (
                 *(point.family, group.label, point.bits, number(point.packed), number(point.compact)),
                 *(spread(point.accuracy), spread(group.validation), str(point.accuracy.n)),
-                *(multiply_adds(group) or "-", f"{minutes:.0f}"),
+                *(multiply_adds(group, 1) or "-", f"{minutes:.0f}"),
             )
         )
     head = ("family", "layers", "bits", "packed bytes", "compact ONNX", "test accuracy %", "validation accuracy %")

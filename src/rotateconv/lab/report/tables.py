@@ -55,10 +55,10 @@ def count(group: Group) -> str:
     return f"{len(group.runs)}" if not group.failed else f"{len(group.runs)} of {len(group.runs) + len(group.failed)}"
 
 
-def multiply_adds(group: Group) -> str | None:
+def multiply_adds(group: Group, digits: int = 2) -> str | None:
     """Return the multiply-adds of an image, or None."""
     found = group.runs[0].result.multiply_adds if group.runs else None
-    return None if found is None else f"{found / 1e6:,.2f} M"
+    return None if found is None else f"{found / 1e6:,.{digits}f} M"
 
 
 def _seconds(group: Group, groups: Sequence[Group]) -> str | None:
