@@ -30,7 +30,7 @@ def factor(step: int, total_steps: int, course: Optimization) -> float:
         course: `schedule`, `warmup`, `milestones` and `gamma` are read.
 
     Example:
-        >>> from rotateconv.lab.parts import Optimization
+        >>> from rotateconv.lab.config import RunConfig
         >>> [round(factor(step, 8, RunConfig(schedule="steps").optimization), 3) for step in range(8)]
         [1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
     """
