@@ -12,12 +12,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def param_groups(
-    model: nn.Module,
-    lr: float,
-    weight_decay: float,
-    angle_lr_scale: float = 1.0,
-    *,
-    angle_weight_decay: float = 0.0,
+    model: nn.Module, lr: float, weight_decay: float, angle_lr_scale: float = 1.0, *, angle_weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Every trainable parameter once, in the groups that an optimizer of torch.optim takes.
 

@@ -244,12 +244,7 @@ _STEM, _DEPTHWISE = "the stem", "depthwise"
 _Reasons = dict[tuple[str, nn.Conv2d], str | None]
 
 
-def _reasons(
-    model: nn.Module,
-    where: Filter | None,
-    config: RotateConfig,
-    needs_values: bool,
-) -> _Reasons:
+def _reasons(model: nn.Module, where: Filter | None, config: RotateConfig, needs_values: bool) -> _Reasons:
     """Every convolution of the model, with the reason to leave it, or None to convert it."""
     stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 

@@ -194,13 +194,7 @@ class _Sums:
 
 
 def _observe(
-    model: nn.Module,
-    original: nn.Module,
-    layer: RotateConv2d,
-    source: nn.Conv2d,
-    calls: int,
-    data: Data,
-    batches: int,
+    model: nn.Module, original: nn.Module, layer: RotateConv2d, source: nn.Conv2d, calls: int, data: Data, batches: int
 ) -> _Sums:
     """Run images through both models up to a layer and its convolution, and sum up what the fit needs."""
     sums = _Sums(layer)

@@ -20,11 +20,6 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def model_label(config: RunConfig) -> str:
-    """Return what a configuration's architecture is called: its name, or the function that builds the user's own."""
-    return config.factory if config.factory is not None else config.model
-
-
 def layers_label(config: RunConfig) -> str:
     """Return what the layers of its model are called: a key of `CONVS`, or the taps that a trained model got.
 
@@ -47,7 +42,7 @@ def model_name(config: RunConfig) -> str:
         'resnet20, rotate2p, trained with 4-bit weights'
     """
     bits = "" if config.bits is None else f", trained with {config.bits.weight}-bit weights"
-    return f"{model_label(config)}, {layers_label(config)}{bits}"
+    return f"{config.factory or config.model}, {layers_label(config)}{bits}"
 
 
 def packed_name(description: "PackedDescription") -> str:
@@ -67,7 +62,7 @@ def run_name(config: RunConfig) -> str:
         >>> run_name(RunConfig(conv="conv3x3", width=0.5, seed=2)), run_name(RunConfig(convert_taps="free"))
         ('resnet20-conv3x3-w0.5-seed2', 'resnet20-free-taps-seed0')
     """
-    model = re.sub(r"\W+", "-", model_label(config))
+    model = re.sub(r"\W+", "-", config.factory or config.model)
     layers = layers_label(dataclasses.replace(config, width=1.0)).replace(" ", "-")
     width = "" if config.width == 1 else f"-w{config.width:g}"
     return f"{model}-{layers}{width}-seed{config.seed}"

@@ -85,12 +85,7 @@ def build_model(
 
 
 def equal_size_width(
-    name: str,
-    parameters: int,
-    *,
-    conv: str | Convolution = "conv3x3",
-    num_classes: int = 10,
-    in_channels: int = 3,
+    name: str, parameters: int, *, conv: str | Convolution = "conv3x3", num_classes: int = 10, in_channels: int = 3
 ) -> float:
     """The width at which a model comes nearest to a number of parameters: the baseline of equal size.
 

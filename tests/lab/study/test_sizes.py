@@ -13,7 +13,7 @@ from rotateconv.errors import RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.naming import layers_label, model_label
+from rotateconv.lab.naming import layers_label
 from rotateconv.lab.report.comparison import write_sizes
 from rotateconv.lab.report.tables import sizes_table
 from rotateconv.lab.study.sizes import (
@@ -91,7 +91,7 @@ def test_a_model_is_called_as_before_in_another_way(config: dict[str, Any]) -> N
     old = found.factory or f"{found.model} with {found.conv}"
     old += "" if found.width == 1 else f" of width {found.width:g}"
     old += "" if found.convert_taps is None else f", converted to {found.convert_taps} taps"
-    now = f"{model_label(found)}, {layers_label(found)}"
+    now = f"{found.factory or found.model}, {layers_label(found)}"
     assert current_label(old) == current_label(now) == now
 
 

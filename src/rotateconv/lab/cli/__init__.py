@@ -51,26 +51,11 @@ app = App(
         allow_repeating=True,  # the last one wins, as after an alias of the user's shell
     ),
 )
-for _place, _file in enumerate(
-    (
-        train,
-        compare,
-        search,
-        evaluate,
-        predict,
-        convert,
-        finish,
-        shrink,
-        pack,
-        unpack,
-        export,
-        info,
-        report,
-        record,
-        analyse,
-        bench,
-    )
-):
+_COMMANDS = (
+    *(train, compare, search, evaluate, predict, convert, finish, shrink),
+    *(pack, unpack, export, info, report, record, analyse, bench),
+)
+for _place, _file in enumerate(_COMMANDS):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
     if _file in (train, compare, search, evaluate, convert, finish, shrink, pack, export, info, analyse):
         _command = opens_runs(_command)

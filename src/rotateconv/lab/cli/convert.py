@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
-    (
-        "Your own model and its weights:",
-        "rotateconv convert net.pt --model mine:net --data folder --data-dir photos",
-    ),
+    ("Your own model and its weights:", "rotateconv convert net.pt --model mine:net --data folder --data-dir photos"),
     ("To few bits at once:", "rotateconv convert runs/dense --taps free --qat --out runs/small"),
     ("Layer by layer, in three stages:", "rotateconv convert runs/dense --stages 3 --epochs 6"),
 )

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),
-    (
-        "Other images of the same classes:",
-        "rotateconv evaluate runs/cifar10 --data folder --data-dir photos",
-    ),
+    ("Other images of the same classes:", "rotateconv evaluate runs/cifar10 --data folder --data-dir photos"),
     ("A file, which does not say what it was trained on:", "rotateconv evaluate digits.rcp --data digits"),
 )
 _LARGEST = 20  # classes whose confusion fits a page

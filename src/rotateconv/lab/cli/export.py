@@ -13,10 +13,7 @@ EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),
     ("A small file that decodes itself:", "rotateconv export runs/digits --to onnx --compact --out digits.onnx"),
     ("A program of torch.export:", "rotateconv export runs/digits --to torch-export --out digits.pt2"),
-    (
-        "A folder for the Hugging Face Hub:",
-        "rotateconv export runs/digits --to hub --out digits",
-    ),
+    ("A folder for the Hugging Face Hub:", "rotateconv export runs/digits --to hub --out digits"),
     ("A packed file:", "rotateconv export digits.rotateconv --to onnx --out digits.onnx"),
 )
 

@@ -31,21 +31,8 @@ RUN, STUDY, MODEL, CONVERSION = (_GROUPS[title] for title in ("Run", "Study", "M
 # What a help page lists of the keys; all are options, in docs/configuration.md.
 _COMMON = (
     *("recipe", "model", "conv", "width", "data", "data_dir", "image_size", "svhn_extra", "skip_bad_images"),
-    *(
-        "lr",
-        "epochs",
-        "batch_size",
-        "seed",
-        "teacher",
-        "qat",
-        "weight_bits",
-        "angle_bits",
-        "weight_levels",
-        "profile_bits",
-        "precision",
-        "compile",
-    ),
-    "cuda_graph",
+    *("lr", "epochs", "batch_size", "seed", "teacher", "qat", "weight_bits", "angle_bits", "weight_levels"),
+    *("profile_bits", "precision", "compile", "cuda_graph"),
 )
 _BOTH = {  # spellings of one key, accepted wherever one of them is
     "model": ("--model", "--models"),

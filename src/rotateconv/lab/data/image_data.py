@@ -101,13 +101,7 @@ def check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) -
 
 
 def build_data(
-    name: str,
-    classes: tuple[str, ...],
-    train: Split,
-    test: Split,
-    *,
-    flip: bool,
-    most_validation: int | None = None,
+    name: str, classes: tuple[str, ...], train: Split, test: Split, *, flip: bool, most_validation: int | None = None
 ) -> ImageData:
     """Hold a validation split out of `train` and measure the constants on what is left.
 

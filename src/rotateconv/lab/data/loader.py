@@ -165,12 +165,7 @@ class Batches:
         else:
             mirrored = torch.randint(0, 2, (samples,), generator=generator) == 1
         # Once an epoch, so that no batch has to wait for a copy.
-        return (
-            order.to(self._labels.device),
-            top.to(self.device),
-            left.to(self.device),
-            mirrored.to(self.device),
-        )
+        return (order.to(self._labels.device), top.to(self.device), left.to(self.device), mirrored.to(self.device))
 
     def _share(self, order: Tensor, batch: int) -> Tensor:
         """The samples of this process in one batch."""

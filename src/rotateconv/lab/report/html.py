@@ -120,10 +120,7 @@ def _curves(details: RunDetails) -> str:
     charts = [
         line_chart(
             "accuracy, %",
-            [
-                Series("training", curves.train_accuracy, blue),
-                Series("validation", curves.validation_accuracy, orange),
-            ],
+            [Series("training", curves.train_accuracy, blue), Series("validation", curves.validation_accuracy, orange)],
         ),
         line_chart(
             "loss",

@@ -12,7 +12,7 @@ from typing import Any
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import PRESETS, RunConfig
-from rotateconv.lab.naming import layers_label, model_label
+from rotateconv.lab.naming import layers_label
 from rotateconv.lab.study.plan import BASELINE
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.models import CONVS
@@ -74,8 +74,8 @@ class Group:
 
     @property
     def model(self) -> str:
-        """What its architecture is called."""
-        return model_label(self.config)
+        """What its architecture is called: its name, or the function that builds the user's own."""
+        return self.config.factory or self.config.model
 
     @property
     def label(self) -> str:

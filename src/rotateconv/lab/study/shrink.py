@@ -54,14 +54,7 @@ from rotateconv.lab.train.events import ignore
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import convert_source, load_packed_file, load_source
-from rotateconv.lab.train.run_folder import (
-    INITIAL,
-    disk_errors,
-    read_json,
-    read_records,
-    write_bytes,
-    write_json,
-)
+from rotateconv.lab.train.run_folder import INITIAL, disk_errors, read_json, read_records, write_bytes, write_json
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.quantize import quantize

@@ -238,7 +238,7 @@ def markdown(record: ShrinkRecord) -> str:
         lines += [
             f"Written: {winner.name}, {onnx}model.rcp of {winner.packed_bytes:,} bytes; "
             f"{winner.validation_accuracy:.2f} % on the validation split, {winner.test_accuracy:.2f} % on the test "
-            "split, which nothing else was evaluated on.",
+            "split, which nothing else was evaluated on."
         ]
     rows = []
     for trial in record.trials:

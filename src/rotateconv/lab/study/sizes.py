@@ -15,7 +15,7 @@ from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.naming import layers_label, model_label
+from rotateconv.lab.naming import layers_label
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
@@ -270,4 +270,4 @@ def _measure(
 
 def _label(config: RunConfig) -> str:
     """Return what rows are told apart by: the model, and whether it was converted."""
-    return f"{model_label(config)}, {layers_label(config)}"
+    return f"{config.factory or config.model}, {layers_label(config)}"

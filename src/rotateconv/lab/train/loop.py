@@ -64,16 +64,7 @@ from rotateconv.lab.train.train_state import (
     start_accelerator,
 )
 
-__all__ = [
-    "DivergedError",
-    "OnEvent",
-    "RunInterrupted",
-    "fit",
-    "train",
-    "train_epoch",
-    "train_step",
-    "training_loss",
-]
+__all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train", "train_epoch", "train_step", "training_loss"]
 
 
 def train_step(state: TrainingState, images: Tensor, labels: Tensor, compute: Compute = compute_step) -> None:

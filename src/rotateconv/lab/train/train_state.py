@@ -176,31 +176,27 @@ def build_state(
         ValueError: the configuration asks for what the model, the data or the teacher cannot do.
     """
     data = DataDescription.of(images)
-    processes = accelerator.num_processes
-    if config.batch_size % processes:
+    if config.batch_size % accelerator.num_processes:
+        processes = accelerator.num_processes
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
     torch.manual_seed(config.seed)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = initial_model(config, data, run, images.train) if start is None else start.model.train()
     if config.factory is not None:
         check_takes(model, data, config.factory)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(accelerator.device).to(memory_format=layout)
     if config.prune:
         prune_smallest(model, config.prune)
-    average = None
-    if config.ema_decay is not None:
-        average = RunningAverage(model, config.ema_decay)
+    average = None if config.ema_decay is None else RunningAverage(model, config.ema_decay)
     teacher = None
     if config.teacher is not None:
         given = None if start is None else start.teacher
         teacher = given if given is not None else load_source(config.teacher, config.factory, data)
-        teacher = teacher.eval().requires_grad_(False)
-        teacher = teacher.to(accelerator.device).to(memory_format=layout)
+        teacher = teacher.eval().requires_grad_(False).to(accelerator.device).to(memory_format=layout)
     qat = None
     if config.bits is not None:
         assert config.qat_scales is not None
-        bits = config.bits
-        qat = QuantizedTraining(model, **bits.arguments, scales=config.qat_scales)
+        qat = QuantizedTraining(model, **config.bits.arguments, scales=config.qat_scales)
     learned = [] if qat is None else list(qat.scales.values())
     average_scales = None
     if config.ema_decay is not None and learned:
@@ -210,25 +206,6 @@ def build_state(
     if config.compile:
         model.compile()
     torch.manual_seed(config.seed + accelerator.process_index)  # each process drops other units
-
-    def batches(split: Split, *, train: bool) -> Batches:
-        return Batches(
-            split,
-            config.batch_size // processes,
-            mean=data.mean,
-            std=data.std,
-            augment=config.augment if train else "none",
-            flip=data.flip and train,
-            shuffle=train,
-            # A process without a single image of the last batch could not normalise it.
-            drop_last=train and len(split) % config.batch_size < processes,
-            seed=config.seed,
-            rank=accelerator.process_index,
-            world_size=processes,
-            device=accelerator.device,
-            channels_last=config.channels_last,
-        )
-
     train = images.train
     if not config.validation:
         parts = (images.train, images.validation)
@@ -245,11 +222,34 @@ def build_state(
         teacher=teacher,
         qat=qat,
         train=train,
-        batches=batches(train, train=True),
-        validation=batches(images.validation, train=False) if config.validation else None,
-        test=batches(images.test, train=False),
+        batches=_batches(config, accelerator, data, train, train=True),
+        validation=_batches(config, accelerator, data, images.validation) if config.validation else None,
+        test=_batches(config, accelerator, data, images.test),
         start_angles=start_angles,
         infinite=frozenset(name for name, tensor in model.state_dict().items() if not _finite(tensor)),
+    )
+
+
+def _batches(
+    config: RunConfig, accelerator: Accelerator, data: DataDescription, split: Split, *, train: bool = False
+) -> Batches:
+    """Return the part of a split that is this process's, in batches: as it is, or as it is trained on."""
+    size = config.batch_size // accelerator.num_processes
+    return Batches(
+        split,
+        size,
+        mean=data.mean,
+        std=data.std,
+        augment=config.augment if train else "none",
+        flip=data.flip and train,
+        shuffle=train,
+        # A process without a single image of the last batch could not normalise it.
+        drop_last=train and len(split) % config.batch_size < accelerator.num_processes,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+        channels_last=config.channels_last,
     )
 
 
