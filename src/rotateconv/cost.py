@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv._text_table import text_table
-from rotateconv.errors import InputError
+from rotateconv.errors import InputError, first_line
 from rotateconv.nn import arguments
 from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.codebook import CodebookConv2d
@@ -133,8 +133,7 @@ def cost(model: nn.Module, input_size: tuple[int, int, int]) -> ModelCost:
         multiply_adds = _count(meta, torch.empty(1, channels, height, width, device="meta", dtype=dtype))
         unknown = None
     except Exception as error:  # whatever a forward pass raises that needs values
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        multiply_adds, unknown = None, f"the model does not run on the meta device ({message})"
+        multiply_adds, unknown = None, f"the model does not run on the meta device ({first_line(error)})"
 
     seen: set[Tensor] = set()
     rows = []

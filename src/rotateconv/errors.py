@@ -65,6 +65,11 @@ class BenchError(RotateConvError, RuntimeError):
     exit_code = FAULT
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class: those of torch go on with advice."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return the end of a sentence about an unknown name: the nearest ones there are, or all where none is near.
 

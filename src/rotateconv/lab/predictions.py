@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv._files import limited_memory, read_regular
-from rotateconv.errors import ConfigError, DataError, InputError
+from rotateconv.errors import ConfigError, DataError, InputError, first_line
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.preprocessing import Preprocessing
@@ -192,7 +192,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:  # of protobuf, whose classes differ between versions
-        raise InputError(f"{path} is no ONNX file, or it was cut off: {_first(error)}") from None
+        raise InputError(f"{path} is no ONNX file, or it was cut off: {first_line(error)}") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in _tensors(proto)):
         raise InputError(f"{path} keeps numbers in other files, which are not opened: save it as one file")
     values: dict[str, Any] = {}
@@ -209,7 +209,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
         with limited_memory(ONNX_MEMORY):
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has classes of its own, without a common one
-        raise InputError(f"ONNX Runtime cannot open {path}: {_first(error)}") from None
+        raise InputError(f"ONNX Runtime cannot open {path}: {first_line(error)}") from None
     if len(session.get_inputs()) != 1:
         raise InputError(f"{path} takes {len(session.get_inputs())} inputs, and a classifier takes one: the images")
     given = session.get_inputs()[0]
@@ -219,7 +219,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
             with limited_memory(ONNX_MEMORY):
                 return torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
         except Exception as error:
-            raise InputError(f"{path} cannot classify images of its input_size: {_first(error)}") from None
+            raise InputError(f"{path} cannot classify images of its input_size: {first_line(error)}") from None
 
     def scores_of_pixels(images: Tensor) -> Tensor:
         """Of a file that normalizes uint8 images itself, (N, height, width, channels), and gives probabilities."""
@@ -239,10 +239,6 @@ def _tensors(message: Any) -> Iterator[Any]:
         if field.message_type is not None:
             for inner in value if hasattr(value, "__len__") else (value,):
                 yield from _tensors(inner)
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _files(path: Path) -> list[Path]:

@@ -188,20 +188,12 @@ def _joined(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
 
 
-def _accuracies(found: StudyRecord, groups: Sequence[Group]) -> str:
-    return accuracy_text(groups)
-
-
 def _summary(found: StudyRecord, groups: Sequence[Group]) -> str:
     """The dense model, the two that matter, and the dense model of the smaller one's size."""
     chosen = [group for group in groups if group.dense or group.label in ("rotate4", "rotate2p")]
     narrowed = [same_size(group, groups) for group in chosen if group.label == "rotate2p"]
     rows = [*chosen, *(group for group in narrowed if group is not None)]
     return f"{protocol(rows)}\n\n{group_table(rows, SUMMARY).markdown()}"
-
-
-def _contrasts(found: StudyRecord, groups: Sequence[Group]) -> str:
-    return contrast_text(groups, found.contrasts)
 
 
 def _validations(found: StudyRecord, groups: Sequence[Group]) -> str:
@@ -270,9 +262,9 @@ def _named(study: str, studies: Studies) -> list[str]:
 
 
 _TEXTS: dict[str, Callable[[StudyRecord, Sequence[Group]], str]] = {
-    "table": _accuracies,
+    "table": lambda _, groups: accuracy_text(groups),
     "summary": _summary,
-    "contrasts": _contrasts,
+    "contrasts": lambda found, groups: contrast_text(groups, found.contrasts),
     "validation": _validations,
     "angles": _angles,
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotateconv._files import atomic_replace
-from rotateconv.errors import FAULT, MISTAKE, ConfigError
+from rotateconv.errors import FAULT, MISTAKE, ConfigError, first_line
 from rotateconv.lab.exit_codes import Failure
 from rotateconv.lab.study.events import RunDied, RunEvent, RunStopped, TaskEvent
 from rotateconv.lab.study.executor import POLL
@@ -115,7 +115,7 @@ class RayExecutor:
                 socket.create_connection((host, int(port)), timeout=10).close()
             self.ray.init(address, log_to_driver=False, logging_level="ERROR")
         except (OSError, OverflowError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"no Ray cluster can be reached at {where or 'this machine'}: {reason}") from None
         self.gpus = gpus if gpus is not None else float(self._resources().get("GPU", 0) >= 1)
         if not self._capacity():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotateconv.errors import ConfigError, RunError
+from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig, changed, changed_keys, from_json, to_json, to_toml
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.study.events import (
@@ -228,8 +228,7 @@ def _open(optuna: Any, file: Path, config: RunConfig, prune: bool) -> "optuna.St
         if before is None:
             study.set_user_attr(_CONFIG, to_json(config))
     except Exception as error:  # of Optuna, SQLAlchemy or SQLite
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunError(f"{file} holds no search that can go on ({reason}): choose another folder") from error
+        raise RunError(f"{file} holds no search that can go on ({first_line(error)}): choose another folder") from error
     if before is not None and (other := changed_keys(from_json(before), config)):
         raise RunError(f"the search in {file.parent} has {other}: go on with it unchanged or choose another folder")
     return study

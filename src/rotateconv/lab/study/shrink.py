@@ -229,12 +229,12 @@ class _Search:
 
     def _trials_of(self, form: Form) -> list[Trial]:
         """Convert the source, and evaluate it at the largest bits that fit; where none fit, name the smallest size."""
-        model = copy_model(self.source)
+        model, least = copy_model(self.source), self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0])
         if form.taps is not None:
-            settings = self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]).config(self.config, 1)
+            settings = least.config(self.config, 1)
             size = self._least_size(settings)
             if size > self.budget * _FAR:
-                return [Trial(self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, size, None)]
+                return [Trial(least, 0, size, None)]
             assert settings.conversion is not None
             images = self.images.train
             convert_source(model, settings.conversion, self.data, images, lambda *fit: self.report(LayerFitted(*fit)))
@@ -258,9 +258,9 @@ class _Search:
                 small[weight, angle] = quantized, self._size(quantized, candidate(weight, angle).bits, kept)
             return small[weight, angle][1]
 
-        least = exact(weights[0], angles[0])
+        smallest = exact(weights[0], angles[0])
         with tempfile.TemporaryDirectory() as folder:
-            overhead = least - self._pack(model, candidate(weights[0], angles[0]).bits, Path(folder, "least"))
+            overhead = smallest - self._pack(model, candidate(weights[0], angles[0]).bits, Path(folder, "least"))
 
             def fits(weight: int, angle: int) -> bool:
                 # Packing takes a fraction of the time of an export, which is done only where it may fit.

@@ -12,7 +12,7 @@ from torch import nn
 
 from rotateconv.convert.convert import convert_architecture
 from rotateconv.cost import ModelCost, cost
-from rotateconv.errors import ConfigError, nearest
+from rotateconv.errors import ConfigError, first_line, nearest
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.parts import Architecture
 from rotateconv.models import build_model
@@ -134,8 +134,3 @@ def build_from(factory: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{factory} must return an nn.Module, not {type(model).__name__}")
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: torch's own go on with advice."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

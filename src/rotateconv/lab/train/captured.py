@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rotateconv.lab.train.build import first_line
+from rotateconv.errors import first_line
 from rotateconv.lab.train.events import OnEvent, RunWarning
 from rotateconv.lab.train.step import Compute, compute_step
 from rotateconv.lab.train.train_state import TrainingState

@@ -16,7 +16,7 @@ from rotateconv.convert.convert import convert_layers, convert_to
 from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.reconstruct import Progress
 from rotateconv.convert.report import ConversionReport
-from rotateconv.errors import ConfigError, RunError
+from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
@@ -200,8 +200,7 @@ def check_takes(model: nn.Module, data: DataDescription, factory: str) -> None:
         with evaluating(model):
             scores = model(torch.zeros(2, *data.input_shape))
     except (RuntimeError, ValueError, TypeError) as error:
-        told = str(error).splitlines()[0]
-        raise ConfigError(f"the model of {factory} does not take images of {shape}: {told}") from error
+        raise ConfigError(f"the model of {factory} does not take images of {shape}: {first_line(error)}") from error
     classes = len(data.classes)
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
         found = tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else type(scores).__name__

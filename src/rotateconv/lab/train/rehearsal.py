@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rotateconv.convert.recalibrate import evaluating
-from rotateconv.errors import ConfigError
+from rotateconv.errors import ConfigError, first_line
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.checkpoint import weights_bytes
@@ -46,9 +46,8 @@ def rehearse(state: TrainingState) -> None:
     except ConfigError:
         raise
     except Exception as error:  # the user's code may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         advice = "" if doing == "be saved" else _advice(state, size)
-        raise ConfigError(f"the model of {config.factory} cannot {doing}: {reason}{advice}") from error
+        raise ConfigError(f"the model of {config.factory} cannot {doing}: {first_line(error)}{advice}") from error
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

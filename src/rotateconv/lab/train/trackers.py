@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rotateconv.errors import ConfigError, nearest
+from rotateconv.errors import ConfigError, first_line, nearest
 from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart
 from rotateconv.lab.train.run_folder import read_config
 from rotateconv.lab.train.run_results import EpochRecord
@@ -102,8 +102,7 @@ def _start(name: str, start: RunStart) -> Any:
             values = dataclasses.asdict(read_config(run, trusting=True))
             tracker.store_init_configuration({key: str(value) for key, value in values.items()})
     except Exception as error:  # each has its own, and most are a mistake of the user's set-up
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"the tracker {name} does not start: {reason}") from error
+        raise ConfigError(f"the tracker {name} does not start: {first_line(error)}") from error
     return tracker
 
 

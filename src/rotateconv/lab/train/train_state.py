@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from rotateconv.errors import ConfigError, RunError
+from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig, changed_keys, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
@@ -307,7 +307,7 @@ def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         if isinstance(error, RunError):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"the checkpoint {checkpoint.path} does not fit this run ({reason}): remove it, or overwrite the run"
         ) from error
