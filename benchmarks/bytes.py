@@ -17,12 +17,17 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rotateconv.lab.study.records import find_studies, write_study
+import torch
 
-STUDY = Path(__file__).resolve().parents[1] / "experiments" / "bytes"
+from rotateconv.lab.study.records import FileBytes, find_studies, write_study
+from rotateconv.quantization.pack import describe_packed, load_packed
+from rotateconv.quantization.primitives import encode_angle, encode_weight, to_digits
+from rotateconv.quantization.quantize import entries
+
+STUDIES = Path(__file__).resolve().parents[1] / "experiments"
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def train(run: Run, work: Path) -> None:
         subprocess.run([sys.executable, "-m", "rotateconv", *command], cwd=work, stdout=log, stderr=log, check=True)
 
 
-def measure(run: Run, work: Path) -> dict[str, int]:
-    """Return the bytes of a run's packed file and compact ONNX file, which are written beside its folder."""
+def measure(run: Run, work: Path) -> FileBytes:
+    """Return what there is to say of a run's packed file and compact ONNX file, which are written beside its folder."""
     found = {}
     for key, end, command in (("packed", "rcp", "pack"), ("compact", "onnx", "export")):
         file = work / f"{run.name}.{end}"
@@ -90,26 +95,59 @@ def measure(run: Run, work: Path) -> dict[str, int]:
             words = [sys.executable, "-m", "rotateconv", command, run.name, "--out", file.name, *options]
             subprocess.run(words, cwd=work, stdout=subprocess.DEVNULL, check=True)
         found[key] = file.stat().st_size
-    return found
+    return FileBytes(**found, slice_entropy=slice_entropy(work / f"{run.name}.rcp"))
 
 
-def record(finished: list[Run], work: Path) -> None:
+def slice_entropy(file: Path) -> float | None:
+    """Return the bits that the codes of a kernel slice hold together: H = -sum p log2 p over the slices of all layers.
+
+    None where there are not many slices for each one that could be, and the estimate would be too low; and for layers
+    of other kinds than lines and dense convolutions.
+    """
+    bits = describe_packed(file)
+    tensors = entries(load_packed(file), *bits.bits, bits.levels, bits.profile_bits)
+    angles = {
+        entry.layers[0]: encode_angle(entry.tensor, entry.bits, entry.period) for entry in tensors if entry.layers
+    }
+    owner = {id(layer.weight): layer for layer in angles}
+    slices, most = [], 1
+    for entry in tensors:
+        if entry.kind == "codebook" or entry.positions is not None:
+            return None
+        if entry.kind == "weight":
+            digits = to_digits(encode_weight(entry.tensor, entry.levels)[0], entry.levels).long()
+            digits = digits.flatten(0, 1).flatten(1)
+            number = (digits * entry.levels ** torch.arange(digits.shape[1])).sum(1)
+            most = entry.levels ** digits.shape[1]
+            if (layer := owner.get(id(entry.tensor))) is not None:
+                if layer.angle_groups is not None:
+                    return None
+                number, most = number * 256 + angles[layer].flatten(), most * 2 ** bits.bits[1]
+            slices.append(number)
+    counts = torch.cat(slices).unique(return_counts=True)[1].double()
+    share = counts / counts.sum()
+    return round(-(share * share.log2()).sum().item(), 3) if most * 16 <= counts.sum() else None
+
+
+def record(study: Path, finished: list[Run], work: Path) -> None:
     """Write the record of the study."""
     (found,) = find_studies(work / run.name for run in finished).values()
-    write_study(found.runs, STUDY / "records.jsonl")
+    write_study(found.runs, study / "records.jsonl")
     sizes = {run.name: measure(run, work) for run in finished if run.quantized}
-    (STUDY / "files.json").write_text(json.dumps(sizes, indent=1) + "\n")
+    (study / "files.json").write_text(json.dumps({key: asdict(one) for key, one in sizes.items()}, indent=1) + "\n")
 
 
 def main() -> None:
     """Train what is missing, or write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="cifar10-jpeg", help="folder of cifar10-jpeg: train/ and test/")
+    parser.add_argument("--study", default="bytes", help="folder in experiments/ with the points.toml")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--list", action="store_true", help="print the commands, and train nothing")
     parser.add_argument("--record", action="store_true", help="write the record of finished runs alone")
     arguments = parser.parse_args()
-    found = list(runs(tomllib.loads((STUDY / "points.toml").read_text()), arguments.data_dir))
+    study = STUDIES / arguments.study
+    found = list(runs(tomllib.loads((study / "points.toml").read_text()), arguments.data_dir))
     if arguments.list:
         print("\n".join(shlex.join(["rotateconv", *run.command]) for run in found))
         return
@@ -117,7 +155,7 @@ def main() -> None:
     if not arguments.record:
         for run in found:
             train(run, arguments.work)
-    record([run for run in found if (arguments.work / run.name / "summary.json").is_file()], arguments.work)
+    record(study, [run for run in found if (arguments.work / run.name / "summary.json").is_file()], arguments.work)
 
 
 if __name__ == "__main__":

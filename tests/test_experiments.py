@@ -1,6 +1,7 @@
 """The studies of `experiments/`: each can be started, its record is of it, and the pages show what the records say."""
 
 import dataclasses
+import math
 import runpy
 import tomllib
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from commands import invoke
+from rotateconv import RotateConv2d, build_model, pack
 from rotateconv.lab.cli import compare as command
 from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
@@ -142,12 +145,16 @@ def test_the_pages_show_every_study(studies: dict[str, StudyRecord]) -> None:
     assert not [name for name in studies if name not in shown and name.split("/")[0] not in shown]
 
 
-def test_the_record_of_bytes_is_of_its_points() -> None:
+BYTES = sorted(file.parent.name for file in EXPERIMENTS.glob("*/points.toml"))
+
+
+@pytest.mark.parametrize("study", BYTES)
+def test_the_record_of_bytes_is_of_its_points(study: str) -> None:
     """Every quantized run is one of the commands that benchmarks/bytes.py makes, with the options of its point."""
-    points = tomllib.loads((EXPERIMENTS / "bytes" / "points.toml").read_text())
+    points = tomllib.loads((EXPERIMENTS / study / "points.toml").read_text())
     listed = {run.name: run for run in runpy.run_path(str(ROOT / "benchmarks" / "bytes.py"))["runs"](points, "")}
-    assert len(listed) > 10
-    found = read_study(EXPERIMENTS / "bytes")
+    assert listed
+    found = read_study(EXPERIMENTS / study)
     assert set(found.files) <= {run.name for run in found.runs} <= set(listed)
     for run in found.runs:
         command = listed[run.name].command
@@ -162,9 +169,26 @@ def test_the_record_of_bytes_is_of_its_points() -> None:
         }.items():
             assert (value is None) == (option not in command), (run.name, option)
             assert value is None or command[command.index(option) + 1] == value, (run.name, option)
-        bits = {f"--{key}-bits={getattr(config.bits, key)}" for key in ("weight", "angle")} if config.bits else set()
+        kept = config.bits._asdict() if config.bits else {}
+        bits = {f"--{key}-bits={kept[key]}" for key in ("weight", "angle", "profile") if kept.get(key)}
         levels = {f"--weight-levels={config.weight_levels}"} if config.weight_levels else set()
         assert {word for word in command if "-bits=" in word or "-levels=" in word} == bits | levels
+
+
+def test_the_entropy_of_a_slice_is_that_of_its_codes(tmp_path: Path) -> None:
+    entropy = runpy.run_path(str(ROOT / "benchmarks" / "bytes.py"))["slice_entropy"]
+    model = build_model("resnet20", "rotate2p")
+    for layer in model.modules():
+        if isinstance(layer, RotateConv2d):
+            slices = torch.arange(layer.angle.numel()).view_as(layer.angle)
+            turn = torch.where(slices < slices.numel() // 2, 0, slices // 4 % 8)
+            with torch.no_grad():
+                layer.weight.copy_((2 * (slices % 4) - 3)[..., None])  # -3, -1, 1, 3
+                layer.angle.copy_(turn * torch.pi / 4)
+    pack(model, tmp_path / "model.rcp", weight_bits=2, weight_levels=4, angle_bits=3)
+    # Two bits of the weight; of the angle half of the slices have 0, and the others each of eight as often.
+    expected = 2 - 9 / 16 * math.log2(9 / 16) + 7 / 16 * 4
+    assert entropy(tmp_path / "model.rcp") == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_changed_number_is_seen(studies: dict[str, StudyRecord]) -> None:

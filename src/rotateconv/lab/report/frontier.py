@@ -13,7 +13,7 @@ from rotateconv.lab.report.tables import difference, multiply_adds, number, spre
 from rotateconv.lab.study.records import FileBytes
 from rotateconv.lab.table import Table
 
-BUDGETS = (15, 20, 28, 40, 60)
+BUDGETS = (5, 10, 15, 20, 28, 40, 60)
 """KiB of a packed file for which the best of each family are compared."""
 
 FAMILIES: Mapping[str, Callable[[str], bool]] = {
@@ -32,11 +32,13 @@ class Point:
         group: Of one configuration, with all its seeds.
         packed: Bytes of the packed file, mean over the runs.
         compact: Of the compact ONNX file; None where there is none.
+        slice_entropy: Bits that the codes of a slice hold, mean over the runs; None where it is not known.
     """
 
     group: Group
     packed: float
     compact: float | None
+    slice_entropy: float | None = None
 
     @property
     def family(self) -> str:
@@ -45,11 +47,12 @@ class Point:
 
     @property
     def bits(self) -> str:
-        """Of a weight, with the number of levels where it is not 2^bits - 1, and of an angle where there is one."""
+        """Of a weight, with the levels where they are not 2^bits - 1; of an angle and a profile where there are any."""
         bits = self.group.config.bits
         assert bits is not None
         levels = "" if bits.levels is None else f" ({bits.levels} levels)"
-        return f"{bits.weight}{levels}" + (f" + {bits.angle}" if self.family == "RotateConv" else "")
+        profile = "" if bits.profile is None else f", {bits.profile} a profile"
+        return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if self.family == "RotateConv" else "")
 
     @property
     def accuracy(self) -> Sample:
@@ -81,10 +84,17 @@ def make_points(groups: Sequence[Group], files: Mapping[str, FileBytes]) -> list
         found = [files[run.name] for run in group.runs if run.name in files]
         if group.config.bits is None or not found or len(found) < len(group.runs) or group.validation is None:
             continue
-        compact = [one.compact for one in found if one.compact is not None]
-        size = statistics.fmean(compact) if len(compact) == len(found) else None
-        points.append(Point(group, statistics.fmean(one.packed for one in found), size))
+        packed = statistics.fmean(one.packed for one in found)
+        points.append(Point(group, packed, *(_mean([getattr(one, key) for one in found]) for key in _OPTIONAL)))
     return sorted(points, key=lambda point: point.packed)
+
+
+_OPTIONAL = ("compact", "slice_entropy")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if len(there) == len(values) else None
 
 
 def rivalries(points: Sequence[Point]) -> list[Rivalry]:
@@ -121,10 +131,11 @@ def points_table(points: Sequence[Point]) -> Table:
                 *(point.family, group.label, point.bits, number(point.packed), number(point.compact)),
                 *(spread(point.accuracy), spread(group.validation), str(point.accuracy.n)),
                 *(multiply_adds(group, 1) or "-", f"{minutes:.0f}"),
+                "-" if point.slice_entropy is None else f"{point.slice_entropy:.2f}",
             )
         )
     head = ("family", "layers", "bits", "packed bytes", "compact ONNX", "test accuracy %", "validation accuracy %")
-    return Table((*head, "n", "multiply-adds", "minutes"), tuple(rows), 3)
+    return Table((*head, "n", "multiply-adds", "minutes", "entropy a slice, bits"), tuple(rows), 3)
 
 
 def rivalry_table(found: Sequence[Rivalry]) -> Table:

@@ -53,10 +53,18 @@ _SOURCES = ("source", "teacher")
 
 @dataclass(frozen=True)
 class FileBytes(Plain):
-    """Bytes of a run's packed file and of its compact ONNX file, None where none was written."""
+    """What was measured of the files of a run.
+
+    Attributes:
+        packed: Bytes of the packed file.
+        compact: Of the compact ONNX file, None where none was written.
+        slice_entropy: Of the codes of a kernel slice together, its weights and its angle, in bits; None where there are
+            too many different slices to know.
+    """
 
     packed: int
     compact: int | None = None
+    slice_entropy: float | None = None
 
 
 @dataclass(frozen=True)
