@@ -47,7 +47,7 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
             if seed >= point.get("seeds", 1):
                 continue
             dense = f"f-conv3x3-x1-s{seed}"
-            width, trained = point.get("width", 1.0), point.get("source", "conv3x3")
+            width, trained = point.get("width", 1.0), point.get("source", "conv3x3")  # the layers of the source
             source = f"f-{trained}-x{width:g}-s{seed}"
             for conv, wide in (("conv3x3", 1.0), (trained, width)):
                 name = f"f-{conv}-x{wide:g}-s{seed}"
@@ -56,7 +56,8 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
                     options = [*points["float"], "--conv", conv, "--width", f"{wide:g}", "--seed", str(seed)]
                     yield Run(name, ("train", *options, "--data-dir", data_dir, "--out", name), quantized=False)
             bits = {key: point[key] for key in point if key.endswith(("_bits", "_levels"))}
-            form = f"{point['taps']}-taps" if "taps" in point else point.get("conv", trained)
+            taken = "" if trained == "conv3x3" else f"-of-{trained}"
+            form = f"{point['taps']}-taps{taken}" if "taps" in point else point.get("conv", trained)
             levels = f"l{bits['weight_levels']}" if "weight_levels" in bits else ""
             angles = f"a{bits['angle_bits']}" if "angle_bits" in bits else ""
             profile = f"p{bits['profile_bits']}" if "profile_bits" in bits else ""
