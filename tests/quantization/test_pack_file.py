@@ -284,9 +284,9 @@ def test_a_larger_model_is_loaded_for_who_allows_it(packed: Path) -> None:
     assert load_packed(packed, max_parameters=100_000)
 
 
-@pytest.mark.parametrize("name", ["weight", "dense", "scale", "angle", "mantissa", "exponent", "integer"])
+@pytest.mark.parametrize("name", ["weight", "dense", "scale", "angle", "mantissa", "exponent", "integer", "profile"])
 def test_streams_of_another_length(name: str) -> None:
-    tensors = entries(quantize(build_model("resnet20", width=0.25)), 4, 5, 8)
+    tensors = entries(quantize(build_model("resnet20", "rotate2p", width=0.25), profile_bits=4), 4, 5, 8, None, 4)
     codes = {key: stream for key, (stream, _) in encode(tensors).items()}
     size = {"scale": 2, "integer": 8}.get(name, 1)
     with pytest.raises(ValueError, match=f"its stream '{name}' has .* codes, too few|stand for no finite"):

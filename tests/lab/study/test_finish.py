@@ -42,7 +42,7 @@ def test_every_kind_starts_from_its_own_float_model_and_is_kept_quantized(
     config = read_config(tmp_path / "small")
     first = read_config(tmp_path / "float")
     assert (config.source, config.teacher) == (str(tmp_path / "float"), str(wide))
-    assert (config.epochs, config.lr, config.qat, config.bits) == (2, first.lr / 2, True, (2, 3, 6, None))
+    assert (config.epochs, config.lr, config.qat, config.bits) == (2, first.lr / 2, True, (2, 3, 6, None, None))
     assert (config.conv, config.width, config.seed) == (first.conv, first.width, first.seed)
     trained, began = (read_weights_file(tmp_path / name) for name in (f"float/{WEIGHTS}", f"small/{INITIAL}"))
     assert trained.keys() == began.keys()
