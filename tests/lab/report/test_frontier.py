@@ -31,7 +31,7 @@ def study(tmp_path: Path) -> Path:
             own = {"source": f"f-dense-s{seed}", "teacher": f"f-dense-s{seed}", "seed": seed, "qat": True}
             config = make_config("quick", changes={**own, **changes})
             write_run(tmp_path / "runs" / f"{name}-s{seed}", config, accuracy + 0.1 * seed)
-            sizes[f"{name}-s{seed}"] = {"packed": size + seed, "compact": size + 1000}
+            sizes[f"{name}-s{seed}"] = {"packed": size + seed, "compact": size + 1000, "slice_entropy": 7.9 + seed / 10}
     write_run(tmp_path / "runs" / "f-dense-s0", make_config("quick", changes={"conv": "conv3x3"}), 90.0)
     runs = find_studies(tmp_path.glob("runs/*"))["runs"].runs
     write_study(runs, tmp_path / "bytes" / "records.jsonl")
@@ -50,7 +50,7 @@ def test_seeds_with_sources_of_their_own_are_one_point(study: Path) -> None:
     ]
     rows = [row for row in points_table(points).rows if row[0] == "dense"]
     assert rows == [
-        ("dense", "conv3x3 x0.50", "2", "19,001", "20,000", "78.10 ± 0.10", "78.10 ± 0.10", "3", "2.5 M", "1")
+        ("dense", "conv3x3 x0.50", "2", "19,001", "20,000", "78.10 ± 0.10", "78.10 ± 0.10", "3", "2.5 M", "1", "8.00")
     ]
 
 
