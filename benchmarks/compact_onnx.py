@@ -1,6 +1,7 @@
 """Sizes, opening and run times of compact ONNX files beside packed and dense ones: the tables of docs/compact-onnx.md.
 
     python benchmarks/compact_onnx.py            # the record and the page anew
+    python benchmarks/compact_onnx.py FOLDER     # with the files kept there: a stopped run goes on
     python benchmarks/compact_onnx.py --page     # the page from the record
 
 Models have weights at random and norms with the statistics, scales and shifts of a trained one. Times are the CPU time
@@ -10,6 +11,7 @@ of one thread, medians of interleaved rounds: what else runs on the machine take
 import gzip
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -18,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from torch import nn
@@ -61,7 +64,8 @@ def opened(file: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def row(name: str, conv: str, bits: tuple[int, int], folder: Path, seconds: float) -> dict[str, Any]:
+def write(name: str, conv: str, bits: tuple[int, int], folder: Path) -> None:
+    """Write the files of a case, images, and what the quantized model makes of them."""
     torch.manual_seed(0)
     model = lively(build_model(name, conv))
     about: dict[str, Any] = {
@@ -71,35 +75,34 @@ def row(name: str, conv: str, bits: tuple[int, int], folder: Path, seconds: floa
         "std": [0.2] * 3,
     }
     widths = {"weight_bits": bits[0], "angle_bits": bits[1]}
-    packed, compact, dense = (folder / file for file in ("model.rcp", "compact.onnx", "dense.onnx"))
-    pack(model, packed, **widths, **about)
-    export_onnx(model, compact, compact=True, **widths, **about)
-    export_onnx(quantize(model, **widths), dense, **about)
-    images = torch.randn(16, *SIZE)
-    sessions = {file.stem: opened(file) for file in (compact, dense)}
-    runs = {key: (lambda one=one: one.run(None, {"images": images.numpy()})[0]) for key, one in sessions.items()}
+    folder.mkdir()
+    pack(model, folder / "rcp", **widths, **about)
+    export_onnx(model, folder / "compact", compact=True, **widths, **about)
+    quantized, images = quantize(model, **widths), torch.randn(16, *SIZE)
+    export_onnx(quantized, folder / "dense", **about)
     with torch.no_grad():
-        expected = quantize(model, **widths)(images)
-    difference = (torch.from_numpy(runs["compact"]()) - expected).abs().max() / expected.abs().max()
+        np.savez(folder / "outputs.npz", images=images.numpy(), expected=quantized(images).numpy())
+
+
+def row(name: str, conv: str, bits: tuple[int, int], folder: Path, seconds: float) -> dict[str, Any]:
+    """What the files of a case take."""
+    outputs = np.load(folder / "outputs.npz")
+    sessions = {key: opened(folder / key) for key in ("compact", "dense")}
+    runs = {key: (lambda one=one: one.run(None, {"images": outputs["images"]})[0]) for key, one in sessions.items()}
+    found, expected = runs["compact"](), outputs["expected"]
     runs["dense"]()
     clock = time.process_time
-    opening = measure(
-        {file.stem: lambda file=file: opened(file) for file in (compact, dense)}, seconds=seconds, clock=clock
-    )
+    opening = measure({key: lambda key=key: opened(folder / key) for key in runs}, seconds=seconds, clock=clock)
     running = measure(runs, seconds=seconds, clock=clock)
+    sizes = {key: (folder / key).stat().st_size for key in ("rcp", "compact", "dense")}
     return {
         "model": name,
         "conv": conv,
         "bits": list(bits),
-        "bytes": {
-            "rcp": packed.stat().st_size,
-            "compact": compact.stat().st_size,
-            "dense": dense.stat().st_size,
-            "dense_gzip": len(gzip.compress(dense.read_bytes(), 9, mtime=0)),
-        },
+        "bytes": sizes | {"dense_gzip": len(gzip.compress((folder / "dense").read_bytes(), 9, mtime=0))},
         "opening_seconds": {key: asdict(Spread.of(times)) for key, times in opening.items()},
         "run_ratio": asdict(ratio(running, "compact", "dense")),
-        "difference": difference.item(),
+        "difference": float(abs(found - expected).max() / abs(expected).max()),
     }
 
 
@@ -110,25 +113,26 @@ def table(record: dict[str, Any], asked: str) -> str:
             f"ONNX Runtime {record['onnxruntime']}, PyTorch {at['versions']['torch']}, {at['cpu']}, one thread, "
             f"load average {at['load_average'][0]:.0f}."
         )
-    lines = [
-        "| model | convolution | weight + angle bits | `.rcp` | compact | ratio | dense | gzip of it | opens in, ms "
-        "| dense, ms | run time, of dense | difference |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
-    ]
+    if asked == "sizes":
+        lines = ["| model | bits | `.rcp` | compact | ratio | dense | its gzip |", f"| --- | --- |{' ---: |' * 5}"]
+    else:
+        lines = ["| model | bits | opens, ms | dense, ms | run time | difference |", "| --- | --- |" + " ---: |" * 4]
     for found in record["rows"]:
-        size, opening, run = found["bytes"], found["opening_seconds"], found["run_ratio"]
-        over = size["compact"] / size["rcp"]
-        cells = [
-            found["model"],
-            found["conv"],
-            " + ".join(map(str, found["bits"])),
-            *(f"{size[key]:,}" for key in ("rcp", "compact")),
-            f"**{over:.2f}**" if over > 1.25 else f"{over:.2f}",
-            *(f"{size[key]:,}" for key in ("dense", "dense_gzip")),
-            *(f"{1000 * opening[key]['median']:.0f}" for key in ("compact", "dense")),
-            f"{run['median']:.2f} ({run['low']:.2f} to {run['high']:.2f})",
-            f"{found['difference']:.0e}",
-        ]
+        cells = [f"{found['model']} {found['conv']}", " + ".join(map(str, found["bits"]))]
+        if asked == "sizes":
+            size = found["bytes"]
+            over = size["compact"] / size["rcp"]
+            cells += [
+                *(f"{size[key]:,}" for key in ("rcp", "compact")),
+                f"**{over:.2f}**" if over > 1.25 else f"{over:.2f}",
+            ]
+            cells += [f"{size[key]:,}" for key in ("dense", "dense_gzip")]
+        elif "run_ratio" not in found:
+            continue
+        else:
+            opening, run = found["opening_seconds"], found["run_ratio"]
+            cells += [f"{1000 * opening[key]['median']:.0f}" for key in ("compact", "dense")]
+            cells += [f"{run['median']:.2f} ({run['low']:.2f} to {run['high']:.2f})", f"{found['difference']:.0e}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -164,13 +168,15 @@ def fill_page() -> None:
     PAGE.write_text(fill(PAGE.read_text("utf-8")), "utf-8")
 
 
-def main(seconds: float = 0.7) -> None:
+def main(folder: Path, seconds: float = 0.7) -> None:
+    """Write the files that are not in the folder yet, then measure all."""
     torch.set_num_threads(1)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, conv, bits in CASES:
-            rows.append(row(name, conv, bits, Path(folder), seconds))
-            print(name, conv, *bits, rows[-1]["bytes"], flush=True)
+    places = {case: folder / "-".join((*case[:2], *map(str, case[2]))) for case in CASES}
+    for case, place in places.items():
+        if not (place / "outputs.npz").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            write(*case, place)
+    rows = [row(*case, place, seconds) for case, place in places.items()]
     environment = {**asdict(Environment.now()), "load_average": os.getloadavg()}
     record = {"schema": 1, "environment": environment, "onnxruntime": onnxruntime.__version__, "rows": rows}
     with atomic_write(RECORD) as temporary:
@@ -179,5 +185,6 @@ def main(seconds: float = 0.7) -> None:
 
 if __name__ == "__main__":
     if "--page" not in sys.argv:
-        main()
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(*sys.argv[1:2] or [temporary]))
     fill_page()

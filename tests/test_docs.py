@@ -193,4 +193,4 @@ def test_the_page_of_compact_files_is_that_of_its_records() -> None:
     text = (DOCS / "compact-onnx.md").read_text("utf-8")
     filled = runpy.run_path(str(ROOT / "benchmarks" / "compact_onnx.py"))["fill"](text)
     assert filled == text, "docs/compact-onnx.md is older than its records: python benchmarks/compact_onnx.py --page"
-    assert set(blocks(text, "compact")) == {"sizes", "machine", "runtimes"}
+    assert set(blocks(text, "compact")) == {"sizes", "times", "machine", "runtimes"}

@@ -57,6 +57,12 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def fitted(layer: MaskedConv2d) -> MaskedConv2d:
+    """With positions that come from no seed."""
+    layer.fit(torch.randn(layer.out_channels, layer.in_channels, *layer.kernel_size))
+    return layer
+
+
 ROTATE = {
     f"{taps}-{path}": {"taps": taps, "path": path}
     for taps in ("free", "shared", "profile")
@@ -75,6 +81,10 @@ LAYERS: dict[str, Any] = {
     "strided": lambda i, o, k: RotateConv2d(i, o, k, padding="valid", stride=2, bias=False),
     "masked": lambda i, o, k: MaskedConv2d(i, o, k, padding=k // 2, bias=False),
     "masked-five": lambda i, o, k: MaskedConv2d(i, o, k, kept=5, padding=k // 2, padding_mode="reflect"),
+    "masked-twice": lambda i, o, k: nn.Sequential(
+        MaskedConv2d(i, o, k, padding=k // 2), MaskedConv2d(o, o, k, padding=k // 2)
+    ),
+    "masked-fitted": lambda i, o, k: fitted(MaskedConv2d(i, o, k, padding=k // 2)),
     "patterns": lambda i, o, k: MaskedConv2d(i, o, k, patterns=3, padding=k // 2),
     "codebook": lambda i, o, k: CodebookConv2d(i, o, k, entries=5, padding=k // 2),
     "codebook-grouped": lambda i, o, k: CodebookConv2d(i, o, k, entries=16, padding=k // 2, groups=2, bias=False),

@@ -19,7 +19,7 @@ from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.factored import OuterConv2d
-from rotateconv.nn.masked import MaskedConv2d
+from rotateconv.nn.masked import MaskedConv2d, seed_of_positions
 from rotateconv.quantization.primitives import encode_angle, encode_weight, scale, to_bf16, to_digits
 from rotateconv.quantization.quantize import Entry
 
@@ -138,14 +138,16 @@ class _Reader:
         return layer.name
 
     def mask(self, form: Form, layer: Layer, module: MaskedConv2d) -> tuple[Form, Layer]:
-        """Which of the sets of positions that there are in the model each slice keeps."""
-        masks = _mask(module)
+        """The seed of the positions, or which of the sets of them that there are in the model each slice keeps."""
+        form, masks = replace(form, kind="masked", taps=layer.digits.shape[-1]), _mask(module)
+        seed = seed_of_positions(module.position.flatten(0, 1).long().cpu(), masks.shape[1])
+        if seed is not None:
+            return form, replace(layer, seed=seed)
         table, own = np.unique(masks, axis=0), layer.name
         if len(table) > _FEW_PATTERNS:
-            table, own = self.patterns[module.kernel_size[0]], ""
+            table, own = self.patterns[module.kernel_size[0]], "patterns"
         found = np.unique(np.concatenate([table, masks]), axis=0, return_inverse=True)[1].ravel()
-        form = replace(form, kind="masked", taps=layer.digits.shape[-1], own=own)
-        return form, replace(layer, table=table, index=found[len(table) :])
+        return replace(form, own=own), replace(layer, table=table, index=found[len(table) :])
 
     def line(self, form: Form, layer: Layer, module: RotateConv2d) -> tuple[Form, Layer]:
         """Angles and profiles of a RotateConv2d."""
@@ -175,6 +177,8 @@ class _Reader:
 
     def write(self, bits: int) -> list[Any]:
         """The nodes that decode all layers, with scales and biases of so many bits."""
+        for layers in self.forms.values():
+            layers.sort(key=lambda layer: (layer.shape[1:], layer.shape[0]))
         body, every = self.body, [layer for layers in self.forms.values() for layer in layers]
         grouped = {
             layers[0].name: (form, _joined(layers, "profile"))

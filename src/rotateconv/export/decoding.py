@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rotateconv.export.digits import Radix
+from rotateconv.export.digits import Radix, Rice
 
 OPSET = 18
 
 _FLOAT, _INT64 = 1, 7  # of onnx.TensorProto
+
+_RICE_NODES = 300  # bytes, nearly: of the nodes that count zeros
 
 
 @dataclass
@@ -33,12 +35,13 @@ class Body:
     _streams: dict[tuple[int, bool], list[tuple[str, NDArray[Any]]]] = field(default_factory=dict)
     _count: int = 0
 
-    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Add a node; the name of its output."""
+    def op(self, kind: str, *inputs: str, name: str = "", more: int = 0, **attributes: Any) -> str:
+        """Add a node; the name of its output, the first of `more` that nothing takes."""
         import onnx
 
         name = name or self.name()
-        self.nodes.append(onnx.helper.make_node(kind, inputs, [name], **attributes))
+        unused = [self.name() for _ in range(more)]
+        self.nodes.append(onnx.helper.make_node(kind, inputs, [name, *unused], **attributes))
         return name
 
     def name(self) -> str:
@@ -103,17 +106,39 @@ class Body:
         rest, self.nodes = self.nodes, []
         for (bound, centered), parts in self._streams.items():
             values = np.concatenate([part for _, part in parts])
-            decoded = self._digits(values, bound, centered)
+            decoded, more = self._decoded(values, bound)
+            if centered:
+                if bound % 2 == 0:
+                    decoded = self.op("Mul", decoded, self.ints(2))
+                decoded = self.float(self.op("Sub", decoded, self.ints(bound // 2 if bound % 2 else bound - 1)))
             sizes, names = [len(part) for _, part in parts], [name for name, _ in parts]
-            if more := Radix.of(bound).filled(len(values)) - len(values):  # that fill the last byte
-                sizes, names = [*sizes, more], [*names, self.name()]
-            self.split(decoded, sizes, names)
+            self.split(decoded, [*sizes, more] if more else sizes, [*names, self.name()] if more else names)
         self.nodes += rest
         self._streams = {}
         return self.nodes
 
-    def _digits(self, values: NDArray[Any], bound: int, centered: bool) -> str:
-        """The numbers that `Radix.pack` packed, and what fills the last byte.
+    def _decoded(self, values: NDArray[Any], bound: int) -> tuple[str, int]:
+        """The numbers, and how many more there are: as digits, or by rank where that takes fewer bytes.
+
+        A rank is the number of zeros between two marks, times 2^low, and the rest::
+
+            rank[n] = 2^low · Σ_i [Σ_{j<i} mark[j] = n] (1 - mark[i]) + rest[n],      number[n] = table[rank[n]]
+        """
+        code = Rice.of(values) if bound <= 256 else None
+        if code is None or code.bytes + _RICE_NODES >= len(Radix.of(bound).pack(values)):
+            return self._digits(values, bound)
+        marks, _ = self._digits(code.marks, 2)
+        size = len(code.rest)
+        rest, more = self._digits(code.rest, 2**code.low) if code.low else ("", 0)
+        place = self.op("CumSum", marks, self.op("Squeeze", self.ints(0)), exclusive=1)
+        rank = self.op("Expand", self.ints(0), self.ints(size + more))
+        rank = self.op("ScatterElements", rank, place, self.op("Sub", self.ints(1), marks), reduction="add")
+        if code.low:
+            rank = self.op("Add", self.op("Mul", rank, self.ints(2**code.low)), rest)
+        return self.whole(self.op("Gather", self.given(code.table), rank)), size + more - len(values)
+
+    def _digits(self, values: NDArray[Any], bound: int) -> tuple[str, int]:
+        """The numbers that `Radix.pack` packed, and how many zeros fill the last byte.
 
         With the digits of all bytes one after the other, `parts` of them a number::
 
@@ -127,11 +152,7 @@ class Body:
         numbers = self.shaped(numbers, *([-1] if radix.parts == 1 else [-1, radix.parts]))
         if radix.parts > 1:
             numbers = self.op("MatMul", numbers, self.ints(*(radix.base**place for place in range(radix.parts))))
-        if not centered:
-            return numbers
-        if bound % 2 == 0:
-            numbers = self.op("Mul", numbers, self.ints(2))
-        return self.float(self.op("Sub", numbers, self.ints(bound // 2 if bound % 2 else bound - 1)))
+        return numbers, radix.filled(len(values)) - len(values)
 
 
 def floats(body: Body, tensors: dict[str, NDArray[Any]]) -> None:
