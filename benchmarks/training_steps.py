@@ -33,17 +33,17 @@ def main(file: Path, seconds: float, compiled: bool) -> None:
     rows: list[dict[str, Any]] = []
     for dtype, batch in product(reversed(PRECISIONS), (64,) if compiled else (32, 64, 128)):
         forms = FORMS[:2] if compiled else FORMS
-        case = Case("net", forms, "step", batch, dtype, compiled, model="resnet20")
+        case = Case("model", forms, "step", batch, dtype, compiled, model="resnet20")
         times = measure(build_forms(case, "cpu"), seconds=seconds, clock=time.process_time)
         for form in forms:
             spread, relative = Spread.of(times[form]), ratio(times, form, forms[0])
-            row = {**case.as_record(), "form": form, "baseline": forms[0], "rounds": len(times[form])}
+            row = {**asdict(case), "form": form, "baseline": forms[0], "rounds": len(times[form])}
             rows.append({**row, "seconds": asdict(spread), "ratio": asdict(relative)})
             found = f"{relative.median:.3f} ({relative.low:.3f} to {relative.high:.3f}), {len(times[form])} rounds"
             print(f"{case.name}, {dtype}: {form}: {1000 * spread.median:.1f} ms, {found}", flush=True)
-    environment = {**asdict(Environment.now()), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
-    environment["compiled_kernel"] = native.status().split(":")[0]
-    file.write_text(json.dumps({"schema": 1, "environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
+        environment = {**asdict(Environment.now()), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
+        environment["compiled_kernel"] = native.status().split(":")[0]
+        file.write_text(json.dumps({"schema": 1, "environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     launch = fused_triton_batch._launch
     monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
     monkeypatch.setattr(fused_triton_batch, "_launch", lambda *a: (launches.append(1), launch(*a)))
-    monkeypatch.setattr(fused_native, "find_kernels", lambda *_: None)
+    monkeypatch.setattr(fused_native, "find", lambda *_: None)
     monkeypatch.setattr(fused_batch, "_in_one_piece", lambda *a: pytest.fail("torch's operations were used"))
     return launches
 

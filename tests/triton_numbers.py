@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rotateconv.kernels import fused, fused_triton
+from rotateconv.kernels import fused, fused_native, fused_tensors, fused_triton
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 
@@ -25,7 +25,8 @@ each_case = pytest.mark.parametrize(("size", "path", "taps"), CASES)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send the tensors of a CPU to the Triton kernels."""
     monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
-    monkeypatch.setattr(fused, "_backward", poisoned)
+    monkeypatch.setattr(fused_tensors, "_backward", poisoned)
+    monkeypatch.setattr(fused_native, "find", lambda *arguments: None)
 
 
 def poisoned(*arguments: Any) -> Tensor:
@@ -124,18 +125,6 @@ def test_the_function_of_the_layer(taps: int) -> None:
     found = torch.autograd.grad(kernel, (weight, angle), grad)
     assert_close(found[0], expected[0], 1e-5)
     assert_close(found[1], 3 * expected[1], 1e-5)
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_scale_for_every_angle() -> None:
-    weight, angle = inputs((6,), 3, torch.float32)
-    scale = torch.rand(6)
-    kernel = fused_line_kernel(weight, angle, angle_grad_scale=scale)
-    grad = torch.randn_like(kernel)
-    expected = torch.autograd.grad(line_kernel(weight, angle), (weight, angle), grad)
-    found = torch.autograd.grad(kernel, (weight, angle), grad)
-    assert_close(found[0], expected[0], 1e-5)
-    assert_close(found[1], scale * expected[1], 1e-5)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rotateconv.kernels import fused
+from rotateconv.kernels import fused, fused_tensors
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 
@@ -67,9 +67,9 @@ def test_equals_the_plain_form(size: int, path: str, taps: int, dtype: torch.dty
 @pytest.mark.parametrize("taps", [3, 1])
 def test_parts_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, part: int, taps: int) -> None:
     for shape in ((13,), (7, 3), (5, 2, 3), (1, 9), (0, 3)):
-        monkeypatch.setattr(fused, "_PART", part)
+        monkeypatch.setattr(fused_tensors, "_PART", part)
         weight, angle = inputs(shape, taps)
-        parts = fused._parts(angle)
+        parts = fused_tensors._parts(angle)
         assert sum(len(angle[p].reshape(-1)) for p in parts) == angle.numel()
         assert len(parts) == 1 or max(angle[p].numel() for p in parts) <= max(part, angle[0].numel())
         if angle.numel():
@@ -141,19 +141,6 @@ def test_channels_last_is_only_an_order_in_memory(taps: int) -> None:
     for mine, other in zip(gradients(ordered, weight, angle), gradients(plain, weight, angle), strict=True):
         assert torch.equal(mine, other)
     assert fused_line_kernel(weight[0], angle[0], 5, channels_last=True).is_contiguous()  # of one dimension only
-
-
-@pytest.mark.parametrize("part", [4, 10**9])
-def test_angle_grad_scale_of_every_angle(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
-    monkeypatch.setattr(fused, "_PART", part)
-    weight, angle = inputs((9,), 3)
-    scale = torch.rand(9, dtype=torch.float64)
-    exact = gradients(line_kernel(weight, angle), weight, angle)
-    compiled = torch.compile(fused_line_kernel, fullgraph=True, backend="aot_eager")
-    for function in (fused_line_kernel, compiled):
-        found = gradients(function(weight, angle, angle_grad_scale=scale), weight, angle)
-        torch.testing.assert_close(found[0], exact[0], rtol=0, atol=1e-10)
-        torch.testing.assert_close(found[1], scale * exact[1], rtol=0, atol=1e-10)
 
 
 def test_angle_grad_scale_scales_one_gradient() -> None:

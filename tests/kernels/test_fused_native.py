@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rotateconv import native
-from rotateconv.kernels import fused, fused_native
+from rotateconv.kernels import fused_native
 from rotateconv.kernels.fused import fused_line_kernel
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.status())
@@ -24,7 +24,7 @@ PATHS = ("circle", "square")
 def by_tensors(function: Callable[[], Any]) -> Any:
     """What the function returns where there is no compiled kernel."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(native, "library", lambda: None)
+        patched.setattr(fused_native, "find", lambda *arguments: None)
         return function()
 
 
@@ -81,7 +81,7 @@ layouts = st.sampled_from(["plain", "strided", "transposed", "unaligned"])
     last=st.booleans(),
     layout=st.tuples(layouts, layouts, layouts),
     reach=st.sampled_from([1.0, 4.0, 1e4, 1e8]),
-    scale=st.sampled_from([1.0, 0.37, "each"]),
+    scale=st.sampled_from([1.0, 0.37]),
     seed=st.integers(0, 10**6),
 )
 def test_equals_the_tensor_operations(
@@ -93,7 +93,7 @@ def test_equals_the_tensor_operations(
     last: bool,
     layout: tuple[str, str, str],
     reach: float,
-    scale: Any,
+    scale: float,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -107,8 +107,7 @@ def test_equals_the_tensor_operations(
     angle = off_the_kinks(angle, size, path, 64 * torch.finfo(torch.promote_types(types[1], torch.float32)).eps)
     angle = in_memory(angle, layout[1]) if angle.dim() else angle
     grad = in_memory(draw(*shape, size, size).to(types[2]), layout[2])
-    each = torch.rand(shape, generator=generator).to(types[1]) if scale == "each" else scale
-    options = {"path": path, "dtype": types[2], "channels_last": last, "angle_grad_scale": each}
+    options = {"path": path, "dtype": types[2], "channels_last": last, "angle_grad_scale": scale}
     found = kernel_and_gradients(weight, angle, grad, **options)
     expected = by_tensors(lambda: kernel_and_gradients(weight, angle, grad, **options))
     # Of the coarsest type on the way: what is rounded once may fall to either side.
@@ -221,20 +220,20 @@ def test_views_that_negate() -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls of the library."""
     made: list[str] = []
-    for name in ("line_kernel_forward", "line_kernel_backward"):
+    for name in ("forward", "backward"):
         computes = getattr(fused_native, name)
 
         def count(*arguments: Any, name: str = name, real: Any = computes) -> Any:
             made.append(name)
             return real(*arguments)
 
-        monkeypatch.setattr(fused.fused_native, name, count)
+        monkeypatch.setattr(fused_native, name, count)
     return made
 
 
 def test_it_is_what_computes(calls: list[str]) -> None:
     kernel_and_gradients(torch.randn(4, 3), torch.randn(4), torch.randn(4, 3, 3))
-    assert calls == ["line_kernel_forward", "line_kernel_backward"]
+    assert calls == ["forward", "backward"]
 
 
 @pytest.mark.filterwarnings("ignore:`?torch.jit")

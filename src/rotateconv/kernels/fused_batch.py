@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 
 from rotateconv.kernels import fused_native
-from rotateconv.kernels.fused import (
-    _fused_triton,
-    _gradients,
-    _has_memory,
-    _reference_gradients,
-    fused_line_kernel,
-)
-from rotateconv.kernels.line import Path
+from rotateconv.kernels.fused import _fused_triton, fused_line_kernel, gradients
+from rotateconv.kernels.line import Path, line_kernel_gradients
 
 if TYPE_CHECKING:
     from rotateconv.kernels.fused_triton_batch import Sources
@@ -78,7 +72,7 @@ class _LineKernels(torch.autograd.Function):
         ctx.sources = sources
         ctx.versions = [source._version for source in sources]
         ctx.options = options
-        ctx.kernels = []  # how the compiled library makes them
+        ctx.kinds = []  # of the compiled library
         weights, angles = sources[:count], sources[count : 2 * count]
         size, path, dtype, last, scales = options
         if _fused_triton(angles[0]):
@@ -86,11 +80,17 @@ class _LineKernels(torch.autograd.Function):
 
             return tuple(fused_triton_batch.line_kernels_forward(_for_triton(sources, options, count), dtype, last))
         for weight, angle, scale in zip(weights, angles, scales, strict=True):
-            kernels = fused_native.find_kernels(weight, angle, size, path, scale, dtype, last)
-            if kernels is None:
+            kind = fused_native.find(weight, angle, size, path, scale, dtype, last)
+            # A copy would need a gradient of its own.
+            if (
+                kind is None
+                or fused_native.plain(weight, kind) is not weight
+                or fused_native.plain(angle, kind) is not angle
+            ):
+                ctx.kinds = []
                 return _in_one_piece(weights, angles, options)
-            ctx.kernels.append(kernels)
-        return tuple(map(fused_native.line_kernel_forward, ctx.kernels, weights, angles))
+            ctx.kinds.append(kind)
+        return tuple(map(fused_native.forward, ctx.kinds, weights, angles))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -108,11 +108,12 @@ class _LineKernels(torch.autograd.Function):
             if grad is None or not any(needed[i::count]):
                 continue
             arguments = grad, size, path, scales[i]
-            if torch.is_grad_enabled() or not _has_memory(grad):
+            if torch.is_grad_enabled() or not fused_native.has_memory(grad):
                 found[i::count] = _reference_gradients_of(sources[i::count], *arguments)
-            elif len(ctx.kernels) == count and not fused_native.is_watched():
-                found[i::count] = fused_native.line_kernel_backward(
-                    ctx.kernels[i], sources[i], sources[count + i], grad, needed[i::count]
+            elif ctx.kinds and not fused_native.is_watched():
+                for_weight, for_angle = needed[i::count]
+                found[i::count] = fused_native.backward(
+                    ctx.kinds[i], sources[i], sources[count + i], grad, for_weight, for_angle
                 )
             else:
                 left.append(i)
@@ -135,8 +136,8 @@ def _reference_gradients_of(
     """The gradients of weight and angle, and profile where there is one, to be differentiated themselves."""
     weight, angle, *profile = sources
     if not profile:
-        return _reference_gradients(weight, angle, grad, size, path, scale)
-    to_taps, to_angle = _reference_gradients(weight * profile[0][:, None], angle, grad, size, path, scale)
+        return line_kernel_gradients(weight, angle, grad, size, path, scale)
+    to_taps, to_angle = line_kernel_gradients(weight * profile[0][:, None], angle, grad, size, path, scale)
     return (to_taps * profile[0][:, None]).sum(-1, keepdim=True), to_angle, (to_taps * weight).sum(1)
 
 
@@ -175,7 +176,7 @@ def _gradients_in_one_piece(
     """Write the gradients of the layers `left`, put end to end, into `found`: weights first, then angles."""
     weights, angles = [sources[i] for i in left], [sources[len(grads) + i] for i in left]
     grad = torch.cat([kernel.flatten(0, 1) for i in left if (kernel := grads[i]) is not None])
-    together = _gradients(*_end_to_end(weights, angles), grad, options.size, options.path, 1.0)
+    together = gradients(*_end_to_end(weights, angles), grad, options.size, options.path, 1.0)
     counts = [angle.numel() for angle in angles]
     scaled = torch._foreach_mul(together[1].split(counts), [float(options.scales[i]) for i in left])
     for i, weight, angle, to_weight, to_angle in zip(

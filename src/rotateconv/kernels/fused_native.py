@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv import native
-from rotateconv.kernels.line import Path
+from rotateconv.kernels.line import Path, line_kernel_gradients
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """Of kernels in memory, by the numbers that line.c has for them."""
@@ -22,19 +22,22 @@ LARGEST = 63
 """The k up to which the library has room for a kernel."""
 _SLICES_A_THREAD = 1 << 15  # a thread costs some 20 µs to start, these slices about 150
 
-# Modes that look at every operation (counters, fake tensors, tracers) would see none of the library's. Where torch has
-# these functions no more, the tensor operations are always right.
+# Modes that look at every operation (counters, fake tensors, tracers) would see none of the library's, and transforms
+# look into it. Where torch has these functions no more, the tensor operations are always right.
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", lambda: True)
+in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+_CLASSES = nn.Parameter, Tensor  # what may stand for others, or have no memory, is of another class
 
 
-class Kernels(NamedTuple):
+class Kind(NamedTuple):
     """Kernels of one kind, and how the library makes them.
 
     Attributes:
         size, path, scale: k, "circle" or "square", and the factor on the gradient of the angle.
         template: What a tensor of them is like, without memory of its own.
-        layout: Its order in memory.
+        dtype, layout: Its type and its order in memory.
         source_dtype: That the library computes in: float32, or float64 if the weights or the angles are.
         forward, backward: Functions of the library, which take `call` first, then pointers.
         call: Reference to a `native.Call`.
@@ -44,16 +47,96 @@ class Kernels(NamedTuple):
     path: Path
     scale: float
     template: Tensor
+    dtype: torch.dtype
     layout: torch.memory_format
     source_dtype: torch.dtype
     forward: Callable[..., None]
     backward: Callable[..., None]
     call: Any
 
+    def __repr__(self) -> str:
+        return f"Kind({self.size}, {self.path!r})"  # numbers without memory cannot be printed
 
-def find_kernels(
+
+class _LineKernel(torch.autograd.Function):
+    """The node of the graph, of plain weights and angles.
+
+    Without `setup_context`: `apply` then costs a tenth, and transforms never come here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, angle: Tensor, kind: Kind) -> Tensor:
+        ctx.save_for_backward(weight, angle)
+        ctx.kind = kind
+        return forward(kind, weight, angle)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, angle = ctx.saved_tensors
+        kind: Kind = ctx.kind
+        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
+        if torch.is_grad_enabled() or not has_memory(grad) or is_watched():
+            return *line_kernel_gradients(weight, angle, grad, kind.size, kind.path, kind.scale), None
+        for_weight, for_angle, _ = ctx.needs_input_grad
+        return *backward(kind, weight, angle, grad, for_weight, for_angle), None
+
+
+def forward(kind: Kind, weight: Tensor, angle: Tensor) -> Tensor:
+    """Return the kernels of plain weights and angles of the kind."""
+    kernel = torch.empty_like(kind.template)
+    kind.forward(kind.call, weight.data_ptr(), angle.data_ptr(), kernel.data_ptr())
+    return kernel
+
+
+def backward(
+    kind: Kind, weight: Tensor, angle: Tensor, grad: Tensor, for_weight: bool, for_angle: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of weight and angle from that of the kernels, each None where it is not needed."""
+    if not (grad.is_contiguous(memory_format=kind.layout) and grad.dtype is kind.dtype) or grad.is_neg():
+        grad = grad.to(kind.dtype).contiguous(memory_format=kind.layout).resolve_neg()
+    to_weight = torch.empty_like(weight) if for_weight else None
+    to_angle = torch.empty_like(angle) if for_angle else None
+    kind.backward(
+        kind.call,
+        weight.data_ptr(),
+        angle.data_ptr(),
+        grad.data_ptr(),
+        None if to_weight is None else to_weight.data_ptr(),
+        None if to_angle is None else to_angle.data_ptr(),
+    )
+    return to_weight, to_angle
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether this is no fake tensor or another class that only stands for one, nor one of a batch of gradients."""
+    if type(tensor) not in _CLASSES:
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_watched() -> bool:
+    """Whether somebody has to see the operations."""
+    return bool(_modes()) or in_transform() or _is_tracing()
+
+
+def line_kernel(
     weight: Tensor, angle: Tensor, size: int, path: Path, scale: float, dtype: torch.dtype | None, last: bool
-) -> Kernels | None:
+) -> Tensor | None:
+    """The kernels as one node; the arguments are those of `find`, and so is None."""
+    kind = find(weight, angle, size, path, scale, dtype, last)
+    if kind is None:
+        return None
+    made: Tensor = _LineKernel.apply(plain(weight, kind), plain(angle, kind), kind)
+    return made
+
+
+def find(
+    weight: Tensor, angle: Tensor, size: int, path: Path, scale: float, dtype: torch.dtype | None, last: bool
+) -> Kind | None:
     """How the library makes the kernels of these tensors; None where the tensor operations have to.
 
     Args:
@@ -65,58 +148,23 @@ def find_kernels(
         dtype: Of the kernels, or None for that of weight and angle.
         last: Whether kernels (out, in, k, k) are wanted in channels-last order.
     """
-    kinds = nn.Parameter, Tensor  # what may stand for others, or have no memory, is of another class
-    if type(weight) not in kinds or type(angle) not in kinds or not (weight.is_cpu and angle.is_cpu) or is_watched():
+    if is_watched() or type(weight) not in _CLASSES or type(angle) not in _CLASSES or type(size) is not int:
+        return None
+    if not (weight.is_cpu and angle.is_cpu):
         return None
     threads = torch.get_num_threads() if angle.numel() > _SLICES_A_THREAD else 1
-    return _kernels(weight.shape, angle.shape, size, path, scale, weight.dtype, angle.dtype, dtype, last, threads)
+    return _kind(weight.shape, angle.shape, size, path, scale, weight.dtype, angle.dtype, dtype, last, threads)
 
 
-def is_watched() -> bool:
-    """Whether somebody has to see the operations, or there is no library."""
-    return bool(_modes()) or _is_tracing() or native.library() is None
-
-
-def line_kernel_forward(kernels: Kernels, weight: Tensor, angle: Tensor) -> Tensor:
-    """Return the kernels of weights and angles of the kind."""
-    kernel = torch.empty_like(kernels.template)
-    weight, angle = _plain(weight, kernels.source_dtype), _plain(angle, kernels.source_dtype)
-    kernels.forward(kernels.call, weight.data_ptr(), angle.data_ptr(), kernel.data_ptr())
-    return kernel
-
-
-def line_kernel_backward(
-    kernels: Kernels, weight: Tensor, angle: Tensor, grad: Tensor, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of weight and angle from that of the kernels, each None where it is not needed."""
-    own_weight, own_angle = _plain(weight, kernels.source_dtype), _plain(angle, kernels.source_dtype)
-    grad = _plain(grad, kernels.template.dtype, kernels.layout)
-    to_weight = torch.empty_like(own_weight) if needed[0] else None
-    to_angle = torch.empty_like(own_angle) if needed[1] else None
-    kernels.backward(
-        kernels.call,
-        own_weight.data_ptr(),
-        own_angle.data_ptr(),
-        grad.data_ptr(),
-        None if to_weight is None else to_weight.data_ptr(),
-        None if to_angle is None else to_angle.data_ptr(),
-    )
-    if own_weight is not weight and to_weight is not None:
-        to_weight = to_weight.to(weight.dtype)
-    if own_angle is not angle and to_angle is not None:
-        to_angle = to_angle.to(angle.dtype)
-    return to_weight, to_angle
-
-
-def _plain(tensor: Tensor, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """The numbers of a tensor as the library reads them: the tensor itself where it is like that."""
-    if tensor.dtype is dtype and tensor.is_contiguous(memory_format=layout) and not tensor.is_neg():
+def plain(tensor: Tensor, kind: Kind) -> Tensor:
+    """The numbers of weights or angles as the library reads them: the tensor itself where it is like that."""
+    if tensor.dtype is kind.source_dtype and tensor.is_contiguous() and not tensor.is_neg():
         return tensor
-    return tensor.to(dtype).contiguous(memory_format=layout).resolve_neg()
+    return tensor.to(kind.source_dtype).contiguous().resolve_neg()
 
 
-@lru_cache(maxsize=4096, typed=True)
-def _kernels(
+@lru_cache(maxsize=4096)
+def _kind(
     weight_shape: torch.Size,
     shape: torch.Size,
     size: int,
@@ -127,11 +175,13 @@ def _kernels(
     dtype: torch.dtype | None,
     last: bool,
     threads: int,
-) -> Kernels | None:
+) -> Kind | None:
+    """How the library makes kernels of this kind; None where it cannot."""
     fits = bool(weight_shape) and weight_shape[:-1] == shape and weight_shape[-1] in (1, size)
-    fits = fits and type(size) is int and size % 2 == 1 and 3 <= size <= LARGEST and path in get_args(Path)
+    fits = fits and size % 2 == 1 and 3 <= size <= LARGEST and path in get_args(Path)
     dtype = torch.promote_types(weight_dtype, angle_dtype) if dtype is None else dtype
-    if not (fits and {weight_dtype, angle_dtype, dtype} <= _TYPES.keys()):
+    library: Any = native.library()
+    if library is None or not (fits and {weight_dtype, angle_dtype, dtype} <= _TYPES.keys()):
         return None
     last = last and len(shape) == 2
     layout = torch.channels_last if last else torch.contiguous_format
@@ -145,6 +195,5 @@ def _kernels(
     call = native.Call(
         scale, rows, length, size, weight_shape[-1], path == "square", _TYPES[dtype], last, is_double, threads
     )
-    library: Any = native.library()
     functions = library.rotateconv_line_forward, library.rotateconv_line_backward
-    return Kernels(size, path, scale, template, layout, source_dtype, *functions, byref(call))
+    return Kind(size, path, scale, template, dtype, layout, source_dtype, *functions, byref(call))

@@ -59,6 +59,21 @@ def line_kernel(weight: Tensor, angle: Tensor, kernel_size: int = 3, path: Path 
     return kernel.to(result_dtype).movedim((0, 1), (-2, -1)).contiguous()
 
 
+def line_kernel_gradients(
+    weight: Tensor, angle: Tensor, grad: Tensor, kernel_size: int, path: Path, angle_grad_scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and angle from that of the kernels, by autograd; to be differentiated themselves.
+
+    Args:
+        weight, angle, kernel_size, path: As in `line_kernel`.
+        grad: (..., k, k).
+        angle_grad_scale: The gradient of the angle is multiplied by it.
+    """
+    kernel, pull_back, *_ = torch.func.vjp(lambda w, a: line_kernel(w, a, kernel_size, path), weight, angle)
+    grad_weight, grad_angle = pull_back(grad.to(kernel.dtype))
+    return grad_weight, angle_grad_scale * grad_angle
+
+
 def tap_direction(angle: Tensor, path: Path = "circle") -> tuple[Tensor, Tensor]:
     """The place (row, column) of the tap t = 1: ρ(θ)·u(θ). The tap t lies at t times it.
 

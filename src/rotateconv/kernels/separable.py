@@ -21,21 +21,23 @@ class _Costs(NamedTuple):
         map: A number of a filtered map, written and read again.
         point: A multiply-add of the pointwise convolution.
         call: One more call of a convolution.
+        make: What a number of the dense kernels costs to make and to lay out, whatever the number of positions.
     """
 
     add: float
     map: float
     point: float
     call: float
+    make: float = 0.0
 
 
-# Fitted on layers of 16 to 256 channels with kernels of 3 to 7; `benchmarks/separable.py` fits them anew. Training in
-# float32 and inference in bfloat16 in November 2026; the others before, in float32, for whatever type.
+# Fitted on layers of 16 to 256 channels with kernels of 3 to 7; `benchmarks/separable.py` fits them anew. bfloat16 on a
+# processor with AMX, which the depthwise filters do not use; training in float32 on one without.
 _COSTS = {
     ("inference", torch.float32): _Costs(2.0, 60.0, 2.5, 1.5e6),
     ("training", torch.float32): _Costs(6.0, 40.0, 1.5, 1e6),
-    ("inference", torch.bfloat16): _Costs(9.0, 50.0, 1.5, 1.5e6),
-    ("training", torch.bfloat16): _Costs(9.0, 70.0, 1.5, 1.5e6),
+    ("inference", torch.bfloat16): _Costs(9.0, 540.0, 4.5, 4e6, 520.0),
+    ("training", torch.bfloat16): _Costs(60.0, 300.0, 4.5, 1e6, 220.0),
 }
 
 # Much cheaper to ask than for one device; where torch has it no more, the device is asked.
@@ -143,7 +145,7 @@ def prefers_separable(
 
     For each position of the output, in multiply-adds of the dense convolution::
 
-        dense      in · out · k²
+        dense      in · out · k² · (1 + make / positions)
         separable  in · (G · (k² · add + map) + out · point) + 2G · call / positions
 
     Args:
@@ -161,10 +163,10 @@ def prefers_separable(
     mode = "training" if training else "inference"
     costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32]
     size = kernel_size**2
-    dense = in_channels * out_channels * size
+    share = 0.0 if positions is None else 1 / max(1, positions)  # of what is done once
+    dense = in_channels * out_channels * size * (1 + costs.make * share)
     filters = groups * (size * costs.add + costs.map)
-    calls = 0.0 if positions is None else 2 * groups * costs.call / max(1, positions)
-    return in_channels * (filters + out_channels * costs.point) + calls < dense
+    return in_channels * (filters + out_channels * costs.point) + 2 * groups * costs.call * share < dense
 
 
 def check_form(form: str) -> None:

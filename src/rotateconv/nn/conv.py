@@ -284,11 +284,13 @@ class RotateConv2d(ConvBase):
         self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
 
     def _kernel(self, weight: Tensor, angle_grad_scale: float, dtype: torch.dtype, channels_last: bool) -> Tensor:
-        size, path, groups = self.kernel_size[0], self.config.path, self.config.angle_groups
+        config, size = self.config, self.kernel_size[0]
+        path, groups = config.path, config.angle_groups
         if groups is None:
-            profile = self.profile if self.config.taps == "profile" else None
+            if config.taps == "profile":
+                weight = weight * self.profile[:, None]  # type: ignore[index]
             return fused_line_kernel(
-                weight if profile is None else weight * profile[:, None],
+                weight,
                 self.angle,
                 size,
                 path,
