@@ -46,6 +46,16 @@ class Point:
         return next(name for name, holds in FAMILIES.items() if holds(self.group.label))
 
     @property
+    def layers(self) -> str:
+        """What its layers are called, what they were fitted to where that is not 3x3, and groups that share angles."""
+        config = self.group.config
+        if config.convert_taps is None:
+            return self.group.label
+        fitted = "" if config.conv == "conv3x3" else f" of {config.conv}"
+        groups = "" if config.convert_angle_groups is None else f", {config.convert_angle_groups} angle groups"
+        return f"{self.group.label}{fitted}{groups}"
+
+    @property
     def bits(self) -> str:
         """Of a weight, with the levels where they are not 2^bits - 1; of an angle and a profile where there are any."""
         bits = self.group.config.bits
@@ -128,7 +138,7 @@ def points_table(points: Sequence[Point]) -> Table:
         minutes = statistics.median(run.result.seconds for run in group.runs) / 60
         rows.append(
             (
-                *(point.family, group.label, point.bits, number(point.packed), number(point.compact)),
+                *(point.family, point.layers, point.bits, number(point.packed), number(point.compact)),
                 *(spread(point.accuracy), spread(group.validation), str(point.accuracy.n)),
                 *(multiply_adds(group, 1) or "-", f"{minutes:.0f}"),
                 "-" if point.slice_entropy is None else f"{point.slice_entropy:.2f}",
@@ -145,7 +155,7 @@ def rivalry_table(found: Sequence[Rivalry]) -> Table:
         sides = [
             cell
             for point in (one.ours, one.theirs)
-            for cell in (f"{point.group.label}, {point.bits} bits, {number(point.packed)} B", spread(point.accuracy))
+            for cell in (f"{point.layers}, {point.bits} bits, {number(point.packed)} B", spread(point.accuracy))
         ]
         corrected_p = "-" if one.contrast.adjusted is None else f"{one.contrast.adjusted:.3f}"
         rows.append((f"{one.budget} KiB", *sides, one.contrast.verdict, difference(one.contrast), corrected_p))
