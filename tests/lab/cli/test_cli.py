@@ -135,7 +135,7 @@ def test_finish_trains_to_few_bits_and_goes_on() -> None:
     assert "trained with 2-bit weights" in run(*words)
     config = read_config(Path("runs/float-w2-a3"))
     assert (config.conv, config.source, config.teacher) == ("rotate2p", "float", "wide")
-    assert (config.qat, config.bits) == (True, (2, 3, 8, None))
+    assert (config.qat, config.bits) == (True, (2, 3, 8, None, None))
     assert "is finished already" in run(*words)
     assert "2 bits per weight, 3 per angle" in run("pack", "runs/float-w2-a3", "--out", "small.rcp")
     assert "resume it unchanged" in invoke([*words, "--lr", "0.01"]).stderr
