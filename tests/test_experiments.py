@@ -162,7 +162,7 @@ def test_the_record_of_bytes_is_of_its_points(study: str) -> None:
         assert listed[run.name].quantized == config.qat
         for option, value in {
             "--taps": config.convert_taps,
-            "--conv": None if config.conv == "conv3x3" and config.qat else config.conv,
+            "--conv": config.conv if command[0] == "train" else None,
             "--seed": None if config.qat else str(config.seed),
             "--epochs": str(config.epochs),
             "--teacher": config.teacher,

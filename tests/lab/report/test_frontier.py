@@ -28,7 +28,8 @@ def study(tmp_path: Path) -> Path:
     sizes = {}
     for name, (changes, size, accuracy) in POINTS.items():
         for seed in range(3):
-            own = {"source": f"f-dense-s{seed}", "teacher": f"f-dense-s{seed}", "seed": seed, "qat": True}
+            dense = f"f-dense-s{seed}"
+            own = {"conv": "conv3x3", "source": dense, "teacher": dense, "seed": seed, "qat": True}
             config = make_config("quick", changes={**own, **changes})
             write_run(tmp_path / "runs" / f"{name}-s{seed}", config, accuracy + 0.1 * seed)
             sizes[f"{name}-s{seed}"] = {"packed": size + seed, "compact": size + 1000, "slice_entropy": 7.9 + seed / 10}
