@@ -109,11 +109,10 @@ class _Reader:
         weight, index = module.weight, None
         if entry.codebook is not None:
             index, weight = nearest_multiple(weight.detach(), entry.codebook.detach())
-        codes, exponents = encode_weight(weight, entry.levels)
-        digits = to_digits(codes, entry.levels).cpu().numpy()
-        sizes = factor * scale(exponents).cpu().double().numpy() ** (2 if isinstance(module, OuterConv2d) else 1)
+        digits, sizes = _codes(weight, entry.levels)
+        sizes = factor[:, None] * sizes ** (2 if isinstance(module, OuterConv2d) else 1)
         form = Form("dense", entry.levels, kernel.shape[2:])
-        layer = Layer(key, kernel.shape, digits, sizes[:, None], bias)
+        layer = Layer(key, kernel.shape, digits, sizes, bias)
         if isinstance(module, MaskedConv2d):
             form, layer = self.mask(form, layer, module)
         elif isinstance(module, RotateConv2d):
@@ -126,14 +125,16 @@ class _Reader:
         self.forms.setdefault(form, []).append(layer)
         return True
 
+    def entry(self, tensor: Tensor) -> Entry:
+        """The one of a tensor of the model."""
+        return next(entry for entry in self.entries.values() if entry.tensor is tensor)
+
     def codebook(self, key: str, module: CodebookConv2d) -> str:
         """Take the kernels of a codebook like those of a dense layer."""
-        entry = next(entry for entry in self.entries.values() if entry.tensor is module.codebook)
-        codes, exponents = encode_weight(module.codebook, entry.levels)
-        sizes = scale(exponents).cpu().double().numpy()[:, None]
-        form = Form("dense", entry.levels, tuple(codes.shape[2:]))
-        digits = to_digits(codes, entry.levels).cpu().numpy()
-        layer = Layer(f"{key} codebook", tuple(codes.shape), digits, sizes)
+        levels = self.entry(module.codebook).levels
+        digits, sizes = _codes(module.codebook, levels)
+        form = Form("dense", levels, digits.shape[2:])
+        layer = Layer(f"{key} codebook", digits.shape, digits, sizes)
         self.forms.setdefault(form, []).append(layer)
         return layer.name
 
@@ -151,7 +152,7 @@ class _Reader:
 
     def line(self, form: Form, layer: Layer, module: RotateConv2d) -> tuple[Form, Layer]:
         """Angles and profiles of a RotateConv2d."""
-        angle = next(entry for entry in self.entries.values() if entry.kind == "angle" and entry.tensor is module.angle)
+        angle = self.entry(module.angle)
         taps = layer.digits.shape[-1]
         form = replace(form, kind="line", taps=taps, form=module.taps, angle=(angle.bits, angle.period, module.path))
         layer = replace(
@@ -163,16 +164,14 @@ class _Reader:
             form = replace(form, kind="grouped", groups=module.angle_groups)
         if module.profile is None:
             return form, layer
-        entry = next(entry for entry in self.entries.values() if entry.tensor is module.profile)
+        entry = self.entry(module.profile)
         rows = module.profile.detach().flatten(0, -2)
         if entry.kind == "bf16":
             profile = rows.cpu().double().numpy()
             more = {"profile": profile} if form.groups else {"scales": layer.scales * profile}
             return form, replace(layer, **more)
-        codes, exponents = encode_weight(rows, entry.levels)
-        sizes = scale(exponents).cpu().double().numpy()[:, None]
+        digits, sizes = _codes(rows, entry.levels)
         more = {"sizes": sizes} if form.groups else {"scales": layer.scales * sizes}
-        digits = to_digits(codes, entry.levels).cpu().numpy()
         return replace(form, profile=entry.levels), replace(layer, profile=digits, **more)
 
     def write(self, bits: int) -> list[Any]:
@@ -230,6 +229,12 @@ def _multiples(body: Body, rows: Sequence[NDArray[Any]], bits: int) -> list[str]
             step, numbers = body.shaped(step, -1, 1), body.shaped(numbers, -1, row.shape[1])
         names.append(body.op("Mul", numbers, step))
     return names
+
+
+def _codes(weight: Tensor, levels: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Numbers on their grid as digits from 0, in their shape, and the scales of their rows, (out, 1)."""
+    codes, exponents = encode_weight(weight, levels)
+    return to_digits(codes, levels).cpu().numpy(), scale(exponents).cpu().double().numpy()[:, None]
 
 
 def _joined(layers: Sequence[Layer], key: str) -> NDArray[Any]:
