@@ -4,6 +4,7 @@ Every key is declared here once. Options, TOML keys, `--set`, config.json and do
 """
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -284,7 +285,7 @@ class RunConfig:
         """What dense convolutions become; None where they stay as they are."""
         return None if self.convert_taps is None else self._part(Conversion)
 
-    @property
+    @cached_property  # asked for at every step
     def optimization(self) -> Optimization:
         """How gradients move its weights."""
         return self._part(Optimization)
