@@ -3,15 +3,18 @@
     python benchmarks/bytes.py --data-dir DATA/cifar10-jpeg --work runs/bytes            # all that is missing
     python benchmarks/bytes.py --work runs/bytes --list                                  # its commands alone
     python benchmarks/bytes.py --data-dir DATA/cifar10-jpeg --work runs/bytes --record   # of the finished ones
+    python benchmarks/bytes.py --data-dir DATA/cifar10-jpeg --work runs/bytes-long --study bytes-long --together 8
 
 The footing: a model is trained with float32 numbers first; then it, or what it is converted to, goes on with quantized
 ones for the same number of epochs, with the dense model of full width and the same seed as the teacher. Every run is a
-command of rotateconv, resumed where it was stopped. The last step writes records.jsonl and files.json there, of which
+command of rotateconv, resumed where it was stopped; with --together so many at a time take turns in one process, which
+is for a GPU, and for studies that convert nothing. The last step writes records.jsonl and files.json there, of which
 `rotateconv report` makes the table and the picture.
 """
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +25,15 @@ from pathlib import Path
 
 import torch
 
+from rotateconv.errors import RunInterrupted
+from rotateconv.lab.config import RunConfig, make_config, overridden
+from rotateconv.lab.study.events import RunDied, RunDiverged, RunEvent
+from rotateconv.lab.study.executor import run_tasks
+from rotateconv.lab.study.finish import finishing
+from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.records import FileBytes, find_studies, write_study
+from rotateconv.lab.study.worker import Task
+from rotateconv.lab.train.events import EpochEnd, RunWarning
 from rotateconv.quantization.pack import describe_packed, load_packed
 from rotateconv.quantization.primitives import encode_angle, encode_weight, to_digits
 from rotateconv.quantization.quantize import entries
@@ -86,6 +97,49 @@ def train(run: Run, work: Path) -> None:
         subprocess.run([sys.executable, "-m", "rotateconv", *command], cwd=work, stdout=log, stderr=log, check=True)
 
 
+def train_together(found: list[Run], work: Path, together: int) -> None:
+    """Train what is missing, so many runs at a time in one process: first all models with float32 numbers."""
+    os.chdir(work)  # the runs name each other by their folders
+    for quantized in (False, True):
+        missing = [run for run in found if run.quantized == quantized and not Path(run.name, "summary.json").is_file()]
+        tasks = (
+            Task(run.name, configuration(run), Path(run.name), resume=Path(run.name, "config.json").is_file())
+            for run in missing
+        )
+        if missing:
+            run_tasks(tasks, local_executor(len(missing), together, together), len(missing), tell)
+
+
+def configuration(run: Run) -> RunConfig:
+    """Return what the command of a run says."""
+    kind, *words = run.command
+    source = words.pop(0) if kind == "finish" else None
+    values = {}
+    while words:
+        word = words.pop(0)
+        if "=" not in word:
+            word += f"={words.pop(0)}"
+        key, value = word.removeprefix("--set=").removeprefix("--").split("=")
+        values[key.replace("-", "_")] = value
+    del values["out"]
+    given = [f"{key}={value}" for key, value in values.items()]
+    if source is None and kind == "train":
+        return make_config(overrides=given)
+    if source is None:
+        raise SystemExit(f"{run.name} is made by {kind}, which --together does not do: leave it out")
+    return finishing(source, overridden(given))
+
+
+def tell(event: object) -> None:
+    """Print the end of an epoch, and what is wrong."""
+    match event:
+        case RunEvent(run, EpochEnd(record)):
+            print(f"{run}: epoch {record.epoch}, validation {record.validation_accuracy} %, {record.seconds:.1f} s")
+        case RunEvent(run, RunWarning(message)) | RunDied(run, message) | RunDiverged(run, message):
+            print(f"{run}: {message}")
+    sys.stdout.flush()
+
+
 def measure(run: Run, work: Path) -> FileBytes:
     """Return what there is to say of a run's packed file and compact ONNX file, which are written beside its folder."""
     found = {}
@@ -145,6 +199,7 @@ def main() -> None:
     parser.add_argument("--study", default="bytes", help="folder in experiments/ with the points.toml")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--list", action="store_true", help="print the commands, and train nothing")
+    parser.add_argument("--together", type=int, default=0, help="runs at a time in one process, on a GPU")
     parser.add_argument("--record", action="store_true", help="write the record of finished runs alone")
     arguments = parser.parse_args()
     study = STUDIES / arguments.study
@@ -153,6 +208,12 @@ def main() -> None:
         print("\n".join(shlex.join(["rotateconv", *run.command]) for run in found))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.together and not arguments.record:
+        try:
+            train_together(found, arguments.work, arguments.together)
+        except RunInterrupted as stopped:
+            raise SystemExit(f"{stopped}; the same command goes on") from None
+        return
     if not arguments.record:
         for run in found:
             train(run, arguments.work)

@@ -108,6 +108,8 @@ def test_an_interrupted_run_goes_on(data: ImageData, tmp_path: Path, monkeypatch
         {"conv": "rotate4", "ema_decay": 0.9, "clip_grad_norm": 1.0},
         {"conv": "rotate2p", "precision": "bf16", "channels_last": True, "dropout": 0.2},
         {"conv": "rotate4", "optimizer": "adamw", "lr": 0.001, "nesterov": False, "angle_lr_scale": 10.0},
+        {"conv": "rotate2p", "qat": True, "weight_bits": 3, "weight_levels": 8, "profile_bits": 4, "ema_decay": 0.9},
+        {"conv": "rotate4", "qat": True, "qat_scales": "learned", "weight_bits": 2},
     ],
 )
 def test_a_captured_run_is_the_eager_one(

@@ -217,8 +217,8 @@ class RunConfig:
     compile: bool = False
     """Run the model through torch.compile."""
     cuda_graph: bool | None = None
-    """Capture the training step in a CUDA graph; none where it applies: a GPU, a model of ours, no fp16, qat, compile
-    or several processes."""
+    """Capture the training step in a CUDA graph; none where it applies: a GPU, a model of ours, no fp16, compile or
+    several processes."""
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     """Of initial weights, order, augmentation and dropout."""
     checkpoint_seconds: Annotated[float, Ge(0)] = 60.0

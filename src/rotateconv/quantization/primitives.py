@@ -224,7 +224,7 @@ def _nearest_codes(ratios: Tensor, levels: int) -> Tensor:
 
 def _encode_rows(rows: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     largest = rows.abs().amax(1)
-    steps = torch.tensor(list(_candidates(levels)), device=rows.device)
+    steps = torch.arange(len(_candidates(levels)), device=rows.device)
     exponents = (_largest_exponents(rows, levels)[:, None] - steps).clamp(*EXPONENT_RANGE)  # [row, candidate]
     sizes = scale(exponents)[..., None]
     codes = _nearest_codes(rows[:, None] / sizes, levels)  # [row, candidate, column]
@@ -236,6 +236,11 @@ def _encode_rows(rows: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_finite(what: str, values: Tensor) -> None:
-    if not values.isfinite().all():
+    if not _is_captured(values) and not values.isfinite().all():
         bad = values[~values.isfinite()].flatten()[0].item()
         raise InputError(f"only finite numbers can be quantized to a few bits, got the {what} {bad}")
+
+
+def _is_captured(values: Tensor) -> bool:
+    """Whether what is done with a tensor is being recorded in a CUDA graph, in which nothing can be looked at."""
+    return values.is_cuda and torch.cuda.is_current_stream_capturing()

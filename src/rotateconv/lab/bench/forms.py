@@ -211,9 +211,14 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor, *, batched
         for _ in range(WARM_UP):
             graph.warm_up(step)
         graph.capture(step)
-        return graph.replay
+        return partial(_replay, graph, step)
     works: dict[str, Work] = {"forward": inference, "forward+backward": train, "step": step}
     return works[case.mode]
+
+
+def _replay(graph: CudaGraph, step: object) -> None:
+    """Run a graph; with its step are kept the tensors that it reads and writes, which it does not keep itself."""
+    graph.replay()
 
 
 def _check_layer(name: str, layer: RotateConv2d, images: Tensor, dtype: str) -> None:

@@ -41,7 +41,6 @@ def not_captured(state: TrainingState) -> str | None:
         f"the run is on the {accelerator.device.type}, and only a CUDA GPU captures": accelerator.device.type != "cuda",
         f"the run has {accelerator.num_processes} processes, which exchange gradients": accelerator.num_processes > 1,
         "precision=fp16 looks at every step whether its gradients are finite": accelerator.scaler is not None,
-        "qat=true swaps the parameters at every step": config.qat,
         "compile=true compiles the model": config.compile,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -30,6 +30,9 @@ from rotateconv.nn.pruning import prune_smallest
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
 
+EVALUATED_PIXELS = 2**20
+"""Pixels of the images that a GPU evaluates at a time, if that is more than a batch: its launches outlast small ones."""
+
 
 @dataclass
 class TrainingState:
@@ -235,6 +238,8 @@ def _batches(
 ) -> Batches:
     """Return the part of a split that is this process's, in batches: as it is, or as it is trained on."""
     size = config.batch_size // accelerator.num_processes
+    if not train and accelerator.device.type == "cuda":
+        size = max(size, EVALUATED_PIXELS // split.images[0, 0].numel())
     return Batches(
         split,
         size,
