@@ -1,11 +1,12 @@
-"""What a few minutes on a GPU are spent on: tests, the bench, then the runs of experiments/gpu, most decisive first.
+"""What a few minutes on a GPU are spent on: tests, the bench, then runs, those that decide most first.
 
     python benchmarks/gpu.py --seconds 780 --data-dir DATA --out runs/gpu
     python benchmarks/gpu.py --seconds 60 --out /tmp/gpu --dry-run     # the same on a CPU, with tiny models
 
-DATA holds cifar10-jpeg/ and what torchvision reads. The same command goes on: what has passed is not done again, runs
-that were stopped are saved and resumed. OUT gets progress.jsonl, a line for each stage as it ends, the output of every
-stage, bench/ and a folder for each study with its runs and records.jsonl.
+The runs are those of experiments/bytes-long (benchmarks/bytes.py) and experiments/gpu. DATA holds cifar10-jpeg/ and
+what torchvision reads. The same command goes on: what has passed is not done again, runs that were stopped are saved
+and resumed. OUT gets progress.jsonl, a line for each stage as it ends, the output of every stage, bench/, kernels.json
+and a folder for each study with its runs and records.jsonl.
 """
 
 import argparse
@@ -34,6 +35,7 @@ STUDIES = (
     "cifar100-densenet40",
     "svhn-densenet40",
 )
+LONG = "bytes-long"  # accuracy against bytes, with five times the epochs of experiments/bytes
 GRACE = 20.0  # seconds that a stopped study may take to save its runs, within the time that is given
 LEAST = 5.0  # a stage is not begun with less
 
@@ -53,10 +55,18 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
     python, out, dry = sys.executable, arguments.out, arguments.dry_run
     tests = ["tests/test_gpu.py", *([] if dry else ["tests/kernels/test_fused_triton.py"])]
     bench = ["--device", "cpu" if dry else "cuda", "--targets", "--eager", "--seconds", "0" if dry else "0.5"]
+    # Eight at a time: in each, a test mostly waits for Triton's compiler. pytest-benchmark, if installed, refuses that.
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n", "2" if dry else "8"]
     found = [
-        Stage("tests", [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], 180),
+        Stage("tests", [*pytest, *tests], 180),
         Stage("bench", [python, "-m", "rotateconv", "bench", *bench, "--out", str(out / "bench")], 10 if dry else 120),
     ]
+    if not dry:
+        script = str(ROOT / "benchmarks" / "gpu_kernels.py")
+        found.append(Stage("kernels", [python, script, str(out / "kernels.json")], 60))
+        words = ["--study", LONG, "--work", str(out / LONG), "--together", str(arguments.jobs)]
+        words += ["--data-dir", str(arguments.data_dir / "cifar10-jpeg")]
+        found.append(Stage(LONG, [python, str(ROOT / "benchmarks" / "bytes.py"), *words], float("inf")))
     for study in STUDIES[: 1 if dry else None]:
         jpeg = "cifar10-jpeg" in study
         data = ["--data-dir", str(arguments.data_dir / "cifar10-jpeg" if jpeg else arguments.data_dir)]
@@ -96,7 +106,7 @@ def finished(out: Path, commit: str) -> set[str]:
     return {
         str(line["stage"])
         for line in lines
-        if line["exit_code"] == 0 and (line["stage"] in STUDIES or line["commit"] == commit)
+        if line["exit_code"] == 0 and (line["stage"] in (LONG, *STUDIES) or line["commit"] == commit)
     }
 
 
@@ -115,7 +125,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument(
-        "--jobs", type=int, default=4, help="runs that take turns in one process; the best number is not measured yet"
+        "--jobs", type=int, default=5, help="runs that take turns in one process, 1.4 times as fast as one by one"
     )
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny models on the digits")
     arguments = parser.parse_args()

@@ -36,6 +36,7 @@ def test_numbers_on_a_gpu(file: str) -> None:
         ("_backward", 5, True, True),
         ("_forward_batch", 3, False, False),
         ("_backward_batch", 5, False, True),
+        ("_sum_rows", 3, False, False),
     ],
 )
 def test_compiles_for_a_gpu(
@@ -50,12 +51,15 @@ def test_compiles_for_a_gpu(
     if "nvidia" not in backends:
         pytest.skip("this Triton is built without NVIDIA's compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(fused_triton_batch if "batch" in name else fused_triton, name)
+    function = getattr(fused_triton if hasattr(fused_triton, name) else fused_triton_batch, name)
     options = fused_triton.compile_options(size, shared, square, torch.float32)
     if "batch" in name:
         types_ = triton.language.float32
         options |= {"PROFILE": "back" in name, "LAST": True, "WEIGHT": types_, "ANGLE": types_}
+    if name == "_sum_rows":
+        options = {"SIZE": size, "BLOCK": 128}
     pointers = {
+        **{"rows": "*i64", "parts": "*fp32", "sums": "*fp32"},
         "table": "*i64",
         "blocks": "*i32",
         "scales": "*fp32",

@@ -7,7 +7,6 @@ where the parameters lie, so that a training step finds them made, and a capture
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -59,6 +58,7 @@ class _Plan:
     table: Tensor
     blocks: Tensor
     scales: Tensor
+    rows: Tensor
     firsts: tuple[int, ...]
     slices: int
 
@@ -100,11 +100,12 @@ def line_kernels_backward(
     angles = _views(to_angle, plan, shapes, 1)
     if not sources.profiles:
         return weights, angles, []
-    parts = _views(to_profile, plan, [(*shape, k) for shape in shapes], k)
-    profiles: list[Tensor] = []
-    for _, run in groupby(parts, key=lambda part: part.shape):  # one sum for neighbors of one shape
-        profiles += torch.stack(list(run)).sum(2).to(weight.dtype).unbind()
-    return weights, angles, profiles
+    sums = torch.empty(len(plan.rows) * k, dtype=weight.dtype, device=device)
+    if len(plan.rows):
+        with torch.cuda.device_of(sums):
+            _sum_rows[(len(plan.rows),)](plan.rows, to_profile, sums, SIZE=k, BLOCK=128)
+    profiles = sums.split([k * shape[0] for shape in shapes])
+    return weights, angles, [part.view(-1, k) for part in profiles]
 
 
 def _views(flat: Tensor, plan: _Plan, shapes: Sequence[Sequence[int]], numbers: int) -> list[Tensor]:
@@ -148,17 +149,19 @@ def _plan(sources: Sources) -> _Plan:
 @lru_cache(maxsize=64)
 def _plan_of(layers: tuple[tuple[int, ...], ...], scales: tuple[float, ...], block: int, device: torch.device) -> _Plan:
     """Cached by address: nothing in a plan follows from what lies there."""
-    rows, blocks, firsts, slices = [], [], [], 0
+    layer_table, blocks, rows, firsts, slices = [], [], [], [], 0
     for layer, (weight, angle, profile, out, inputs) in enumerate(layers):
         count = out * inputs
-        rows.append([weight, angle, profile, slices, count, max(1, inputs)])
+        layer_table.append([weight, angle, profile, slices, count, max(1, inputs)])
         blocks += [[layer, first] for first in range(0, count, block)]
+        rows += [[slices + row * inputs, inputs] for row in range(out)]
         firsts.append(slices)
         slices += -(-count // _ALIGNMENT) * _ALIGNMENT
     return _Plan(
-        torch.tensor(rows, dtype=torch.int64).to(device),
+        torch.tensor(layer_table, dtype=torch.int64).to(device),
         torch.tensor(blocks, dtype=torch.int32).view(-1, 2).to(device),
         torch.tensor(scales, dtype=torch.float32).to(device),
+        torch.tensor(rows, dtype=torch.int64).view(-1, 2).to(device),
         tuple(firsts),
         slices,
     )
@@ -253,3 +256,16 @@ def _backward_batch(
         grad_angle + first, index, count, length, tl.load(scales + layer), step_out, step_in, step_row, step_col,
         taps, 1, SHARED, PROFILE, SQUARE, SIZE, POSITIONS, BLOCK, COMPUTE, TINY,
     )  # fmt: skip
+
+
+@triton.jit
+def _sum_rows(rows, parts, sums, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of a profile: what the slices of its row add to it, [slice, tap], in the order that they lie in."""
+    first = tl.load(rows + 2 * tl.program_id(0))
+    length = tl.load(rows + 2 * tl.program_id(0) + 1)
+    for tap in tl.static_range(SIZE):
+        total = tl.zeros((BLOCK,), dtype=parts.dtype.element_ty)
+        for start in range(0, length, BLOCK):
+            index = start + tl.arange(0, BLOCK)
+            total += tl.load(parts + (first + index) * SIZE + tap, mask=index < length, other=0.0)
+        tl.store(sums + tl.program_id(0) * SIZE + tap, tl.sum(total, axis=0).to(sums.dtype.element_ty))

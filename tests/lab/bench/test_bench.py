@@ -252,6 +252,9 @@ def test_targets_by_hand() -> None:
     other = Case("kernel", ("plain", "fused"), "forward", 9)
     missing = targets.judge(Target(other, "fused", "ratio", most=1.0), [row])
     assert (missing.value, missing.reached) == (None, None)
+    # The peer of the case is not installed: its form was compared with itself.
+    alone = targets.judge(Target(case, "fused", "ratio", most=1.0), [replace(row, baseline="fused", ratio=1.0)])
+    assert (alone.value, alone.reached) == (None, None)
 
 
 def test_cases_of_targets_are_timed_once_and_judged(tmp_path: Path) -> None:

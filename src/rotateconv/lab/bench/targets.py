@@ -95,7 +95,8 @@ def judge(target: Target, rows: Sequence[Row | LostRow]) -> TargetRow:
     case, form = target.case, target.form
     value = low = high = None
     for row in rows:
-        if isinstance(row, Row) and (row.case, row.form) == (case, form):
+        # Without its first form, a peer that is not installed, a case was measured against the next one.
+        if isinstance(row, Row) and (row.case, row.form, row.baseline) == (case, form, case.forms[0]):
             value, low, high = {
                 "ratio": (row.ratio, row.ratio_low, row.ratio_high),
                 "speedup": (1 / row.ratio, 1 / row.ratio_high, 1 / row.ratio_low),

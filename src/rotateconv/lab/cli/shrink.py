@@ -87,8 +87,9 @@ def _shrink(
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.naming import counted
     from rotateconv.lab.study.events import LayerFitted, RungStart, ShrinkEvent, TrialEnd
-    from rotateconv.lab.study.shrink import ONNX, PACKED, TABLE
+    from rotateconv.lab.study.shrink import TABLE
     from rotateconv.lab.study.shrink import shrink as library
+    from rotateconv.lab.study.shrink_files import ONNX, PACKED
     from rotateconv.lab.study.shrinking import result
     from rotateconv.lab.train.events import RunWarning
 

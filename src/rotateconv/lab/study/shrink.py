@@ -9,19 +9,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
 from rotateconv.errors import ConfigError, InputError, RunError
-from rotateconv.export.export import export_onnx
 from rotateconv.lab import config as configuration
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import from_json, to_json
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.convert_run import check_normalization
 from rotateconv.lab.study.events import (
-    LayerFitted,
     OnShrinkEvent,
     RunDiverged,
     RungStart,
@@ -32,41 +27,33 @@ from rotateconv.lab.study.events import (
 from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.finish import finishing
 from rotateconv.lab.study.pool import local_executor
+from rotateconv.lab.study.shrink_files import ONNX, PACKED, Files
+from rotateconv.lab.study.shrink_untrained import Untrained
 from rotateconv.lab.study.shrinking import (
     ANGLE_BITS,
     FORMS,
     WEIGHT_BITS,
     Candidate,
     Count,
-    Form,
     ShrinkRecord,
     Trial,
     Winner,
     best,
-    largest_bits,
     markdown,
     survivors,
 )
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train import trust
-from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.events import ignore
-from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
+from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.loop import fit
-from rotateconv.lab.train.pretrained import convert_source, load_packed_file, load_source
+from rotateconv.lab.train.pretrained import load_packed_file, load_source
 from rotateconv.lab.train.run_folder import INITIAL, disk_errors, read_json, read_records, write_bytes, write_json
-from rotateconv.nn.conv import RotateConv2d
-from rotateconv.nn.copying import copy_model
-from rotateconv.quantization.quantize import quantize
 
-RECORD, TABLE, ONNX, PACKED = "shrink.json", "shrink.md", "model.onnx", "model.rcp"
-"""What a search leaves in its folder."""
+RECORD, TABLE = "shrink.json", "shrink.md"
+"""What a search leaves in its folder, beside the files of the winner."""
 _SETTINGS = "settings.json"  # the configuration that its candidates share
 _UNTRAINED, _SHORT, _FULL = "untrained", "short", "full"  # folders of the rungs
-_ROOM = 0.95
-"""Part of the budget that untrained candidates may fill: training moved a size by up to 2.5 %, either way."""
-_FAR = 1.2
-"""Times the budget: a form whose fewest bits take more is not fitted to images."""
 
 
 def shrink(
@@ -139,13 +126,17 @@ class _Search:
         assert config.source is not None
         self.data = DataDescription.of(self.images)
         before = _read(out, config)
-        self.source = load_source(config.source, config.factory, self.data)
+        source = load_source(config.source, config.factory, self.data)
+        self.files = Files(self.data, count)
+        self.untrained = Untrained(
+            config, source, self.images, self.files, out / _UNTRAINED, budget, self.dense_bits, self.report
+        )
         if before is None:
-            found = evaluate_model(self.source, config.execution, self.data, self.images.validation)
+            found = evaluate_model(source, config.execution, self.data, self.images.validation)
             if config.factory is not None:
                 known = None if config.mean is None else self.report
-                check_normalization(self.source, config.source, config.execution, self.images, found, known)
-            size = sum(tensor.numel() * tensor.element_size() for tensor in self.source.state_dict().values())
+                check_normalization(source, config.source, config.execution, self.images, found, known)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in source.state_dict().values())
             about = config.source, config.factory or config.model, self.data.name, budget, count
             before = ShrinkRecord(*about, size, found.accuracy)
         elif (before.budget, before.count) != (budget, count):
@@ -204,89 +195,21 @@ class _Search:
             self.report(RungStart("without training", len(forms)))
         for form in forms:
             try:
-                self._note(*self._trials_of(form))
+                self._note(*self.untrained.trials(form))
             except RunError:
                 raise
             except InputError as error:
                 if form.taps is None:  # what cannot be quantized or exported as it is can be so in no form
                     raise
                 note = " ".join(str(error).split())
-                self._note(Trial(self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, None, None, note))
+                self._note(Trial(self.untrained.candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, None, None, note))
         untrained = [trial for trial in self.record.trials if not trial.epochs]
         if not best(untrained, self.budget):
             raise ConfigError(self._nothing_fits(untrained))
         candidates = survivors(untrained, self.budget)
         for form in {*FORMS} - {candidate.form for candidate in candidates}:
-            shutil.rmtree(self._fitted(form), ignore_errors=True)
+            shutil.rmtree(self.untrained.fitted(form), ignore_errors=True)
         return candidates
-
-    def _fitted(self, form: Form) -> Path:
-        """The folder with the weights that a form was fitted with, which its runs start from."""
-        return self.out / _UNTRAINED / form.name
-
-    def _candidate(self, form: Form, weight: int, angle: int | None) -> Candidate:
-        return Candidate(form, weight, angle, self.dense_bits)
-
-    def _trials_of(self, form: Form) -> list[Trial]:
-        """Convert the source, and evaluate it at the largest bits that fit; where none fit, name the smallest size."""
-        model, least = copy_model(self.source), self._candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0])
-        if form.taps is not None:
-            settings = least.config(self.config, 1)
-            size = self._least_size(settings)
-            if size > self.budget * _FAR:
-                return [Trial(least, 0, size, None)]
-            assert settings.conversion is not None
-            images = self.images.train
-            convert_source(model, settings.conversion, self.data, images, lambda *fit: self.report(LayerFitted(*fit)))
-            with disk_errors(self.out):
-                self._fitted(form).mkdir(exist_ok=True)
-            write_bytes(self._fitted(form) / INITIAL, weights_bytes(model))
-        lines = any(isinstance(module, RotateConv2d) for module in model.modules())
-        weights = WEIGHT_BITS if lines else range(1, WEIGHT_BITS[-1] + 1)
-        angles = ANGLE_BITS if lines else (Bits().angle,)
-        batches = calibration_batches(model, self.config.execution, self.data, self.images.train)
-        small: dict[tuple[int, int], tuple[nn.Module, int]] = {}
-
-        def candidate(weight: int, angle: int) -> Candidate:
-            return self._candidate(form, weight, angle if lines else None)
-
-        def exact(weight: int, angle: int) -> int:
-            if (weight, angle) not in small:
-                quantized = quantize(model, **candidate(weight, angle).bits.arguments, calibration=batches).cpu()
-                # Kept: bit for bit what is evaluated, should nothing that is trained be better.
-                kept = self.out / _UNTRAINED / f"{candidate(weight, angle).name}.rcp"
-                small[weight, angle] = quantized, self._size(quantized, candidate(weight, angle).bits, kept)
-            return small[weight, angle][1]
-
-        smallest = exact(weights[0], angles[0])
-        with tempfile.TemporaryDirectory() as folder:
-            overhead = smallest - self._pack(model, candidate(weights[0], angles[0]).bits, Path(folder, "least"))
-
-            def fits(weight: int, angle: int) -> bool:
-                # Packing takes a fraction of the time of an export, which is done only where it may fit.
-                near = self._pack(model, candidate(weight, angle).bits, Path(folder, "near")) + overhead
-                return near <= self.budget and exact(weight, angle) <= self.budget * _ROOM
-
-            pairs = list(largest_bits(weights, angles, fits))
-        if not pairs:
-            pairs = [(weights[0], angles[0])]
-        trials = []
-        for weight, angle in pairs:
-            quantized, size = small[weight, angle]
-            accuracy = None
-            if size <= self.budget:
-                accuracy = evaluate_model(quantized, self.config.execution, self.data, self.images.validation).accuracy
-            trials.append(Trial(candidate(weight, angle), 0, size, accuracy))
-        return trials
-
-    def _least_size(self, settings: RunConfig) -> int:
-        """Return the bytes of a form at the fewest bits, fitted to kernels, which takes a tenth of the time."""
-        model = copy_model(self.source)
-        assert settings.bits is not None
-        assert settings.conversion is not None
-        convert_source(model, dataclasses.replace(settings.conversion, convert_fit="kernels"), self.data, None)
-        with tempfile.TemporaryDirectory() as folder:
-            return self._size(model, settings.bits, Path(folder, PACKED))
 
     def _nothing_fits(self, trials: list[Trial]) -> str:
         least = min((trial for trial in trials if trial.bytes is not None), key=lambda trial: trial.bytes or 0)
@@ -302,7 +225,7 @@ class _Search:
         tasks = {}
         for candidate in candidates:
             run = self.out / rung / candidate.name
-            again, fitted = (run / "config.json").is_file(), self._fitted(candidate.form)
+            again, fitted = (run / "config.json").is_file(), self.untrained.fitted(candidate.form)
             settings = candidate.config(self.config, epochs)
             start = fitted if (fitted / INITIAL).is_file() else None
             tasks[candidate] = Task(f"{rung}/{candidate.name}", settings, run, again, tested=False, begun=start)
@@ -337,7 +260,7 @@ class _Search:
         if not (records := read_records(task.out)) or len(records) < epochs:
             raise RunError(f"the run in {task.out} ended early: the same command goes on with it")
         with tempfile.TemporaryDirectory() as folder:
-            size = self._size(load_run(task.out).model, candidate.bits, Path(folder, PACKED))
+            size = self.files.size(load_run(task.out).model, candidate.bits, Path(folder, PACKED))
         return Trial(candidate, epochs, size, records[-1].validation_accuracy)
 
     def _write(self, trial: Trial) -> ShrinkRecord:
@@ -350,45 +273,20 @@ class _Search:
             test = fit(candidate.config(self.config, trial.epochs), run, data=self.images, resume=True).test_accuracy
             model = load_run(run).model
         else:
-            model, _ = load_packed_file(self.out / _UNTRAINED / f"{candidate.name}.rcp", self.config.factory)
+            model, _ = load_packed_file(self.untrained.packed(candidate), self.config.factory)
             test = evaluate_model(model, self.config.execution, self.data, self.images.test).accuracy
         onnx: int | None = None
         try:
-            onnx = self._export(model.cpu(), candidate.bits, self.out / ONNX)
+            onnx = self.files.export(model.cpu(), candidate.bits, self.out / ONNX)
         except InputError:
             if self.count == "onnx":
                 raise
             (self.out / ONNX).unlink(missing_ok=True)
-        packed = self._pack(model, candidate.bits, self.out / PACKED)
+        packed = self.files.pack(model, candidate.bits, self.out / PACKED)
         winner = Winner(candidate.name, trial.epochs, onnx, packed, trial.accuracy, test)
         self.record = dataclasses.replace(self.record, winner=winner)
         self._save()
         return self.record
-
-    def _size(self, model: nn.Module, bits: Bits, packed: Path) -> int:
-        """Pack a model, and return the bytes of the file that counts."""
-        size = self._pack(model, bits, packed)
-        if self.count == "rcp":
-            return size
-        with tempfile.TemporaryDirectory() as folder:
-            return self._export(model, bits, Path(folder, ONNX))
-
-    def _pack(self, model: nn.Module, bits: Bits, path: Path) -> int:
-        pack_model(model, self.data, path, bits)
-        return path.stat().st_size
-
-    def _export(self, model: nn.Module, bits: Bits, path: Path) -> int:
-        data = self.data
-        return export_onnx(
-            model,
-            path,
-            input_size=data.input_shape,
-            compact=True,
-            **bits.arguments,
-            classes=data.classes,
-            mean=data.mean,
-            std=data.std,
-        ).bytes
 
 
 def _read(out: Path, config: RunConfig) -> ShrinkRecord | None:

@@ -31,7 +31,7 @@ from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
 
 EVALUATED_PIXELS = 2**20
-"""Pixels of the images that a GPU evaluates at a time, if that is more than a batch: its launches outlast small ones."""
+"""Pixels of the images that a GPU evaluates at a time, if more than a batch: its launches outlast small ones."""
 
 
 @dataclass

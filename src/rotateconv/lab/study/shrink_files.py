@@ -1,0 +1,56 @@
+"""The files of the candidates of `shrink`: packed and compact ONNX, and the bytes of the one that counts."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rotateconv.export.export import export_onnx
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.run_config import Bits
+from rotateconv.lab.study.shrinking import Count
+from rotateconv.lab.train.load import pack_model
+
+ONNX, PACKED = "model.onnx", "model.rcp"
+"""What the files of the winner are called."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Writes the files of models.
+
+    Attributes:
+        data: What the models are for.
+        count: The file that counts.
+    """
+
+    data: DataDescription
+    count: Count
+
+    def size(self, model: nn.Module, bits: Bits, packed: Path) -> int:
+        """Pack a model, and return the bytes of the file that counts."""
+        size = self.pack(model, bits, packed)
+        if self.count == "rcp":
+            return size
+        with tempfile.TemporaryDirectory() as folder:
+            return self.export(model, bits, Path(folder, ONNX))
+
+    def pack(self, model: nn.Module, bits: Bits, path: Path) -> int:
+        """Write the packed file, and return its bytes."""
+        pack_model(model, self.data, path, bits)
+        return path.stat().st_size
+
+    def export(self, model: nn.Module, bits: Bits, path: Path) -> int:
+        """Write the compact ONNX file, and return its bytes."""
+        data = self.data
+        return export_onnx(
+            model,
+            path,
+            input_size=data.input_shape,
+            compact=True,
+            **bits.arguments,
+            classes=data.classes,
+            mean=data.mean,
+            std=data.std,
+        ).bytes

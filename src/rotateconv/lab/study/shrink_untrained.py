@@ -1,0 +1,125 @@
+"""What the forms of `shrink` are worth without training: fitted, quantized at the bits that fit, and recalibrated."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.run_config import Bits
+from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
+from rotateconv.lab.study.shrink_files import PACKED, Files
+from rotateconv.lab.study.shrinking import ANGLE_BITS, WEIGHT_BITS, Candidate, Form, Trial, largest_bits
+from rotateconv.lab.train.checkpoint import weights_bytes
+from rotateconv.lab.train.load import calibration_batches, evaluate_model
+from rotateconv.lab.train.pretrained import convert_source
+from rotateconv.lab.train.run_folder import INITIAL, disk_errors, write_bytes
+from rotateconv.nn.conv import RotateConv2d
+from rotateconv.nn.copying import copy_model
+from rotateconv.quantization.quantize import quantize
+
+ROOM = 0.95
+"""Part of the budget that untrained candidates may fill: training moved a size by up to 2.5 %, either way."""
+FAR = 1.2
+"""Times the budget: a form whose fewest bits take more is not fitted to images."""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The first rung of a search.
+
+    Attributes:
+        config: Of the training, with its source.
+        source: The trained model.
+        images: To be fitted, recalibrated and evaluated on.
+        files: Writes and weighs the candidates.
+        folder: Keeps the packed file of each, and the weights that a form was fitted with.
+        budget: Bytes.
+        dense_bits: Of stem, 1x1 and linear layers.
+        report: Called with the layers that were fitted.
+    """
+
+    config: RunConfig
+    source: nn.Module
+    images: ImageData
+    files: Files
+    folder: Path
+    budget: int
+    dense_bits: int
+    report: OnShrinkEvent
+
+    def fitted(self, form: Form) -> Path:
+        """The folder with the weights that a form was fitted with, which its runs start from."""
+        return self.folder / form.name
+
+    def packed(self, candidate: Candidate) -> Path:
+        """The packed file of a candidate: bit for bit what was evaluated, should nothing that is trained be better."""
+        return self.folder / f"{candidate.name}.rcp"
+
+    def candidate(self, form: Form, weight: int, angle: int | None) -> Candidate:
+        """The form at these bits."""
+        return Candidate(form, weight, angle, self.dense_bits)
+
+    def trials(self, form: Form) -> list[Trial]:
+        """Convert the source, and evaluate it at the largest bits that fit; where none fit, name the smallest size."""
+        data, execution = self.files.data, self.config.execution
+        model, least = copy_model(self.source), self.candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0])
+        if form.taps is not None:
+            settings = least.config(self.config, 1)
+            size = self._least_size(settings)
+            if size > self.budget * FAR:
+                return [Trial(least, 0, size, None)]
+            assert settings.conversion is not None
+            train = self.images.train
+            convert_source(model, settings.conversion, data, train, lambda *fit: self.report(LayerFitted(*fit)))
+            with disk_errors(self.folder):
+                self.fitted(form).mkdir(exist_ok=True)
+            write_bytes(self.fitted(form) / INITIAL, weights_bytes(model))
+        lines = any(isinstance(module, RotateConv2d) for module in model.modules())
+        weights = WEIGHT_BITS if lines else range(1, WEIGHT_BITS[-1] + 1)
+        angles = ANGLE_BITS if lines else (Bits().angle,)
+        batches = calibration_batches(model, execution, data, self.images.train)
+        small: dict[tuple[int, int], tuple[nn.Module, int]] = {}
+
+        def candidate(weight: int, angle: int) -> Candidate:
+            return self.candidate(form, weight, angle if lines else None)
+
+        def exact(weight: int, angle: int) -> int:
+            if (weight, angle) not in small:
+                quantized = quantize(model, **candidate(weight, angle).bits.arguments, calibration=batches).cpu()
+                one = candidate(weight, angle)
+                small[weight, angle] = quantized, self.files.size(quantized, one.bits, self.packed(one))
+            return small[weight, angle][1]
+
+        smallest = exact(weights[0], angles[0])
+        with tempfile.TemporaryDirectory() as folder:
+            overhead = smallest - self.files.pack(model, candidate(weights[0], angles[0]).bits, Path(folder, "least"))
+
+            def fits(weight: int, angle: int) -> bool:
+                # Packing takes a fraction of the time of an export, which is done only where it may fit.
+                near = self.files.pack(model, candidate(weight, angle).bits, Path(folder, "near")) + overhead
+                return near <= self.budget and exact(weight, angle) <= self.budget * ROOM
+
+            pairs = list(largest_bits(weights, angles, fits))
+        if not pairs:
+            pairs = [(weights[0], angles[0])]
+        trials = []
+        for weight, angle in pairs:
+            quantized, size = small[weight, angle]
+            accuracy = None
+            if size <= self.budget:
+                accuracy = evaluate_model(quantized, execution, data, self.images.validation).accuracy
+            trials.append(Trial(candidate(weight, angle), 0, size, accuracy))
+        return trials
+
+    def _least_size(self, settings: RunConfig) -> int:
+        """Return the bytes of a form at the fewest bits, fitted to kernels, which takes a tenth of the time."""
+        model = copy_model(self.source)
+        assert settings.bits is not None
+        assert settings.conversion is not None
+        convert_source(model, dataclasses.replace(settings.conversion, convert_fit="kernels"), self.files.data, None)
+        with tempfile.TemporaryDirectory() as folder:
+            return self.files.size(model, settings.bits, Path(folder, PACKED))
