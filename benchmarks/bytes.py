@@ -160,7 +160,7 @@ def slice_entropy(file: Path) -> float | None:
     of other kinds than lines and dense convolutions.
     """
     bits = describe_packed(file)
-    tensors = entries(load_packed(file), *bits.bits, bits.levels, bits.profile_bits)
+    tensors = entries(load_packed(file), bits.widths)
     angles = {
         entry.layers[0]: encode_angle(entry.tensor, entry.bits, entry.period) for entry in tensors if entry.layers
     }

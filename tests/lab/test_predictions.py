@@ -15,9 +15,9 @@ from commands import invoke
 from rotateconv import build_model, pack
 from rotateconv.lab.config import make_config
 from rotateconv.lab.predictions import LARGEST_ONNX, predict
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import load_run, pack_model
 from rotateconv.lab.train.loop import fit
+from rotateconv.quantization.bits import Bits
 from small import small_digits
 
 onnx = pytest.importorskip("onnx")

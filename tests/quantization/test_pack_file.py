@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from forging import forge, forge_header, forge_stream
 from rotateconv import build_model, load_packed, pack, quantize
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.pack import describe_packed
 from rotateconv.quantization.pack_description import Stored
 from rotateconv.quantization.pack_file import restore, store
@@ -199,7 +200,7 @@ def test_a_stream_that_the_description_does_not_know(packed: Path) -> None:
 )
 def test_codes_that_stand_for_no_finite_number(name: str, value: int, what: str) -> None:
     """Each is one that no file of `pack` has: beyond the bits, or infinite."""
-    tensors = entries(quantize(build_model("resnet20", "rotate2p", width=0.25)), 4, 5, 8)
+    tensors = entries(quantize(build_model("resnet20", "rotate2p", width=0.25)), Bits(4, 5, 8))
     codes = {key: stream for key, (stream, _) in encode(tensors).items()}
     codes[name] = torch.full_like(codes[name], value)
     with pytest.raises(ValueError, match=what):
@@ -217,7 +218,7 @@ def test_codes_that_stand_for_no_finite_number(name: str, value: int, what: str)
     ],
 )
 def test_positions_and_indices_that_there_are_not(conv: str, stream: str, place: int, value: int, what: str) -> None:
-    tensors = entries(quantize(build_model("resnet20", conv, width=0.25)), 4, 5, 8)
+    tensors = entries(quantize(build_model("resnet20", conv, width=0.25)), Bits(4, 5, 8))
     codes = {key: stream for key, (stream, _) in encode(tensors).items()}
     codes[stream][place] = value
     with pytest.raises(ValueError, match=what):
@@ -228,7 +229,7 @@ def test_positions_and_indices_that_there_are_not(conv: str, stream: str, place:
 
 
 def test_a_seed_that_there_is_not() -> None:
-    tensors = entries(quantize(build_model("resnet20", "mask4", width=0.25)), 4, 5, 8)
+    tensors = entries(quantize(build_model("resnet20", "mask4", width=0.25)), Bits(4, 5, 8))
     codes = {key: stream for key, (stream, _) in encode(tensors).items()}
     assert len(codes["index"]) == 0  # a seed gives all positions of a layer
     codes["integer"][2 * len(codes["integer"]) // 8 + 2] = 1  # of the third bytes, that of the first seed
@@ -286,7 +287,7 @@ def test_a_larger_model_is_loaded_for_who_allows_it(packed: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weight", "dense", "scale", "angle", "mantissa", "exponent", "integer", "profile"])
 def test_streams_of_another_length(name: str) -> None:
-    tensors = entries(quantize(build_model("resnet20", "rotate2p", width=0.25), profile_bits=4), 4, 5, 8, None, 4)
+    tensors = entries(quantize(build_model("resnet20", "rotate2p", width=0.25), profile_bits=4), Bits(4, 5, 8, None, 4))
     codes = {key: stream for key, (stream, _) in encode(tensors).items()}
     size = {"scale": 2, "integer": 8}.get(name, 1)
     with pytest.raises(ValueError, match=f"its stream '{name}' has .* codes, too few|stand for no finite"):

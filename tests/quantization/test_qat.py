@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rotateconv import CONVS, RotateConv2d, export_onnx, load_packed, pack, quantize
 from rotateconv.errors import InputError
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.primitives import scale
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import entries, quantize_in_place
@@ -52,7 +53,7 @@ def test_a_step_moves_the_exact_numbers_by_the_gradient_at_the_quantized_ones(co
     model, images, labels = small_model(conv), torch.randn(8, 1, 8, 8), torch.arange(8) % 4
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     quantized = copy.deepcopy(model)
-    quantize_in_place(entries(quantized, *BITS.values()), keep_unused=True)
+    quantize_in_place(entries(quantized, Bits(*BITS.values())), keep_unused=True)
     nn.functional.cross_entropy(quantized(images), labels).backward()
     gradients = {name: parameter.grad for name, parameter in quantized.named_parameters()}
     losses(model, images, labels, 1, QuantizedTraining(model, **BITS))
@@ -76,7 +77,7 @@ def test_what_is_trained_is_what_quantize_gives_and_pack_holds(
     assert found[-1] < found[0]
     result = quantize(model, **bits, scales=quantized.scales)
     with quantized():
-        unused = {e.name: e.unused() for e in entries(model, *bits.values()) if e.kind == "angle"}
+        unused = {e.name: e.unused() for e in entries(model, Bits(*bits.values())) if e.kind == "angle"}
         inside = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for name, parameter in result.named_parameters():
         without_effect = unused.get(name, torch.zeros_like(parameter, dtype=torch.bool))
@@ -185,7 +186,7 @@ def test_an_angle_whose_weights_are_0_for_the_moment_keeps_its_direction(conv: s
         nn.functional.cross_entropy(model(images), labels).backward()
     # Turned to where it was, the gradient of its weights would be that of another line.
     turned = copy.deepcopy(model)
-    quantize_in_place(entries(turned, *BITS.values()))
+    quantize_in_place(entries(turned, Bits(*BITS.values())))
     turned.zero_grad()
     nn.functional.cross_entropy(turned(images), labels).backward()
     assert not torch.allclose(turned[1].weight.grad[:, :4], layer.weight.grad[:, :4])

@@ -19,7 +19,8 @@ from rotateconv.convert.fuse import WRAPPERS, fuse
 from rotateconv.errors import InputError
 from rotateconv.export.preprocessing import add_preprocessing, normalized
 from rotateconv.nn import arguments
-from rotateconv.quantization.quantize import Entry, entries, quantize
+from rotateconv.quantization.bits import Bits
+from rotateconv.quantization.quantize import Entry, quantized_entries
 
 OPSET = 18
 """Of the ONNX file: the lowest that PyTorch's exporter writes without converting, so the most runtimes read it."""
@@ -109,15 +110,8 @@ def export_onnx(
     model = _unwrapped(model)
     tensors: list[Entry] = []
     if compact:
-        model = quantize(
-            model,
-            weight_bits,
-            angle_bits,
-            dense_bits=dense_bits,
-            weight_levels=weight_levels,
-            profile_bits=profile_bits,
-        )
-        tensors = entries(model, weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+        bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+        model, tensors = quantized_entries(model, bits)
     fused, batches, expected = _prepare(model, input_size, 15 if compact else 3)
     with _quiet(), _reported(model, "ONNX"):
         program = torch.onnx.export(

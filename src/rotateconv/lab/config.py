@@ -9,7 +9,8 @@ from typing import Any
 from rotateconv._files import parse_json
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.keys import KeyValueError, field_of, from_text, read_toml
-from rotateconv.lab.run_config import QAT_KEYS, Bits, RunConfig
+from rotateconv.lab.run_config import QAT_KEYS, RunConfig
+from rotateconv.quantization.bits import Bits
 
 __all__ = [
     "PRESETS",

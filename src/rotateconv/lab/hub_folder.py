@@ -11,10 +11,10 @@ from rotateconv.lab.predictions import open_file
 from rotateconv.lab.report.figures import draw_curves
 from rotateconv.lab.report.model_card import CARD_PICTURE, HubFile, model_card
 from rotateconv.lab.report.statistics import make_groups
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.records import read_run
 from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.run_folder import SUMMARY, disk_errors, write_bytes
+from rotateconv.quantization.bits import Bits
 
 CARD, WEIGHTS, ONNX = "README.md", "model.safetensors", "model.onnx"
 _FILES = {"config.json", CARD, WEIGHTS, ONNX, CARD_PICTURE}

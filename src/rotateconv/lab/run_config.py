@@ -6,7 +6,7 @@ Every key is declared here once. Options, TOML keys, `--set`, config.json and do
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from rotateconv.errors import ConfigError
 from rotateconv.lab.keys import one_sentence
 from rotateconv.lab.parts import Architecture, Conversion, Execution, ImageSource, Optimization
+from rotateconv.quantization.bits import BITS_KEYS, Bits
 
 if TYPE_CHECKING:
     from rotateconv.nn.config import RotateConfig
@@ -43,28 +44,8 @@ Place = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(va
 SOURCE_KEYS = ("recipe", "data", "model", "conv", "width", "growth", "dropout", "factory")
 """Keys that a run has from the one that it goes on from."""
 
-BITS_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "profile_bits")
 QAT_KEYS = (*BITS_KEYS, "qat_scales")
 """Keys of training with qat, none without it."""
-
-
-class Bits(NamedTuple):
-    """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers.
-
-    Also the levels of a weight, where they are not those that so many bits have by themselves, and the bits of a
-    profile, where it is not of bfloat16.
-    """
-
-    weight: int = 4
-    angle: int = 5
-    dense: int = 8
-    levels: int | None = None
-    profile: int | None = None
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Of `quantize`, `pack` and the like."""
-        return dict(zip(BITS_KEYS, self, strict=True))
 
 
 @one_sentence
@@ -261,9 +242,7 @@ class RunConfig:
             elif not self.qat and getattr(self, key) is not None:
                 raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
         if self.weight_levels is not None and self.weight_bits is not None:
-            from rotateconv.quantization.quantize import check_levels  # loads torch
-
-            check_levels(self.weight_bits, self.weight_levels)
+            _ = Bits(self.weight_bits, levels=self.weight_levels).levels_of_weight  # refuses others
 
     @property
     def images(self) -> ImageSource:

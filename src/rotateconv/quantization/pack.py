@@ -16,11 +16,13 @@ from rotateconv.models import build_model
 from rotateconv.models.described import MAX_PARAMETERS, check_size, outline_model
 from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.copying import copy_model
+from rotateconv.quantization.bits import Bits, levels_of
 from rotateconv.quantization.pack_description import PackedDescription
 from rotateconv.quantization.pack_file import LARGEST, PackedFile, read_packed, write_packed
 from rotateconv.quantization.pack_streams import check_counts, decode, encode
-from rotateconv.quantization.primitives import levels_of
-from rotateconv.quantization.quantize import Entry, entries, quantize
+from rotateconv.quantization.quantize import Entry, entries, quantized_entries
+
+_ANY = Bits(8, 8, 8)  # where only names, kinds and shapes are asked for
 
 
 def pack(
@@ -70,10 +72,8 @@ def pack(
     if fold_norms:
         model = copy_model(model)
         fold_statistics(model)
-    quantized = quantize(
-        model, weight_bits, angle_bits, dense_bits=dense_bits, weight_levels=weight_levels, profile_bits=profile_bits
-    )
-    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+    quantized, tensors = quantized_entries(model, bits)
     for entry in tensors:
         if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
             raise InputError(
@@ -158,7 +158,7 @@ def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, RotateCo
         added = added_layers(model, built)
         with suppress(AttributeError, InputError):  # changed by hand, it may have layers where the other has none
             put_layers(built, added)
-            same = _layout(entries(built, 8, 8, 8)) == _layout(entries(model, 8, 8, 8))
+            same = _layout(entries(built, _ANY)) == _layout(entries(model, _ANY))
             if type(built) is type(model) and same:
                 return build, added
     return None, rotate_configs(model)
@@ -204,8 +204,7 @@ def _check_tensors(model: nn.Module, packed: PackedFile, other: str) -> None:
 
 
 def _entries(model: nn.Module, description: PackedDescription) -> list[Entry]:
-    weight, angle, dense = description.bits
-    return entries(model, weight, angle, dense, description.levels, description.profile_bits)
+    return entries(model, description.widths)
 
 
 def _build(arguments: dict[str, Any]) -> nn.Module:

@@ -9,6 +9,7 @@ from rotateconv._files import parse_json
 from rotateconv.errors import InputError
 from rotateconv.models.described import check_build
 from rotateconv.nn.config import RotateConfig
+from rotateconv.quantization.bits import Bits
 
 STREAMS = ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer")
 """The streams of a packed file, all of them there."""
@@ -89,6 +90,12 @@ class PackedDescription:
             raise InputError(f"input_size {size} is larger than {LARGEST_INPUT:,} numbers")
         if self.build is not None:
             check_build(self.build)
+
+    @property
+    def widths(self) -> Bits:
+        """Its bits as one value."""
+        weight, angle, dense = self.bits
+        return Bits(weight, angle, dense, self.levels, self.profile_bits)
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds: plain values without what is None; layers of the same options together, as "lines"."""

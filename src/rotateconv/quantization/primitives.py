@@ -100,16 +100,6 @@ def scale(exponents: Tensor) -> Tensor:
     return torch.exp2(exponents.double() / 8).float()
 
 
-def levels_of(bits: int) -> int:
-    """The number of levels that a weight of so many bits has unless others are asked for: 2^bits - 1, one of them 0.
-
-    Example:
-        >>> [levels_of(bits) for bits in (1, 2, 4)]
-        [2, 3, 15]
-    """
-    return 2 if bits == 1 else 2**bits - 1
-
-
 def largest_code(levels: int) -> int:
     """The largest code m of a weight: (L - 1) / 2, and L - 1 for an even number L of levels."""
     return levels // 2 if levels % 2 else levels - 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv.errors import InputError
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.primitives import encode_weight, encode_weight_at, largest_code, scale
 from rotateconv.quantization.quantize import Entry, entries, quantize_in_place
 
@@ -72,8 +73,8 @@ class QuantizedTraining:
         scales: Literal["searched", "learned"] = "searched",
     ) -> None:
         self.model = model
-        self.bits = (weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
-        tensors = entries(model, *self.bits)  # bits out of range are the caller's mistake now, not at the first step
+        self.bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+        tensors = entries(model, self.bits)  # bits out of range are the caller's mistake now, not at the first step
         if scales not in ("searched", "learned"):
             raise InputError(f"scales must be 'searched' or 'learned', got {scales!r}")
         self.scales: dict[str, nn.Parameter] = {}
@@ -87,7 +88,7 @@ class QuantizedTraining:
         parameters = {id(parameter) for parameter in self.model.parameters()}
         chosen = [
             entry
-            for entry in entries(self.model, *self.bits)
+            for entry in entries(self.model, self.bits)
             # Buffers of 16 bits are statistics, which a forward pass moves by less than a rounding.
             if entry.kind != "integer" and (entry.kind != "bf16" or id(entry.tensor) in parameters)
         ]

@@ -15,6 +15,7 @@ from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
 from rotateconv.nn.masked import MaskedConv2d
+from rotateconv.quantization.bits import Bits, levels_of
 from rotateconv.quantization.primitives import (
     angle_period,
     decode_angle,
@@ -22,7 +23,6 @@ from rotateconv.quantization.primitives import (
     encode_angle,
     encode_weight,
     encode_weight_at,
-    levels_of,
     to_bf16,
 )
 
@@ -92,13 +92,22 @@ def quantize(
         Han, Mao, Dally, "Deep Compression", ICLR 2016. Li, Zhang, Liu, "Ternary Weight Networks", 2016. Rastegari,
         Ordonez, Redmon, Farhadi, "XNOR-Net", ECCV 2016, section 3.1.
     """
-    quantized = copy_model(model)
-    tensors = entries(quantized, weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
-    quantize_in_place(tensors, scales)
+    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+    quantized, tensors = quantized_entries(model, bits, scales)
     if calibration is not None:
         recalibrate(quantized, calibration)
         quantize_in_place([entry for entry in tensors if entry.kind == "bf16"])
     return quantized
+
+
+def quantized_entries(
+    model: nn.Module, bits: Bits, scales: Mapping[str, Tensor] | None = None
+) -> "tuple[nn.Module, list[Entry]]":
+    """A quantized copy of a model, and the entries of its tensors; as `quantize` without a calibration."""
+    quantized = copy_model(model)
+    tensors = entries(quantized, bits)
+    quantize_in_place(tensors, scales)
+    return quantized, tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,43 +150,28 @@ class Entry:
         return torch.stack([_unused(layer) for layer in self.layers]).all(0)
 
 
-def entries(
-    model: nn.Module,
-    weight_bits: int,
-    angle_bits: int,
-    dense_bits: int,
-    weight_levels: int | None = None,
-    profile_bits: int | None = None,
-) -> list[Entry]:
+def entries(model: nn.Module, bits: Bits) -> list[Entry]:
     """Every tensor of a model's state dict once, in its order, but the angles at the end.
 
     Raises:
         ValueError: If bits are out of their range, or a tensor is complex.
     """
-    for name, bits, least in (
-        ("weight_bits", weight_bits, 1),
-        ("angle_bits", angle_bits, 2),
-        ("dense_bits", dense_bits, 1),
-        ("profile_bits", 8 if profile_bits is None else profile_bits, 2),
-    ):
-        if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
-            raise InputError(f"{name} must be a whole number from {least} to 8, got {bits!r}")
-    weight_levels = check_levels(weight_bits, weight_levels)
-    profile: Kind = "bf16" if profile_bits is None else "profile"
+    bits.check()
+    profile: Kind = "bf16" if bits.profile is None else "profile"
     levels: dict[Kind, int] = {
-        "weight": weight_levels,
-        "codebook": weight_levels,
-        "dense": levels_of(dense_bits),
-        "profile": levels_of(profile_bits or 8),
+        "weight": bits.levels_of_weight,
+        "codebook": bits.levels_of_weight,
+        "dense": levels_of(bits.dense),
+        "profile": levels_of(bits.profile or 8),
     }
     bits_of: dict[Kind, int] = {
-        "weight": weight_bits,
-        "dense": dense_bits,
+        "weight": bits.weight,
+        "dense": bits.dense,
         "bf16": 16,
         "integer": 64,
-        "angle": angle_bits,
-        "codebook": weight_bits,
-        "profile": profile_bits or 16,
+        "angle": bits.angle,
+        "codebook": bits.weight,
+        "profile": bits.profile or 16,
     }
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     layers: dict[int, list[RotateConv2d]] = {}
@@ -201,26 +195,6 @@ def entries(
                 name, tensor, kind, bits_of[kind], levels.get(kind, 0), owners, positions, codebook
             )
     return sorted(found.values(), key=lambda entry: entry.kind == "angle")
-
-
-def check_levels(bits: int, levels: int | None) -> int:
-    """The number of levels of a weight of so many bits.
-
-    Raises:
-        ValueError: If codes of so many bits are too few for the levels, or one bit less would do.
-
-    Example:
-        >>> check_levels(2, None), check_levels(2, 4)
-        (3, 4)
-    """
-    if levels is None:
-        return levels_of(bits)
-    least, most = 2 ** (bits - 1) + 1, 2**bits if bits < 8 else 255
-    right = isinstance(levels, int) and not isinstance(levels, bool) and least <= levels <= most
-    if not right or (bits == 8 and levels != most):
-        allowed = f"from {least} to {most}" if 1 < bits < 8 else f"{most}"
-        raise InputError(f"weight_levels must be {allowed} with {bits} bits, got {levels!r}")
-    return levels
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """Laws of accuracy against bytes: what is compared with what, and what a verdict needs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rotateconv.errors import RunError
-from rotateconv.lab.config import make_config
+from rotateconv.lab.config import changed, make_config
 from rotateconv.lab.report.frontier import draw_frontier, make_points, points_table, rivalries
 from rotateconv.lab.report.page import make_block
 from rotateconv.lab.report.statistics import make_groups
@@ -75,6 +76,17 @@ def test_one_seed_decides_nothing(study: Path) -> None:
     runs = [run for run in found.runs if run.config.seed == 0]
     rivals = rivalries(make_points(make_groups(runs), found.files))
     assert {one.contrast.verdict for one in rivals} == {"one seed: not decided"}
+
+
+def test_another_setting_is_named(study: Path) -> None:
+    found = read_study(study)
+    runs = [
+        replace(run, config=changed(run.config, {"lr": 0.3})) if run.name.startswith("ternary") else run
+        for run in found.runs
+    ]
+    layers = [point.layers for point in make_points(make_groups(runs), found.files)]
+    assert layers.count("conv3x3 x0.50, lr=0.3") == 1
+    assert sum("=" in name for name in layers) == 1
 
 
 def test_a_run_without_files_is_no_point(study: Path) -> None:

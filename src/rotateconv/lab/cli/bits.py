@@ -3,14 +3,11 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from rotateconv.lab.run_config import Bits
-
-if TYPE_CHECKING:
-    from rotateconv.quantization.pack_description import PackedDescription
+from rotateconv.quantization.bits import Bits
 
 _Whole = Parameter(metavar="INTEGER", show_default=False)
 
@@ -53,12 +50,6 @@ class Asked:
                 stacklevel=2,
             )
         return found
-
-
-def packed_bits(description: "PackedDescription") -> Bits:
-    """Return the bits of a packed file."""
-    weight, angle, dense = description.bits
-    return Bits(weight, angle, dense, description.levels, description.profile_bits)
 
 
 def described(bits: Bits) -> str:

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import bits, options
-from rotateconv.lab.run_config import Bits
+from rotateconv.quantization.bits import Bits
 
 EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),
@@ -78,7 +78,7 @@ def export(
         trained_model, packed = load_packed_file(source, model)
         if packed.input_size is None:
             raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
-        own = bits.packed_bits(packed)
+        own = packed.widths
         size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
     else:
         options.refuse({"--model": model}, "a run folder, which says what builds its model")

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rotateconv.errors import RunError
 from rotateconv.lab.cli import bits, options
 from rotateconv.lab.naming import model_name
-from rotateconv.lab.run_config import Bits
+from rotateconv.quantization.bits import Bits
 
 EXAMPLES = options.examples(
     ("4-bit weights and 5-bit angles:", "rotateconv pack runs/digits-resnet20-rotate4-seed0 --out digits.rotateconv"),

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv.lab.cli import options
-from rotateconv.lab.cli.bits import described, packed_bits
+from rotateconv.lab.cli.bits import described
 
 EXAMPLES = options.examples(
     ("What is in a file:", "rotateconv unpack digits.rotateconv"),
@@ -39,7 +39,7 @@ def unpack(
     rows = {
         "file": f"{file}: {file.stat().st_size:,} bytes, undamaged",
         "model": packed_name(description),
-        "bits": described(packed_bits(description)),
+        "bits": described(description.widths),
     }
     if description.classes is not None:
         rows["classes"] = ", ".join(description.classes)

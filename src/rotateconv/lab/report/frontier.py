@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,14 @@ class Point:
         packed: Bytes of the packed file, mean over the runs.
         compact: Of the compact ONNX file; None where there is none.
         slice_entropy: Bits that the codes of a slice hold, mean over the runs; None where it is not known.
+        setting: Keys of training in which it differs from most others, as "lr=0.2".
     """
 
     group: Group
     packed: float
     compact: float | None
     slice_entropy: float | None = None
+    setting: str = ""
 
     @property
     def family(self) -> str:
@@ -47,13 +50,14 @@ class Point:
 
     @property
     def layers(self) -> str:
-        """What its layers are called, what they were fitted to where that is not 3x3, and groups that share angles."""
+        """What its layers are called, what they were fitted to if not to 3x3, shared angles, and its setting."""
         config = self.group.config
+        setting = f", {self.setting}" if self.setting else ""
         if config.convert_taps is None:
-            return self.group.label
+            return f"{self.group.label}{setting}"
         fitted = "" if config.conv == "conv3x3" else f" of {config.conv}"
         groups = "" if config.convert_angle_groups is None else f", {config.convert_angle_groups} angle groups"
-        return f"{self.group.label}{fitted}{groups}"
+        return f"{self.group.label}{fitted}{groups}{setting}"
 
     @property
     def bits(self) -> str:
@@ -96,9 +100,17 @@ def make_points(groups: Sequence[Group], files: Mapping[str, FileBytes]) -> list
             continue
         packed = statistics.fmean(one.packed for one in found)
         points.append(Point(group, packed, *(_mean([getattr(one, key) for one in found]) for key in _OPTIONAL)))
+    usual = {key: Counter(getattr(point.group.config, key) for point in points).most_common(1) for key in _SETTINGS}
+    points = [dataclasses.replace(point, setting=_setting(point, usual)) for point in points]
     return sorted(points, key=lambda point: point.packed)
 
 
+def _setting(point: Point, usual: Mapping[str, Sequence[tuple[object, int]]]) -> str:
+    values = {key: getattr(point.group.config, key) for key in usual}
+    return ", ".join(f"{key}={values[key]}" for key, ((most, _),) in usual.items() if values[key] != most)
+
+
+_SETTINGS = ("epochs", "lr", "angle_lr_scale", "convert_learn_angle", "qat_scales")
 _OPTIONAL = ("compact", "slice_entropy")
 
 

@@ -7,12 +7,13 @@ from typing import Any
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.run_config import FINISHED_KEYS, Bits
+from rotateconv.lab.run_config import FINISHED_KEYS
 from rotateconv.lab.study.convert_run import fine_tuning
 from rotateconv.lab.train.events import OnEvent
 from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import SUMMARY, read_config
 from rotateconv.lab.train.run_results import RunSummary
+from rotateconv.quantization.bits import Bits
 
 
 def finishing(

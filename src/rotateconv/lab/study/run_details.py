@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rotateconv.errors import InputError, RunError
 from rotateconv.export.export import export_onnx
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.angles import check_start, histogram, rotate_layers, starting_model
 from rotateconv.lab.study.records import read_run
 from rotateconv.lab.study.run_record import RunRecord
@@ -20,6 +19,7 @@ from rotateconv.lab.train.build import configured_cost
 from rotateconv.lab.train.load import TrainedRun, load_run, pack_model
 from rotateconv.lab.train.run_folder import SUMMARY, read_environment, read_summary
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.quantization.bits import Bits
 
 FRAMES = 17
 """Pictures of a turning kernel, the first and the last included."""

@@ -9,7 +9,6 @@ from torch import nn
 
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
 from rotateconv.lab.study.shrink_files import PACKED, Files
 from rotateconv.lab.study.shrinking import ANGLE_BITS, WEIGHT_BITS, Candidate, Form, Trial, largest_bits
@@ -19,6 +18,7 @@ from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import INITIAL, disk_errors, write_bytes
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize
 
 ROOM = 0.95

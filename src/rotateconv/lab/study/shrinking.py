@@ -11,8 +11,8 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.table import Table
+from rotateconv.quantization.bits import Bits
 
 Count = Literal["onnx", "rcp"]
 """The file whose bytes count: the compact ONNX file or the packed one."""

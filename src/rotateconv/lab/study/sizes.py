@@ -17,9 +17,9 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import layers_label
 from rotateconv.lab.plain import Plain, from_json
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize
 
 FLOAT = 32

@@ -16,7 +16,6 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.parts import Architecture, Execution
-from rotateconv.lab.run_config import Bits
 from rotateconv.lab.train.build import build_configured, outline_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
 from rotateconv.lab.train.device import chosen_device
@@ -24,6 +23,7 @@ from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.run_folder import CHECKPOINTS, SUMMARY, WEIGHTS, read_config, read_description, read_summary
 from rotateconv.lab.train.weights import check_weights, load_weights
 from rotateconv.models.described import MAX_PARAMETERS, check_size
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.pack import pack
 
 CALIBRATION = 2048
