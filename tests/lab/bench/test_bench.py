@@ -261,8 +261,9 @@ def test_cases_of_targets_are_timed_once_and_judged(tmp_path: Path) -> None:
     case = SMALL[-1]
     goals = [Target(case, "fused", "ratio", most=1e9), Target(case, "fused", "ratio", most=0.0)]
     seen = []
-    record = run.run_bench([case], goals, seconds=0.0, on_case=lambda case, rows: seen.append(case))
-    assert seen == [case]
+    record = run.run_bench([case], goals, seconds=0.0, on_case=lambda *found: seen.append(found))
+    assert [(one, list(so_far.rows)) for one, _, so_far in seen] == [(case, list(record.rows))]
+    assert seen[0][2].targets == record.targets
     assert [row.reached for row in record.targets] == [True, False]
     text = report.to_markdown(record)
     assert "| at most 1e+09 |" in text
@@ -271,6 +272,22 @@ def test_cases_of_targets_are_timed_once_and_judged(tmp_path: Path) -> None:
         line.count("|") == text.splitlines()[text.splitlines().index("## Targets") + 2].count("|")
         for line in text.split("## Targets")[1].split("##")[0].strip().splitlines()
     )
+
+
+def test_what_was_timed_is_kept_when_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "quick_cases", lambda: [SMALL[-1], replace(SMALL[-1], batch=9)])
+    time = run._time
+
+    def stops(case: Case, device: str, seconds: float) -> Any:
+        if case.batch == 9:
+            raise KeyboardInterrupt
+        return time(case, device, seconds)
+
+    monkeypatch.setattr(run, "_time", stops)
+    result = invoke(["bench", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "b")])
+    assert result.exit_code == 130
+    kept = record_from_json(read_json(tmp_path / "b" / "bench.json"), tmp_path)
+    assert {row.case for row in kept.rows} == {SMALL[-1]}
 
 
 def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:

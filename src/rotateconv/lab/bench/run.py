@@ -5,7 +5,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def run_bench(
     *,
     device: str = "cpu",
     seconds: float = 1.0,
-    on_case: Callable[[Case, list[Row | LostRow]], None] | None = None,
+    on_case: Callable[[Case, list[Row | LostRow], BenchRecord], None] | None = None,
 ) -> BenchRecord:
     """Time cases, and those of targets, and judge the targets.
 
@@ -34,7 +34,7 @@ def run_bench(
         targets: their cases are timed too.
         device: "cpu" or "cuda".
         seconds: for each form of each case, about.
-        on_case: called with every case and its rows.
+        on_case: called with every case, its rows, and the record so far.
 
     Returns:
         The record, with a row for each form of each case, and one without times for a case that does not fit into the
@@ -45,28 +45,40 @@ def run_bench(
     """
     rates: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
     rows: list[Row | LostRow] = []
+    conditions = _conditions(device)
     for case in dict.fromkeys([*cases, *(target.case for target in targets)]):
         # The best of all: a rate taken while something else ran would make every share too large.
         rates[case.dtype] = max(rates[case.dtype], matrix_rate(getattr(torch, case.dtype), device))
         new = _time(case, device, seconds)
         rows += new
         if on_case is not None:
-            on_case(case, new)
+            on_case(case, new, _record(conditions, rates, rows, targets))
         gc.collect()  # compiled modules refer to themselves
-    for place, row in enumerate(rows):
-        if isinstance(row, Row) and row.multiply_adds is not None:
-            share = row.multiply_adds / row.seconds / rates[row.case.dtype]
-            rows[place] = dataclasses.replace(row, share_of_matrix_rate=share)
+    return _record(_conditions(device), rates, rows, targets)
+
+
+def _record(
+    conditions: Conditions, rates: Mapping[str, float], rows: Sequence[Row | LostRow], targets: Sequence[Target]
+) -> BenchRecord:
+    shared = [
+        dataclasses.replace(row, share_of_matrix_rate=row.multiply_adds / row.seconds / rates[row.case.dtype])
+        if isinstance(row, Row) and row.multiply_adds is not None
+        else row
+        for row in rows
+    ]
+    return BenchRecord(SCHEMA, conditions, dict(rates), tuple(shared), tuple(judge(target, rows) for target in targets))
+
+
+def _conditions(device: str) -> Conditions:
     here = dataclasses.asdict(Environment.now())
     here["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])  # without the path to the program
-    conditions = Conditions(
+    return Conditions(
         **here,
         device=device,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         # Threads of other work that wait for the same cores make every time here a doubtful one.
         load_average=os.getloadavg() if hasattr(os, "getloadavg") else None,
     )
-    return BenchRecord(SCHEMA, conditions, rates, tuple(rows), tuple(judge(target, rows) for target in targets))
 
 
 def _time(case: Case, device: str, seconds: float) -> list[Row | LostRow]:

@@ -10,7 +10,7 @@ from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
 
 if TYPE_CHECKING:
-    from rotateconv.lab.bench.record import LostRow, Row
+    from rotateconv.lab.bench.record import BenchRecord, LostRow, Row
 
 EXAMPLES = options.examples(
     ("Decide for this machine, some minutes:", "rotateconv bench"),
@@ -94,10 +94,12 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
             out.mkdir(parents=True, exist_ok=True)
     console = make_console()
 
-    def tell(case: cases.Case, rows: "list[Row | LostRow]") -> None:
+    def tell(case: cases.Case, rows: "list[Row | LostRow]", record: "BenchRecord") -> None:
         say(console, f"{case.name}, {case.how}")
         for row in rows:
             say(console, f"    {row}")
+        if out is not None:
+            write_json(out / "bench.json", to_json(record))  # so far
 
     todo = [] if targets else cases.full_cases(device) if full else cases.quick_cases()
     goals = wanted.targets(device) if targets else []

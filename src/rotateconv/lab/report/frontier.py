@@ -99,7 +99,8 @@ def make_points(groups: Sequence[Group], files: Mapping[str, FileBytes]) -> list
         if group.config.bits is None or not found or len(found) < len(group.runs) or group.validation is None:
             continue
         packed = statistics.fmean(one.packed for one in found)
-        points.append(Point(group, packed, *(_mean([getattr(one, key) for one in found]) for key in _OPTIONAL)))
+        compact, entropy = _mean([one.compact for one in found]), _mean([one.slice_entropy for one in found])
+        points.append(Point(group, packed, compact, entropy))
     usual = {key: Counter(getattr(point.group.config, key) for point in points).most_common(1) for key in _SETTINGS}
     points = [dataclasses.replace(point, setting=_setting(point, usual)) for point in points]
     return sorted(points, key=lambda point: point.packed)
@@ -111,7 +112,6 @@ def _setting(point: Point, usual: Mapping[str, Sequence[tuple[object, int]]]) ->
 
 
 _SETTINGS = ("epochs", "lr", "angle_lr_scale", "convert_learn_angle", "qat_scales")
-_OPTIONAL = ("compact", "slice_entropy")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
