@@ -57,6 +57,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
     bench = ["--device", "cpu" if dry else "cuda", "--targets", "--eager", "--seconds", "0" if dry else "0.5"]
     # Eight at a time: in each, a test mostly waits for Triton's compiler. pytest-benchmark, if installed, refuses that.
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n", "2" if dry else "8"]
+    pytest += ["-k", "not interpreter"]  # which needs no GPU
     found = [
         Stage("tests", [*pytest, *tests], 180),
         Stage("bench", [python, "-m", "rotateconv", "bench", *bench, "--out", str(out / "bench")], 10 if dry else 120),

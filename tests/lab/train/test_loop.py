@@ -242,7 +242,7 @@ def test_a_precision_that_the_device_refuses_is_told(
     def refuse(mixed_precision: str, cpu: bool) -> None:
         raise ValueError(f"{mixed_precision} needs another device")
 
-    monkeypatch.setattr("rotateconv.lab.train.train_state.Accelerator", refuse)
+    monkeypatch.setattr("rotateconv.lab.train.build_state.Accelerator", refuse)
     with pytest.raises(ConfigError, match="precision=bf16 does not run here: bf16 needs another device"):
         fit(tiny_config(precision="bf16"), tmp_path / "run", data=data)
 

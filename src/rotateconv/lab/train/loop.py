@@ -25,6 +25,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
+from rotateconv.lab.train.build_state import build_state, start_accelerator
 from rotateconv.lab.train.captured import choose_step
 from rotateconv.lab.train.checkpoint import load_checkpoint, remove_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
@@ -54,15 +55,10 @@ from rotateconv.lab.train.run_folder import (
 )
 from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 from rotateconv.lab.train.running_metrics import RunningMetrics
+from rotateconv.lab.train.saved_state import restore_state
 from rotateconv.lab.train.schedule import factor, set_learning_rate
 from rotateconv.lab.train.step import Compute, compute_step, training_loss
-from rotateconv.lab.train.train_state import (
-    TrainingState,
-    angle_movement,
-    build_state,
-    restore_state,
-    start_accelerator,
-)
+from rotateconv.lab.train.train_state import TrainingState, angle_movement
 
 __all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train", "train_epoch", "train_step", "training_loss"]
 

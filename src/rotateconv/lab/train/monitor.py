@@ -11,7 +11,8 @@ from rotateconv.errors import DivergedError, RunInterrupted
 from rotateconv.lab.train.checkpoint import list_checkpoints
 from rotateconv.lab.train.events import CheckpointSaved, OnEvent, StepEnd
 from rotateconv.lab.train.interrupts import Interrupts
-from rotateconv.lab.train.train_state import TrainingState, save_state
+from rotateconv.lab.train.saved_state import save_state
+from rotateconv.lab.train.train_state import TrainingState
 
 
 class TrainingMonitor:
