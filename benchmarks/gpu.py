@@ -56,7 +56,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
     tests = ["tests/test_gpu.py", *([] if dry else ["tests/kernels/test_fused_triton.py"])]
     bench = ["--device", "cpu" if dry else "cuda", "--targets", "--eager", "--seconds", "0" if dry else "0.5"]
     # Eight at a time: in each, a test mostly waits for Triton's compiler. pytest-benchmark, if installed, refuses that.
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n", "2" if dry else "8"]
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n", "0" if dry else "8"]
     pytest += ["-k", "not interpreter"]  # which needs no GPU
     found = [
         Stage("tests", [*pytest, *tests], 180),
