@@ -82,7 +82,8 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
                 command = ["train", "--source", source, "--conv", point["conv"], "--qat"]
             else:
                 command = ["finish", source]
-            common = [*points["finish"], "--teacher", dense, "--data-dir", data_dir, "--out", name]
+            usual = [] if any(word.startswith("--epochs=") for word in extra) else points["finish"]
+            common = [*usual, "--teacher", dense, "--data-dir", data_dir, "--out", name]
             yield Run(name, (*command, *options, *extra, *common), quantized=True)
 
 

@@ -24,24 +24,27 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._order: deque[int] = deque()
+        self._change = threading.Lock()
+        self._order: deque[threading.Semaphore] = deque()  # one for each, whose owner waits for it; first who has it
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Take turns with the others for as long as the context lasts, which begins with a turn."""
         device = chosen_device()
         stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
-        with self._changed:
-            self._order.append(threading.get_ident())
-            self._wait()
+        mine = threading.Semaphore(0)
+        with self._change:
+            self._order.append(mine)
+            waits = len(self._order) > 1
+        if waits:
+            mine.acquire()
         try:
             with stream:
                 yield
         finally:
-            with self._changed:
+            with self._change:
                 self._order.popleft()
-                self._changed.notify_all()
+                self._begin()
 
     def pass_on(self) -> None:
         """Let every other thread have its turn, and go on as if there were none."""
@@ -49,13 +52,16 @@ class Turns:
             return
         cpu = torch.get_rng_state()
         gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        with self._changed:
+        with self._change:
+            mine = self._order[0]
             self._order.rotate(-1)
-            self._changed.notify_all()
-            self._wait()
+            self._begin()
+        mine.acquire()
         torch.set_rng_state(cpu)
         if gpu is not None:
             torch.cuda.set_rng_state(gpu)
 
-    def _wait(self) -> None:
-        self._changed.wait_for(lambda: self._order[0] == threading.get_ident())
+    def _begin(self) -> None:
+        """Give the first one its turn, and wake nobody else."""
+        if self._order:
+            self._order[0].release()
