@@ -220,7 +220,7 @@ def draw_frontier(points: Sequence[Point], path: Path) -> None:
                 capsize=2,
                 elinewidth=0.8,
             )
-            name = point.group.label.partition(" x")[0] if family == "dense" else point.group.label
+            name = point.group.label.partition(" x")[0]  # whatever its width
             entries.append((f"{family}: {name}", color, color, marker))
     sizes = [point.packed / 1e3 for point in points]
     scale_bytes(axes, min(sizes) / 1.15, max(sizes) * 1.15)
