@@ -122,19 +122,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def rivalries(points: Sequence[Point]) -> list[Rivalry]:
     """Return who is best within each budget, chosen on the validation split; p-values are corrected over all of them.
 
-    A point of several seeds is preferred to one of a single seed, which nothing could be decided with.
+    A point of several seeds is preferred to one of a single seed, which nothing could be decided with. Two that are the
+    best within a smaller budget already are not compared again.
     """
 
     def best(family: str, budget: int) -> Point | None:
         fits = [point for point in points if point.family == family and point.packed <= budget * 1024]
         return max(fits, key=lambda point: (point.accuracy.n > 1, point.validation), default=None)
 
-    found = []
+    found, compared = [], []
     for budget in BUDGETS:
         ours = best("RotateConv", budget)
         for family in FAMILIES:
             theirs = best(family, budget) if family != "RotateConv" else None
-            if ours is not None and theirs is not None:
+            # The same two again, within a larger budget, would be no other comparison.
+            if ours is not None and theirs is not None and (ours, theirs) not in compared:
+                compared.append((ours, theirs))
                 one = contrast(ours.group, theirs.group)
                 assert one is not None
                 found.append(Rivalry(budget, ours, theirs, one))
