@@ -8,8 +8,8 @@
 The footing: a model is trained with float32 numbers first; then it, or what it is converted to, goes on with quantized
 ones for the same number of epochs, with the dense model of full width and the same seed as the teacher. Every run is a
 command of rotateconv, resumed where it was stopped; with --together so many at a time take turns in one process, which
-is for a GPU, and for studies that convert nothing. The last step writes records.jsonl and files.json there, of which
-`rotateconv report` makes the table and the picture.
+is for a GPU, and for studies that convert nothing, and leaves the last step to --record. That step writes
+records.jsonl and files.json there, of which `rotateconv report` makes the table and the picture.
 """
 
 import argparse

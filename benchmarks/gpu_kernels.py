@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from rotateconv import build_model
-from rotateconv.lab.train.captured import WARM_UP, CudaGraph
+from rotateconv.lab.bench.forms import captured
 from rotateconv.lab.train.environment import Environment
 from rotateconv.nn.batched import _kernels
 from rotateconv.nn.conv import RotateConv2d
@@ -34,15 +34,6 @@ def microseconds(work: Callable[[], object], calls: int) -> float:
         end.synchronize()
         means.append(1e3 * start.elapsed_time(end) / calls)
     return sorted(means[1:])[2]
-
-
-def captured(work: Callable[[], object]) -> CudaGraph:
-    """Return a graph of the work."""
-    graph = CudaGraph()
-    for _ in range(WARM_UP):
-        graph.warm_up(work)
-    graph.capture(work)
-    return graph
 
 
 def main(file: Path) -> None:
@@ -64,7 +55,7 @@ def main(file: Path) -> None:
 
         row = {"model": name, "conv": conv, "dtype": "bfloat16" if low else "float32", "layers": len(layers)}
         for key, work in (("forward", forward), ("forward+backward", both)):
-            row[f"{key}, captured, us"] = round(microseconds(captured(work).replay, 200), 1)
+            row[f"{key}, captured, us"] = round(microseconds(captured(work), 200), 1)
         row["forward+backward, eager, us"] = round(microseconds(both, 50), 1)
         print(row, flush=True)
         rows.append(row)

@@ -207,13 +207,18 @@ def _work(module: nn.Module, case: Case, device: str, images: Tensor, *, batched
 
     step = partial(train, optimizer.step)
     if case.mode == "captured step":
-        graph = CudaGraph()
-        for _ in range(WARM_UP):
-            graph.warm_up(step)
-        graph.capture(step)
-        return partial(_replay, graph, step)
+        return captured(step)
     works: dict[str, Work] = {"forward": inference, "forward+backward": train, "step": step}
     return works[case.mode]
+
+
+def captured(step: Work) -> Work:
+    """Warm a step up and record it in a CUDA graph; return what runs the graph."""
+    graph = CudaGraph()
+    for _ in range(WARM_UP):
+        graph.warm_up(step)
+    graph.capture(step)
+    return partial(_replay, graph, step)
 
 
 def _replay(graph: CudaGraph, step: object) -> None:

@@ -45,40 +45,42 @@ def run_bench(
     """
     rates: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
     rows: list[Row | LostRow] = []
-    conditions = _conditions(device)
+    environment = Environment.now()
     for case in dict.fromkeys([*cases, *(target.case for target in targets)]):
         # The best of all: a rate taken while something else ran would make every share too large.
         rates[case.dtype] = max(rates[case.dtype], matrix_rate(getattr(torch, case.dtype), device))
         new = _time(case, device, seconds)
         rows += new
         if on_case is not None:
-            on_case(case, new, _record(conditions, rates, rows, targets))
+            on_case(case, new, _record(environment, device, rates, rows, targets))
         gc.collect()  # compiled modules refer to themselves
-    return _record(_conditions(device), rates, rows, targets)
+    return _record(environment, device, rates, rows, targets)
 
 
 def _record(
-    conditions: Conditions, rates: Mapping[str, float], rows: Sequence[Row | LostRow], targets: Sequence[Target]
+    environment: Environment,
+    device: str,
+    rates: Mapping[str, float],
+    rows: Sequence[Row | LostRow],
+    targets: Sequence[Target],
 ) -> BenchRecord:
+    """What was found so far, with the time and the load of this moment."""
     shared = [
         dataclasses.replace(row, share_of_matrix_rate=row.multiply_adds / row.seconds / rates[row.case.dtype])
         if isinstance(row, Row) and row.multiply_adds is not None
         else row
         for row in rows
     ]
-    return BenchRecord(SCHEMA, conditions, dict(rates), tuple(shared), tuple(judge(target, rows) for target in targets))
-
-
-def _conditions(device: str) -> Conditions:
-    here = dataclasses.asdict(Environment.now())
+    here = dataclasses.asdict(environment)
     here["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])  # without the path to the program
-    return Conditions(
+    conditions = Conditions(
         **here,
         device=device,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         # Threads of other work that wait for the same cores make every time here a doubtful one.
         load_average=os.getloadavg() if hasattr(os, "getloadavg") else None,
     )
+    return BenchRecord(SCHEMA, conditions, dict(rates), tuple(shared), tuple(judge(target, rows) for target in targets))
 
 
 def _time(case: Case, device: str, seconds: float) -> list[Row | LostRow]:

@@ -89,8 +89,8 @@ class Untrained:
 
         def exact(weight: int, angle: int) -> int:
             if (weight, angle) not in small:
-                quantized = quantize(model, **candidate(weight, angle).bits.arguments, calibration=batches).cpu()
                 one = candidate(weight, angle)
+                quantized = quantize(model, **one.bits.arguments, calibration=batches).cpu()
                 small[weight, angle] = quantized, self.files.size(quantized, one.bits, self.packed(one))
             return small[weight, angle][1]
 

@@ -119,7 +119,7 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(self.stream)
         return found
 
-    def capture(self, work: Callable[[], None]) -> None:
+    def capture(self, work: Callable[[], object]) -> None:
         """Record what the work launches, without running it."""
         with torch.cuda.graph(self.graph, stream=self.stream):
             work()
