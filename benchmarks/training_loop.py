@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +21,11 @@ from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.data.image_data import build_data
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
+from rotateconv.lab.plain import to_json
 from rotateconv.lab.train.allocator import keep_freed_memory
-from rotateconv.lab.train.environment import environment
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.environment import Environment
+from rotateconv.lab.train.events import Event, RunStart, StepEnd
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import write_json
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import build_model
@@ -57,8 +58,8 @@ def our_epoch(config: RunConfig, data: ImageData) -> float:
     """Seconds of the steps of one epoch of `fit`."""
     times: list[float] = []
 
-    def on_event(name: str, values: dict[str, Any]) -> None:
-        if name in ("start", "step"):
+    def on_event(event: Event) -> None:
+        if isinstance(event, RunStart | StepEnd):
             times.append(time.process_time())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +123,7 @@ def main() -> None:
     print(json.dumps({"medians": medians, "middle_half": quartiles}))
     if len(sys.argv) > 1:
         record = {
-            "environment": environment(),
+            "environment": to_json(Environment.now()),
             "steps": STEPS,
             "seconds": rounds,
             "ratios": ratios,

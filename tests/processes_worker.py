@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.train.events import Event, StepEnd
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.models import MODELS
 from small import Tiny, small_digits
 

@@ -16,7 +16,7 @@ from rotateconv.lab.config import make_config
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.captured import WARM_UP
 from rotateconv.lab.train.events import RunWarning
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
 from small import StopAt, Tiny, tiny_config

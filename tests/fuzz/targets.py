@@ -104,13 +104,13 @@ def _read_packed(folder: Path) -> None:
 
 
 @functools.cache
-def _state():  # type: ignore[no-untyped-def]
+def _state(folder: Path):  # type: ignore[no-untyped-def]
     config = tiny_config(model="resnet20", width=0.25, epochs=1, ema_decay=0.5)
-    return build_state(config, start_accelerator(config.precision), small_digits(64, 8, 8))
+    return build_state(config, start_accelerator(config.precision), small_digits(64, 8, 8), folder)
 
 
 def _checkpoint(folder: Path) -> None:
-    path = save_state(_state(), folder / "checkpoints")
+    path = save_state(_state(folder))
     assert path is not None
     path.rename(folder / "whole")
     shutil.copy(RUN / "metrics.jsonl", folder)
@@ -141,7 +141,7 @@ def _change_checkpoint(folder: Path, rng: random.Random) -> None:
 def _read_checkpoint(folder: Path) -> None:
     found = load_checkpoint(folder / "checkpoints")
     if found is not None:
-        restore_state(_state(), found)
+        restore_state(_state(folder), found)
 
 
 # ---------------------------------------------------------------------------------------------- the others

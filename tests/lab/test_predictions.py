@@ -15,8 +15,8 @@ from commands import invoke
 from rotateconv import build_model, pack
 from rotateconv.lab.config import make_config
 from rotateconv.lab.predictions import LARGEST_ONNX, predict
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run, pack_model
-from rotateconv.lab.train.loop import fit
 from rotateconv.quantization.bits import Bits
 from small import small_digits
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rotateconv.lab.study.convert_run import convert_run as convert_run
     from rotateconv.lab.study.finish import finish as finish
     from rotateconv.lab.study.shrink import shrink as shrink
-    from rotateconv.lab.train.loop import fit as fit
+    from rotateconv.lab.train.fit import fit as fit
     from rotateconv.lab.train.trust import allow as trust  # noqa: F401
 
 _HOMES = {
@@ -31,7 +31,7 @@ _HOMES = {
     "convert_run": ("study.convert_run", "convert_run"),
     "evaluate": ("api", "evaluate"),
     "finish": ("study.finish", "finish"),
-    "fit": ("train.loop", "fit"),
+    "fit": ("train.fit", "fit"),
     "load": ("api", "load"),
     "load_data": ("data.sets", "load_data"),
     "make_config": ("config", "make_config"),

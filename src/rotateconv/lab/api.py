@@ -50,7 +50,7 @@ def load(run: str | Path) -> LoadedRun:
     Example:
         >>> import tempfile
         >>> from rotateconv.lab.config import make_config
-        >>> from rotateconv.lab.train.loop import fit
+        >>> from rotateconv.lab.train.fit import fit
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = fit(make_config("digits", overrides=["epochs=1", "width=0.25"]), f"{folder}/run")
         ...     run = load(f"{folder}/run")

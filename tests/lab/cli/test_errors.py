@@ -22,7 +22,7 @@ from rotateconv.lab.config import make_config
 from rotateconv.lab.data import images
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError, Failure, explain
-from rotateconv.lab.train import loop as training
+from rotateconv.lab.train import fit as training
 from rotateconv.lab.train import run_folder as runs
 from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import MODELS

@@ -9,7 +9,7 @@ import pytest
 from commands import invoke
 from rotateconv.lab.data import images
 from rotateconv.lab.train import trust
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.models import MODELS, described
 from small import Tiny, small_digits, tiny_config
 

@@ -26,8 +26,8 @@ from rotateconv.lab.study.angles import (
     starting_model,
 )
 from rotateconv.lab.study.records import read_run
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import append_record, keep_records, read_records, read_summary
 from rotateconv.models import MODELS
 from rotateconv.nn.conv import RotateConv2d

@@ -29,8 +29,8 @@ from rotateconv.lab.train.build import build_configured, build_from
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, RunWarning
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
 from rotateconv.models import CONVS
@@ -470,6 +470,14 @@ def test_the_teachers_part_of_the_loss_is_there(weights: Path, tmp_path: Path, d
     fit(config, tmp_path / "taught", data=data)
     fit(dataclasses.replace(config, teacher=None), tmp_path / "alone", data=data)
     losses = [read_records(tmp_path / name)[0].train_loss for name in ("taught", "alone")]
+    assert losses[0] != losses[1]
+
+
+def test_a_teacher_that_is_not_the_source_teaches(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    fit(tiny_config(conv="conv3x3", epochs=1, seed=7), tmp_path / "teacher", data=data)
+    for name, teacher in (("own", dense), ("other", tmp_path / "teacher")):
+        convert_run(settings(dense, epochs=1, teacher=str(teacher)), tmp_path / name, data=data)
+    losses = [read_records(tmp_path / name)[0].train_loss for name in ("own", "other")]
     assert losses[0] != losses[1]
 
 

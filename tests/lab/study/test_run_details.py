@@ -12,8 +12,8 @@ from rotateconv.errors import RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.study.angles import starting_model
 from rotateconv.lab.study.run_details import FRAMES, read_details, short_way, turned_layer
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run, pack_model
-from rotateconv.lab.train.loop import fit
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.bits import Bits
 from small import small_digits

@@ -23,6 +23,7 @@ from rotateconv.lab.study import search as library
 from rotateconv.lab.study.events import RunDiverged, RunEvent, RunPruned, RunStopped, RunTrained, TaskEvent
 from rotateconv.lab.study.search import BEST, default_ranges, search
 from rotateconv.lab.study.worker import Task
+from rotateconv.lab.train import fit as training
 from rotateconv.lab.train import loop
 from rotateconv.lab.train.events import EpochEnd
 from rotateconv.lab.train.run_folder import read_records
@@ -179,13 +180,13 @@ def test_a_run_without_a_test_evaluates_no_test_image(tmp_path: Path, monkeypatc
         return seen[-1]
 
     monkeypatch.setattr(loop, "evaluate", note)
-    assert loop.train(tiny_config(), tmp_path / "run", data=data, tested=False) is None
+    assert training.train(tiny_config(), tmp_path / "run", data=data, tested=False) is None
     assert [found.count for found in seen] == [len(data.validation)] * 3
     assert len(read_records(tmp_path / "run")) == 3
     assert not (tmp_path / "run" / "summary.json").exists()
-    summary = loop.fit(tiny_config(), tmp_path / "run", data=data, resume=True)
+    summary = training.fit(tiny_config(), tmp_path / "run", data=data, resume=True)
     assert seen[-1].count == len(data.test)
-    assert summary.test_accuracy == loop.fit(tiny_config(), tmp_path / "other", data=data).test_accuracy
+    assert summary.test_accuracy == training.fit(tiny_config(), tmp_path / "other", data=data).test_accuracy
 
 
 @pytest.mark.slow

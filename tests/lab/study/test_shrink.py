@@ -35,7 +35,8 @@ from rotateconv.lab.study.shrinking import (
     survivors,
 )
 from rotateconv.lab.study.worker import Task, do_task
-from rotateconv.lab.train import loop, pretrained
+from rotateconv.lab.train import fit as training
+from rotateconv.lab.train import pretrained
 from rotateconv.lab.train.load import evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import read_config, read_json
@@ -168,7 +169,7 @@ def test_the_test_split_is_evaluated_once(
     kind: type[Here], source: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    evaluate_state, evaluate = loop.evaluate_state, library.evaluate_model
+    evaluate_state, evaluate = training.evaluate_state, library.evaluate_model
 
     def of_run(state: Any, batches: Any) -> Any:
         seen.extend(["test"] * (batches is state.test))
@@ -178,7 +179,7 @@ def test_the_test_split_is_evaluated_once(
         seen.extend(["test"] * (split is data.test))
         return evaluate(model, execution, description, split)
 
-    monkeypatch.setattr(loop, "evaluate_state", of_run)
+    monkeypatch.setattr(training, "evaluate_state", of_run)
     monkeypatch.setattr(library, "evaluate_model", of_model)
     found = run(source, tmp_path / "out", data, kind(data))
     assert seen == ["test"]
@@ -267,7 +268,7 @@ def test_a_form_is_fitted_once(
     executor = Here(data)
     if begins == "without it":
         submit = executor.submit
-        executor.submit = lambda task: submit(dataclasses.replace(task, begun=None))  # type: ignore[method-assign]
+        executor.submit = lambda task: submit(dataclasses.replace(task, start=None))  # type: ignore[method-assign]
     _, expected = whole
     assert run(source, tmp_path, data, executor) == expected
     assert bool(fits) == (begins == "without it")

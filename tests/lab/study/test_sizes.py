@@ -25,8 +25,8 @@ from rotateconv.lab.study.sizes import (
     pareto,
     with_differences,
 )
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import evaluate_model, load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_json
 from small import Tiny, tiny_config
 

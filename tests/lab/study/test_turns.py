@@ -16,7 +16,7 @@ from rotateconv.lab.study.turns import Turns
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import EpochEnd, RunEnd
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import CHECKPOINTS
 from small import assert_same_run
 

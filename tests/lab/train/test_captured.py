@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import captured
-from rotateconv.lab.train import loop as training
+from rotateconv.lab.train import fit as training
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import RunWarning
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import read_records
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.step import compute_step
@@ -189,14 +189,14 @@ class OnGpu:
     ],
 )
 def test_what_keeps_a_step_from_being_captured(changes: dict[str, Any], reason: str | None) -> None:
-    found = captured.not_captured(cast("training.TrainingState", OnGpu(**changes)))
+    found = captured.not_captured(cast("captured.TrainingState", OnGpu(**changes)))
     assert (found is None) if reason is None else (found or "").startswith(reason)
 
 
 def test_a_model_of_the_users_is_captured_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captured, "CudaGraph", Recorder)
     for wanted, is_captured in ((None, False), (True, True), (False, False)):
-        state = cast("training.TrainingState", OnGpu(factory="mine:model", cuda_graph=wanted))
+        state = cast("captured.TrainingState", OnGpu(factory="mine:model", cuda_graph=wanted))
         chosen = captured.choose_step(state, lambda event: pytest.fail("nothing to report"))
         assert isinstance(chosen, captured.CapturedStep) == is_captured
         assert is_captured or chosen is compute_step

@@ -12,8 +12,8 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train.build import build_configured, configured_cost
 from rotateconv.lab.train.checkpoint import load_checkpoint
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import create_run, read_config
 from small import StopAt, Tiny, tiny_config
 

@@ -21,9 +21,10 @@ from rotateconv.lab.train.build import build_configured
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, Event, RunEnd, RunStart, StepEnd
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.loop import fit, training_loss
 from rotateconv.lab.train.run_folder import read_json, read_records, read_summary
+from rotateconv.lab.train.step import training_loss
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config
 

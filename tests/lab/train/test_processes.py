@@ -11,7 +11,7 @@ import torch
 
 from processes_worker import SMALL_MODELS, plain_config
 from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import read_json, read_records
 from rotateconv.models import MODELS
 from small import small_digits

@@ -13,8 +13,8 @@ from torch.nn.utils import prune
 from rotateconv.errors import ConfigError
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import trust
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import read_weights_file
 from rotateconv.lab.train.run_folder import read_summary
 from small import tiny_config
@@ -175,12 +175,12 @@ def test_what_it_cannot_do_is_said_before_anything_is_written(
 
 
 def test_a_rehearsal_leaves_no_trace(tmp_path: Path, data: ImageData, named: Callable[[str], str]) -> None:
-    from rotateconv.lab.train import loop
+    from rotateconv.lab.train import fit as training
 
     config = tiny_config(factory=named("Own"), dropout=0.0)
     first = fit(config, tmp_path / "first", data=data)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "rehearse", lambda state: None)
+        patched.setattr(training, "rehearse", lambda state: None)
         second = fit(config, tmp_path / "second", data=data)
     assert first.weights_sha256 == second.weights_sha256
     assert trust.is_allowed(config.factory)

@@ -17,9 +17,9 @@ from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint
 from rotateconv.lab.train.events import Event, RunStart, RunWarning, StepEnd
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.run_folder import read_config, read_records
 from small import BATCHES_AN_EPOCH, StopAt, assert_same_run, small_digits, tiny_config
 

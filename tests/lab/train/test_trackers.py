@@ -12,7 +12,7 @@ import pytest
 from commands import invoke
 from rotateconv.errors import ConfigError, RunInterrupted
 from rotateconv.lab.train.events import Event
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import read_records
 from rotateconv.lab.train.trackers import TRACKERS, Trackers
 from small import StopAt, small_digits, tiny_config

@@ -99,7 +99,7 @@ def run_training(
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import TrainingProgress
     from rotateconv.lab.train.events import Event
-    from rotateconv.lab.train.loop import fit
+    from rotateconv.lab.train.fit import fit
     from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()

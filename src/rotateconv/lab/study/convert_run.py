@@ -26,8 +26,8 @@ from rotateconv.lab.table import Table
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
 from rotateconv.lab.train.run_folder import (
     CONVERSION,
@@ -148,6 +148,7 @@ def convert_run(
         known = None if config.mean is None else report
         check_normalization(source, config.source, how, data, before["source"], known)
     report(ModelFitted(**validation, report=layers))
+    teacher = copy_model(source) if config.teacher == config.source else None
     for number, (run, settings) in enumerate(plan, start=1):
         report(StageStart(number, len(plan)))
         again = _exists(run)
@@ -156,7 +157,7 @@ def convert_run(
             run,
             data=data,
             # Copies are trained, since all are evaluated at the end; a stage converts what the one before has trained.
-            start=StartingPoint(copy_model(fitted), copy_model(source)) if len(plan) == 1 else None,
+            start=StartingPoint(copy_model(fitted), teacher) if len(plan) == 1 else None,
             resume=again and not overwrite,
             overwrite=again and overwrite,
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),

@@ -10,7 +10,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.run_config import FINISHED_KEYS
 from rotateconv.lab.study.convert_run import fine_tuning
 from rotateconv.lab.train.events import OnEvent
-from rotateconv.lab.train.loop import fit
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import SUMMARY, read_config
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.quantization.bits import Bits

@@ -45,8 +45,8 @@ from rotateconv.lab.study.shrinking import (
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.events import ignore
+from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import evaluate_model, load_run
-from rotateconv.lab.train.loop import fit
 from rotateconv.lab.train.pretrained import load_packed_file, load_source
 from rotateconv.lab.train.run_folder import INITIAL, disk_errors, read_json, read_records, write_bytes, write_json
 
@@ -228,7 +228,7 @@ class _Search:
             again, fitted = (run / "config.json").is_file(), self.untrained.fitted(candidate.form)
             settings = candidate.config(self.config, epochs)
             start = fitted if (fitted / INITIAL).is_file() else None
-            tasks[candidate] = Task(f"{rung}/{candidate.name}", settings, run, again, tested=False, begun=start)
+            tasks[candidate] = Task(f"{rung}/{candidate.name}", settings, run, again, tested=False, start=start)
         known = {trial.candidate: trial for trial in self.record.trials if trial.epochs == epochs}
         left = [
             task

@@ -35,7 +35,7 @@ class Task:
         config, out, resume, overwrite: As of `fit`.
         trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
         tested: Whether the test split is evaluated in the end; without it, `RunTrained` is the last event.
-        begun: As of `rotateconv.lab.train.loop.train`.
+        start: As of `fit`.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Task:
     overwrite: bool = False
     trackers: tuple[str, ...] = ()
     tested: bool = True
-    begun: Path | None = None
+    start: Path | None = None
 
 
 Result = RunEvent | RunTrained | RunDiverged | RunStopped | Failure
@@ -122,7 +122,7 @@ def do_task(
     """
     from rotateconv.lab.data.images import load_images
     from rotateconv.lab.train.events import RunEnd
-    from rotateconv.lab.train.loop import train
+    from rotateconv.lab.train.fit import train
     from rotateconv.lab.train.run_folder import read_records
     from rotateconv.lab.train.trackers import Trackers
 
@@ -151,7 +151,7 @@ def do_task(
             task.config,
             task.out,
             data=images[source],
-            begun=task.begun,
+            start=task.start,
             resume=task.resume,
             overwrite=task.overwrite,
             tested=task.tested,

@@ -1,8 +1,7 @@
 """The exponential average of a model, updated without reading a number from the device."""
 
 import copy
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +15,25 @@ class RunningAverage:
     Args:
         model: whose copy becomes the average.
         decay: between 0 and 1.
+        beside: what is learned beside the model, such as scales.
 
     Attributes:
-        module: the average.
+        module: the average of the model.
+        beside: that of the tensors beside it.
         n_averaged: how many updates are done; the caller counts, for an update that is captured counts only once.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, beside: Collection[Tensor] = ()) -> None:
         self.module = copy.deepcopy(model)
         self.decay = decay
+        self.beside = [tensor.detach().clone() for tensor in beside]
         self.n_averaged = 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take the model's numbers into the average."""
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+    def update(self, model: nn.Module, beside: Collection[Tensor] = ()) -> None:
+        """Take the numbers of the model, and of the tensors beside it, into the average."""
+        mine = [*self.module.parameters(), *self.module.buffers(), *self.beside]
+        pairs = list(zip(mine, [*model.parameters(), *model.buffers(), *beside], strict=True))
         averaged = [pair for pair in pairs if self.n_averaged and pair[0].is_floating_point()]
         copied = [pair for pair in pairs if not (self.n_averaged and pair[0].is_floating_point())]
         if averaged:
@@ -39,7 +42,3 @@ class RunningAverage:
         if copied:
             mine, others = map(list, zip(*copied, strict=True))
             torch._foreach_copy_(mine, others)
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    return chain(model.parameters(), model.buffers())

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
@@ -45,9 +45,8 @@ def build_state(
     config: RunConfig,
     accelerator: Accelerator,
     images: ImageData,
-    *,
-    run: Path | None = None,
-    start: StartingPoint | None = None,
+    run: Path,
+    start: StartingPoint | Path | None = None,
 ) -> TrainingState:
     """Return the run before its first step; every process gets the same initial weights.
 
@@ -55,8 +54,9 @@ def build_state(
         config: of the run.
         accelerator: that it is trained by.
         images: that it is trained on.
-        run: a folder that may hold what the run starts from, such as that of a run that goes on.
-        start: models that are loaded already, in place of those that the configuration names.
+        run: its folder.
+        start: models that are loaded already, or a folder that may hold the weights to start from, such as that of a
+            run that goes on, in place of those that the configuration names.
 
     Raises:
         ValueError: the configuration asks for what the model, the data or the teacher cannot do.
@@ -66,27 +66,27 @@ def build_state(
         processes = accelerator.num_processes
         raise ConfigError(f"batch_size {config.batch_size} must be a multiple of the {processes} processes")
     torch.manual_seed(config.seed)
-    model = initial_model(config, data, run, images.train) if start is None else start.model.train()
+    if isinstance(start, StartingPoint):
+        model, teacher = start.model.train(), start.teacher
+    else:
+        model, teacher = initial_model(config, data, start, images.train), None
     if config.factory is not None:
         check_takes(model, data, config.factory)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(accelerator.device).to(memory_format=layout)
     if config.prune:
         prune_smallest(model, config.prune)
-    average = None if config.ema_decay is None else RunningAverage(model, config.ema_decay)
-    teacher = None
-    if config.teacher is not None:
-        given = None if start is None else start.teacher
-        teacher = given if given is not None else load_source(config.teacher, config.factory, data)
+    if config.teacher is None:
+        teacher = None
+    else:
+        teacher = teacher if teacher is not None else load_source(config.teacher, config.factory, data)
         teacher = teacher.eval().requires_grad_(False).to(accelerator.device).to(memory_format=layout)
     qat = None
     if config.bits is not None:
         assert config.qat_scales is not None
         qat = QuantizedTraining(model, **config.bits.arguments, scales=config.qat_scales)
     learned = [] if qat is None else list(qat.scales.values())
-    average_scales = None
-    if config.ema_decay is not None and learned:
-        average_scales = RunningAverage(nn.ParameterList(learned), config.ema_decay)
+    average = None if config.ema_decay is None else RunningAverage(model, config.ema_decay, learned)
     start_angles = [angle.detach().clone() for angle in angles(model)]
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimization, learned))
     if config.compile:
@@ -98,13 +98,13 @@ def build_state(
         train = Split(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
     return TrainingState(
         config=config,
+        run=run,
         accelerator=accelerator,
         data=data,
         model=model,
         prepared=prepared,
         optimizer=optimizer,
         average=average,
-        average_scales=average_scales,
         teacher=teacher,
         qat=qat,
         train=train,

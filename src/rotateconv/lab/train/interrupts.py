@@ -3,7 +3,11 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Interrupts:
@@ -41,6 +45,18 @@ class Interrupts:
                 signal.signal(number, handler)
         if self.requested and isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise KeyboardInterrupt from error
+
+    def deferred(self, callback: Callable[[T], object] | None) -> Callable[[T], None]:
+        """Return a callback, or none, whose KeyboardInterrupt only asks for a stop: it cannot tear a step apart."""
+
+        def call(value: T) -> None:
+            try:
+                if callback is not None:
+                    callback(value)
+            except KeyboardInterrupt:
+                self.requested = True
+
+        return call
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

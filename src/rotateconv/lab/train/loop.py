@@ -1,80 +1,29 @@
-"""Training in reading order: a step, an epoch, a fit.
+"""The training loop in reading order: epochs, an epoch, a step."""
 
-`fit` prints nothing: it hands the events of `rotateconv.lab.train.events` to a callback.
-"""
-
-import hashlib
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from rotateconv.cost import cost
-from rotateconv.errors import DivergedError, RunError, RunInterrupted
-from rotateconv.lab.config import RunConfig
-from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
-from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.parts import ImageSource
-from rotateconv.lab.train import trust
 from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
-from rotateconv.lab.train.build_state import build_state, start_accelerator
-from rotateconv.lab.train.captured import choose_step
-from rotateconv.lab.train.checkpoint import load_checkpoint, remove_checkpoints, weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
-from rotateconv.lab.train.events import EpochEnd, Event, OnEvent, RunEnd, RunStart, RunWarning
-from rotateconv.lab.train.interrupts import Interrupts
-from rotateconv.lab.train.load import check_build, final_weights
-from rotateconv.lab.train.lock import locked
 from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
-from rotateconv.lab.train.pretrained import StartingPoint
-from rotateconv.lab.train.rehearsal import rehearse
-from rotateconv.lab.train.run_folder import (
-    CHECKPOINTS,
-    INITIAL,
-    SUMMARY,
-    WEIGHTS,
-    append_record,
-    check_run,
-    create_run,
-    disk_errors,
-    keep_records,
-    note_resumption,
-    read_description,
-    read_records,
-    read_summary,
-    write_bytes,
-    write_summary,
-)
-from rotateconv.lab.train.run_results import EpochRecord, RunSummary
+from rotateconv.lab.train.run_results import EpochRecord
 from rotateconv.lab.train.running_metrics import RunningMetrics
-from rotateconv.lab.train.saved_state import restore_state
 from rotateconv.lab.train.schedule import factor, set_learning_rate
-from rotateconv.lab.train.step import Compute, compute_step, training_loss
+from rotateconv.lab.train.step import Compute
 from rotateconv.lab.train.train_state import TrainingState, angle_movement
 
-__all__ = ["DivergedError", "OnEvent", "RunInterrupted", "fit", "train", "train_epoch", "train_step", "training_loss"]
+
+def train_epochs(state: TrainingState, monitor: TrainingMonitor, compute: Compute) -> None:
+    """Do the epochs that are left of the run."""
+    while state.epoch < state.config.epochs:
+        train_epoch(state, monitor.between_steps, compute)
+        monitor.after_epoch(finish_epoch(state))
 
 
-def train_step(state: TrainingState, images: Tensor, labels: Tensor, compute: Compute = compute_step) -> None:
-    """Do one optimizer step and note it in the metrics."""
-    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, state.config.optimization))
-    loss, correct = compute(state, images, labels)
-    for average in (state.average, state.average_scales):
-        if average is not None:
-            average.n_averaged += 1
-    state.metrics.add(loss, correct, len(labels))
-    state.step += 1
-
-
-def train_epoch(state: TrainingState, between_steps: Callable[[], None], compute: Compute = compute_step) -> None:
+def train_epoch(state: TrainingState, between_steps: Callable[[], None], compute: Compute) -> None:
     """Do the steps that are left of the epoch, calling `between_steps` after each."""
     started = time.perf_counter() - state.metrics.seconds
     state.prepared.train()
@@ -84,15 +33,25 @@ def train_epoch(state: TrainingState, between_steps: Callable[[], None], compute
         between_steps()
 
 
-def finish_epoch(state: TrainingState, run: Path) -> EpochRecord:
+def train_step(state: TrainingState, images: Tensor, labels: Tensor, compute: Compute) -> None:
+    """Do one optimizer step and note it in the metrics."""
+    set_learning_rate(state.optimizer, factor(state.step, state.total_steps, state.config.optimization))
+    loss, correct = compute(state, images, labels)
+    if state.average is not None:
+        state.average.n_averaged += 1
+    state.metrics.add(loss, correct, len(labels))
+    state.step += 1
+
+
+def finish_epoch(state: TrainingState) -> EpochRecord:
     """Evaluate, move on to the next epoch, and return the line of metrics.jsonl about this one."""
     loss, correct, images = state.all_reduce(state.metrics.loss, state.metrics.num_correct, state.metrics.num_samples)
     seconds = state.metrics.seconds
-    check_weights(state, run / CHECKPOINTS)
+    check_weights(state)
     started = time.perf_counter()
     validation = evaluate_state(state, state.validation) if state.validation is not None else None
     if validation is not None:
-        check_finite(state, run / CHECKPOINTS, "validation loss", validation.loss)
+        check_finite(state, "validation loss", validation.loss)
     movement = angle_movement(state)
     state.epoch += 1
     state.batches.set_epoch(state.epoch)
@@ -122,232 +81,3 @@ def evaluate_state(state: TrainingState, batches: Batches) -> Evaluation:
     state.broadcast_buffers()
     with state.accelerator.autocast():
         return evaluate(state.result, batches, state.data.classes)
-
-
-def fit(
-    config: RunConfig,
-    out: str | Path,
-    *,
-    data: ImageData | Callable[[ImageSource], ImageData] | None = None,
-    start: StartingPoint | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_event: OnEvent | None = None,
-) -> RunSummary:
-    """Train as configured, into the run folder `out`, and return what it found: its summary.json.
-
-    The validation split is evaluated after each epoch, the test split once, after the last. Under `torchrun`
-    every process calls this, and the main one writes. Ctrl-C, or a KeyboardInterrupt from `on_event`, saves a
-    checkpoint after the current step. The random state of the caller is left as it was.
-
-    Args:
-        config: of the run.
-        out: the run folder.
-        data: the images, where they are loaded already, or what loads those that the configuration names; None for
-            `load_images`. Under `torchrun` the first process of a machine loads before the others.
-        start: models that are loaded already, in place of the configuration's source and teacher; of a run that is
-            resumed, not read.
-        resume: go on with the run in `out`; on the CPU bit for bit like a run that was never interrupted. A
-            finished run gives its summary.
-        overwrite: remove a run that is in `out`.
-        on_event: called with the events, in the main process.
-
-    Raises:
-        RunInterrupted: asked to stop; saved.
-        DivergedError: the loss is not finite; the last good checkpoint is kept.
-        ConfigError, DataError, RunError, ValueError: the user's mistake, before anything is written.
-
-    Example:
-        >>> import tempfile
-        >>> from rotateconv.lab.config import make_config
-        >>> config = make_config("digits", overrides=["epochs=1", "width=0.25"])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     summary = fit(config, Path(folder, "run"))
-        >>> summary.parameters, summary.steps, summary.test_accuracy > 10
-        (7974, 21, True)
-    """
-    summary = train(config, out, data=data, start=start, resume=resume, overwrite=overwrite, on_event=on_event)
-    assert summary is not None
-    return summary
-
-
-def train(
-    config: RunConfig,
-    out: str | Path,
-    *,
-    data: ImageData | Callable[[ImageSource], ImageData] | None,
-    start: StartingPoint | None = None,
-    begun: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    tested: bool = True,
-    on_event: OnEvent | None = None,
-) -> RunSummary | None:
-    """Train as `fit` does, and with `tested=False` leave the test split alone; the run is not finished then.
-
-    For a choice among configurations, after which the test split still says something new: `fit` can go on with the
-    run, and then evaluates.
-
-    Args:
-        config, out, data, start, resume, overwrite, on_event: as of `fit`.
-        begun: a folder with the weights that the run starts from, in place of converting its source again.
-        tested: whether the test split is evaluated in the end.
-
-    Returns:
-        What the run found; None where the test split was left alone.
-
-    Raises:
-        RunInterrupted, DivergedError, ConfigError, DataError, RunError, ValueError: as `fit`.
-    """
-    run = Path(out)
-    check = partial(check_run, run, config, resume=resume, overwrite=overwrite)
-    check()
-    if resume and (run / SUMMARY).is_file():
-        final_weights(run)
-        return read_summary(run)
-    if config.factory is not None and not resume:
-        trust.allow(config.factory)  # the user's word; of a folder that goes on it was asked for when that was read
-    accelerator = start_accelerator(config.precision)
-    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
-    if isinstance(data, ImageData):
-        images = data
-    else:
-        with accelerator.local_main_process_first():  # else all would fetch, or decode, the same files
-            images = (data or load_images)(config.images)
-    with torch.random.fork_rng(devices=gpus), Interrupts() as interrupts, ExitStack() as held:
-        report = _reporter(on_event if accelerator.is_main_process else None, interrupts)
-        if resume:
-            saved = load_checkpoint(run / CHECKPOINTS)
-            weights = None if saved is None else saved.weights["model"]
-            check_build(config.architecture, read_description(run), weights, run)
-        begun, start = (run, None) if resume else (begun, start)
-        state = build_state(config, accelerator, images, run=begun, start=start)
-        if config.factory is not None:
-            rehearse(state)
-        if accelerator.is_main_process:
-            held.enter_context(_held(run, check))
-        _begin(state, run, resume, report)
-        watch = TrainingMonitor(state, run / CHECKPOINTS, report, interrupts)
-        compute = choose_step(state, report)
-        while state.epoch < config.epochs:
-            train_epoch(state, watch.between_steps, compute)
-            record = finish_epoch(state, run)
-            if accelerator.is_main_process:
-                append_record(run, record)
-            report(EpochEnd(record))
-            watch.after_epoch()
-        if not tested:
-            return None
-        kept = weights_bytes(state.result)
-        if accelerator.is_main_process:
-            write_bytes(run / WEIGHTS, kept)
-        summary = _summary(state, run, kept)
-        if accelerator.is_main_process:
-            write_summary(run, summary)  # last: a run with a summary is finished
-        report(RunEnd(summary))
-        return summary
-
-
-@contextmanager
-def _held(run: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Hold the run folder; what was checked before may have changed until it was held, so it is checked again."""
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    with locked(run):
-        check()
-        yield
-
-
-def _reporter(on_event: OnEvent | None, interrupts: Interrupts) -> OnEvent:
-    """Return a callback whose KeyboardInterrupt only asks for a stop, so that it cannot tear a step apart."""
-
-    def report(event: Event) -> None:
-        try:
-            if on_event is not None:
-                on_event(event)
-        except KeyboardInterrupt:
-            interrupts.requested = True
-
-    return report
-
-
-def _begin(state: TrainingState, run: Path, resume: bool, report: OnEvent) -> None:
-    """Create the run folder, or put the state where the run in it was saved."""
-    accelerator = state.accelerator
-    checkpoint = None
-    if resume:
-        _check_data(run, state.data)
-        checkpoint = load_checkpoint(run / CHECKPOINTS)
-    accelerator.wait_for_everyone()  # nobody writes before everybody has read
-    if accelerator.is_main_process:
-        if resume:
-            keep_records(run, 0 if checkpoint is None else checkpoint.state["epoch"])
-            note_resumption(run, 0 if checkpoint is None else checkpoint.state["step"])
-        else:
-            remove_checkpoints(run / CHECKPOINTS)
-            create_run(run, state.config, state.data)
-            if state.config.source is not None:
-                write_bytes(run / INITIAL, weights_bytes(state.model))
-    for message in () if resume else _oddities(state):
-        report(RunWarning(message))
-    if checkpoint is not None:
-        restore_state(state, checkpoint)
-        for path in checkpoint.damaged:
-            report(RunWarning(f"the checkpoint {path} is damaged: going on from {checkpoint.path}"))
-    report(
-        RunStart(
-            run=run,
-            device=str(accelerator.device),
-            processes=accelerator.num_processes,
-            parameters=sum(p.numel() for p in state.model.parameters()),
-            num_samples=state.images,
-            epochs=state.config.epochs,
-            steps=state.total_steps,
-            epoch=state.epoch,
-            step=state.step,
-        )
-    )
-
-
-def _oddities(state: TrainingState) -> Iterator[str]:
-    """What is odd in the images that are trained on, and no mistake for sure."""
-    count, batch_size = len(state.train), state.config.batch_size
-    if batch_size > count:
-        yield f"batch_size {batch_size} is more than the {count} training images: an epoch is one step"
-    counts = torch.bincount(state.train.labels, minlength=len(state.data.classes)).tolist()
-    few = [f"{name} has {number}" for name, number in zip(state.data.classes, counts, strict=True) if number < 2]
-    if few:
-        more = f" and {len(few) - 3} more classes have one or none" if len(few) > 3 else ""
-        yield f"of the training images, {', '.join(few[:3])}{more}: the model cannot learn such a class"
-
-
-def _check_data(run: Path, data: DataDescription) -> None:
-    found = read_description(run)
-    if found != data:
-        keys = [key.name for key in fields(data) if getattr(found, key.name) != getattr(data, key.name)]
-        raise RunError(f"the run in {run} was trained on data with another {', '.join(keys)}: give it the same data")
-
-
-def _summary(state: TrainingState, run: Path, weights: bytes) -> RunSummary:
-    """Evaluate on the test split, the only time, and gather what the run found; the same on every process."""
-    records = read_records(run)
-    test = evaluate_state(state, state.test)
-    check_finite(state, run / CHECKPOINTS, "test loss", test.loss)
-    model_cost = cost(state.exact_result, state.data.input_shape)
-    best = max(records, key=lambda record: record.validation_accuracy or 0.0)
-    return RunSummary(
-        steps=state.step,
-        parameters=model_cost.parameters,
-        multiply_adds=model_cost.multiply_adds,
-        test_loss=test.loss,
-        test_accuracy=test.accuracy,
-        test_class_accuracy=test.class_accuracy,
-        best_epoch=best.epoch if state.validation is not None else None,
-        best_validation_accuracy=best.validation_accuracy,
-        seconds=sum(record.seconds + record.validation_seconds for record in records),
-        seconds_per_epoch=statistics.median(record.seconds for record in records),
-        images_per_second=statistics.median(record.images_per_second for record in records),
-        peak_memory_bytes=max(record.peak_memory_bytes for record in records),
-        test_confusion=tuple(map(tuple, test.confusion.tolist())),
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-    )

@@ -3,14 +3,15 @@
 import math
 import shlex
 import time
-from pathlib import Path
 
 import torch
 
 from rotateconv.errors import DivergedError, RunInterrupted
 from rotateconv.lab.train.checkpoint import list_checkpoints
-from rotateconv.lab.train.events import CheckpointSaved, OnEvent, StepEnd
+from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, OnEvent, StepEnd
 from rotateconv.lab.train.interrupts import Interrupts
+from rotateconv.lab.train.run_folder import append_record
+from rotateconv.lab.train.run_results import EpochRecord
 from rotateconv.lab.train.saved_state import save_state
 from rotateconv.lab.train.train_state import TrainingState
 
@@ -18,8 +19,8 @@ from rotateconv.lab.train.train_state import TrainingState
 class TrainingMonitor:
     """Looks at the state after every step and every epoch."""
 
-    def __init__(self, state: TrainingState, folder: Path, report: OnEvent, interrupts: Interrupts) -> None:
-        self.state, self.folder, self.report, self.interrupts = state, folder, report, interrupts
+    def __init__(self, state: TrainingState, report: OnEvent, interrupts: Interrupts) -> None:
+        self.state, self.report, self.interrupts = state, report, interrupts
         self.saved_at = time.monotonic()
         self.loss: float | None = None
         self.alone = state.accelerator.num_processes == 1
@@ -47,14 +48,17 @@ class TrainingMonitor:
         late: float = time.monotonic() - self.saved_at > config.checkpoint_seconds
         ago, stop, late = state.all_reduce(ago, self.interrupts.requested, late, largest=True)
         if ago:
-            raise DivergedError(_advice(state, self.folder, "loss", state.step - int(ago) + 1))
+            raise DivergedError(_advice(state, "loss", state.step - int(ago) + 1))
         if stop or ((due or late) and not last):
             self.save()
         if stop:
             self._stop()
 
-    def after_epoch(self) -> None:
-        """Save, and stop where that was asked for meanwhile."""
+    def after_epoch(self, record: EpochRecord) -> None:
+        """Write and report the record of the epoch, save, and stop where that was asked for meanwhile."""
+        if self.state.accelerator.is_main_process:
+            append_record(self.state.run, record)
+        self.report(EpochEnd(record))
         self.save()
         done = self.state.epoch == self.state.config.epochs
         if any(self.state.all_reduce(self.interrupts.requested)) and not done:
@@ -62,8 +66,8 @@ class TrainingMonitor:
 
     def save(self) -> None:
         """Write a checkpoint, unless a weight is not finite: then the last good ones are kept."""
-        check_weights(self.state, self.folder)
-        path = save_state(self.state, self.folder)
+        check_weights(self.state)
+        path = save_state(self.state)
         self.saved_at = time.monotonic()
         if path is not None:
             self.report(CheckpointSaved(path, self.state.step))
@@ -76,25 +80,25 @@ class TrainingMonitor:
     def _stop(self) -> None:
         raise RunInterrupted(
             f"stopped and saved after step {self.state.step} of {self.state.total_steps}: go on with "
-            f"rotateconv train --resume {shlex.quote(str(self.folder.parent))}"
+            f"rotateconv train --resume {shlex.quote(str(self.state.run))}"
         )
 
 
-def check_finite(state: TrainingState, folder: Path, name: str, value: float) -> None:
+def check_finite(state: TrainingState, name: str, value: float) -> None:
     """Raise DivergedError where a loss is not finite."""
     if not math.isfinite(value):
-        raise DivergedError(_advice(state, folder, name, state.step))
+        raise DivergedError(_advice(state, name, state.step))
 
 
-def check_weights(state: TrainingState, folder: Path) -> None:
+def check_weights(state: TrainingState) -> None:
     """Raise DivergedError where a weight is not finite."""
     finite = [t.isfinite().all() for name, t in state.model.state_dict().items() if name not in state.infinite]
     if finite and not torch.stack(finite).all():  # one look at the device, not one for each
-        raise DivergedError(_advice(state, folder, "model's weights", state.step))
+        raise DivergedError(_advice(state, "model's weights", state.step))
 
 
-def _advice(state: TrainingState, folder: Path, name: str, step: int) -> str:
-    checkpoints = list_checkpoints(folder)
+def _advice(state: TrainingState, name: str, step: int) -> str:
+    checkpoints = list_checkpoints(state.checkpoints)
     kept = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
     clip = "" if state.config.clip_grad_norm is not None else " or clip_grad_norm=1"
     return (

@@ -15,7 +15,7 @@ from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.train_state import TrainingState
 
 
-def save_state(state: TrainingState, folder: Path) -> Path | None:
+def save_state(state: TrainingState) -> Path | None:
     """Write a checkpoint from which the run goes on exactly; every process calls it, the main one writes."""
     state.metrics.read()
     accelerator = state.accelerator
@@ -37,12 +37,12 @@ def save_state(state: TrainingState, folder: Path) -> Path | None:
         "loader": state.batches.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "scales": _tensors(state.qat.scales) if state.qat is not None else {},
-        "average_scales": _tensors(state.scales) if state.average_scales is not None else {},
+        "scales": _tensors(state.learned_scales),
+        "average_scales": _tensors(state.scales) if state.average is not None else {},
         "n_averaged": state.average.n_averaged if state.average is not None else 0,
         "processes": processes,
     }
-    return save_checkpoint(folder, models, rest)
+    return save_checkpoint(state.checkpoints, models, rest)
 
 
 def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
@@ -80,11 +80,10 @@ def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     if state.average is not None:
         state.average.module.load_state_dict(checkpoint.weights["average"])
         state.average.n_averaged = _updates(rest)
-    if state.qat is not None and state.qat.scales:
-        _put(rest["scales"], state.qat.scales)
-    if state.average_scales is not None:
-        _put(rest["average_scales"], state.scales)
-        state.average_scales.n_averaged = _updates(rest)
+    if state.learned_scales:
+        _put(rest["scales"], state.learned_scales)
+        if state.average is not None:
+            _put(rest["average_scales"], state.scales)
     state.optimizer.load_state_dict(rest["optimizer"])
     if state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(rest["scaler"])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.train.train_state import TrainingState
@@ -55,7 +55,5 @@ def compute_step(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[
         accelerator.clip_grad_norm_(state.prepared.parameters(), config.clip_grad_norm)
     state.optimizer.step()
     if state.average is not None:
-        state.average.update(state.model)
-    if state.average_scales is not None and state.qat is not None:
-        state.average_scales.update(nn.ParameterList(state.qat.scales.values()))
+        state.average.update(state.model, state.learned_scales.values())
     return loss.detach() * len(labels), (scores.detach().argmax(dim=1) == labels).sum()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.average import RunningAverage
+from rotateconv.lab.train.run_folder import CHECKPOINTS
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.nn.batched import batched_kernels
 from rotateconv.nn.conv import RotateConv2d
@@ -27,13 +29,13 @@ class TrainingState:
 
     Args:
         config: of the run.
+        run: its folder, which may not be there yet.
         accelerator: device, precision and processes.
         data: description of the images.
         model: the plain one; `prepared` is the same wrapped for precision and processes.
         optimizer: over `param_groups`.
-        average: running average of the model, or None.
+        average: running average of the model and of the learned scales of its weights, or None.
         teacher: model to distil from, or None.
-        average_scales: the same of the learned scales of the weights, or None.
         qat: lends the model its quantized numbers, where the run trains for them.
         train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
@@ -44,13 +46,13 @@ class TrainingState:
     """
 
     config: RunConfig
+    run: Path
     accelerator: Accelerator
     data: DataDescription
     model: nn.Module
     prepared: nn.Module
     optimizer: torch.optim.Optimizer
     average: RunningAverage | None
-    average_scales: RunningAverage | None
     teacher: nn.Module | None
     qat: QuantizedTraining | None
     train: Split
@@ -69,9 +71,9 @@ class TrainingState:
         return self.config.epochs * len(self.batches)
 
     @property
-    def images(self) -> int:
-        """Training images of an epoch."""
-        return len(self.train)
+    def checkpoints(self) -> Path:
+        """Where the checkpoints of the run are."""
+        return self.run / CHECKPOINTS
 
     def loss_scale(self, images: int) -> float:
         """Return the weight of this process's mean loss in the batch, over 1 / processes.
@@ -107,12 +109,16 @@ class TrainingState:
         return quantize(self.exact_result, **bits.arguments, scales=self.scales)
 
     @property
+    def learned_scales(self) -> Mapping[str, nn.Parameter]:
+        """The scales of the model's weights that are learned, by name."""
+        return {} if self.qat is None else self.qat.scales
+
+    @property
     def scales(self) -> Mapping[str, Tensor]:
-        """The learned scales of the model's weights by name, or their average; empty where none are learned."""
-        learned = {} if self.qat is None else self.qat.scales
-        if self.average_scales is None:
-            return learned
-        return dict(zip(learned, self.average_scales.module.parameters(), strict=True))
+        """The learned scales, or their average."""
+        if self.average is None:
+            return self.learned_scales
+        return dict(zip(self.learned_scales, self.average.beside, strict=True))
 
     @property
     def exact_result(self) -> nn.Module:
