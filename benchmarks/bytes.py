@@ -103,10 +103,7 @@ def train_together(found: list[Run], work: Path, together: int) -> None:
     os.chdir(work)  # the runs name each other by their folders
     for quantized in (False, True):
         missing = [run for run in found if run.quantized == quantized and not Path(run.name, "summary.json").is_file()]
-        tasks = (
-            Task(run.name, configuration(run), Path(run.name), resume=Path(run.name, "config.json").is_file())
-            for run in missing
-        )
+        tasks = (Task(run.name, configuration(run), Path(run.name)) for run in missing)
         if missing:
             run_tasks(tasks, local_executor(len(missing), together, together), len(missing), tell)
 

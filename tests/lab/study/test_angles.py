@@ -21,11 +21,11 @@ from rotateconv.lab.study.angles import (
     analyse_angles,
     histogram,
     mean_cos4,
-    rotate_layers,
     shuffled,
     starting_model,
 )
 from rotateconv.lab.study.records import read_run
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import append_record, keep_records, read_records, read_summary

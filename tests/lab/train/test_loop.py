@@ -15,9 +15,8 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.study.angles import rotate_layers
 from rotateconv.lab.train import loop as training
-from rotateconv.lab.train.build import build_configured
+from rotateconv.lab.train.build import build_configured, rotate_layers
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, Event, RunEnd, RunStart, StepEnd

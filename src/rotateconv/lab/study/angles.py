@@ -17,6 +17,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import Plain, from_json
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.pretrained import initial_model
 from rotateconv.lab.train.run_folder import read_records, read_summary
@@ -216,11 +217,6 @@ def analyse_angles(
     first, last = torch.cat(list(before.values())), torch.cat(list(after.values()))
     counts = Histogram(histogram(first, period), histogram(last, period))
     return AngleAnalysis(period, each, describe(list(layers.values()), first, last, counts=counts))
-
-
-def rotate_layers(model: nn.Module) -> dict[str, RotateConv2d]:
-    """Return the layers that have angles, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, RotateConv2d)}
 
 
 def starting_model(config: RunConfig, data: DataDescription, run: Path | None = None) -> nn.Module:

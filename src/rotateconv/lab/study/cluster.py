@@ -258,8 +258,7 @@ def attempt_run(attempt: Attempt, channel: Any) -> Result:
     with contextlib.suppress(OSError):  # where data or a teacher are named by a path from there
         os.chdir(attempt.folder)
     if attempt.before:
-        # Overwritten once already, if at all; begun, if it got so far.
-        task = replace(task, resume=(task.out / "config.json").is_file(), overwrite=False)
+        task = replace(task, overwrite=False)  # it was begun again once already, if at all
         take_over(task.out, attempt.before)
     sent: list[Any] = []
     stop: bool = ray.get(channel.stopped.remote(task.name))

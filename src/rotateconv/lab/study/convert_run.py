@@ -35,6 +35,7 @@ from rotateconv.lab.train.run_folder import (
     SUMMARY,
     WEIGHTS,
     check_run,
+    going_on,
     read_json,
     read_summary,
     write_bytes,
@@ -134,7 +135,7 @@ def convert_run(
     calibrated = copy_model(fitted)
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
-        check_run(run, settings, resume=_exists(run) and not overwrite, overwrite=_exists(run) and overwrite)
+        check_run(run, settings, **going_on(run, overwrite))
 
     done = None if overwrite else _finished(out)
     if done is not None:
@@ -151,15 +152,13 @@ def convert_run(
     teacher = copy_model(source) if config.teacher == config.source else None
     for number, (run, settings) in enumerate(plan, start=1):
         report(StageStart(number, len(plan)))
-        again = _exists(run)
         summary = fit(
             settings,
             run,
             data=data,
             # Copies are trained, since all are evaluated at the end; a stage converts what the one before has trained.
             start=StartingPoint(copy_model(fitted), teacher) if len(plan) == 1 else None,
-            resume=again and not overwrite,
-            overwrite=again and overwrite,
+            **going_on(run, overwrite),
             on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
         )
     tuned = evaluate_model(load_run(out).model, how, description, data.validation)
@@ -304,7 +303,3 @@ def _notes(result: ConversionRecord) -> Sequence[str]:
     if result.validation_was_trained_on:
         notes.append("The validation images were trained on.")
     return [*notes, ""] if notes else []
-
-
-def _exists(run: Path) -> bool:
-    return (run / "config.json").is_file()

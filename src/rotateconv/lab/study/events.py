@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rotateconv.convert.report import ConversionReport
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.shrinking import Trial
-from rotateconv.lab.train.events import Event, RunWarning
+from rotateconv.lab.train.events import Event, RunEnd, RunWarning
 from rotateconv.lab.train.run_results import EpochRecord
 
 
@@ -147,3 +147,8 @@ OnStudyEvent = Callable[[StudyEvent], None]
 OnSearchEvent = Callable[[SearchEvent], None]
 OnShrinkEvent = Callable[[ShrinkEvent], None]
 OnConversionEvent = Callable[[ConversionEvent], None]
+
+
+def is_last(event: TaskEvent) -> bool:
+    """Whether an event is the last one of its run."""
+    return not isinstance(event, RunEvent) or isinstance(event.event, RunEnd)

@@ -8,9 +8,8 @@ from typing import Protocol
 
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.exit_codes import CommandError, Failure
-from rotateconv.lab.study.events import OnTaskEvent, RunDied, RunEvent, RunStopped, TaskEvent
+from rotateconv.lab.study.events import OnTaskEvent, RunDied, RunStopped, TaskEvent, is_last
 from rotateconv.lab.study.worker import Task
-from rotateconv.lab.train.events import RunEnd
 from rotateconv.lab.train.interrupts import Interrupts
 
 POLL = 0.2
@@ -78,7 +77,7 @@ def run_tasks(tasks: Iterable[Task], executor: Executor, count: int, on_event: O
                 for event in executor.events():
                     if isinstance(event, Failure):
                         raise CommandError(event)
-                    if not isinstance(event, RunEvent) or isinstance(event.event, RunEnd):
+                    if is_last(event):
                         running.discard(event.run)
                         finished += not isinstance(event, RunStopped | RunDied)
                     if not (stopping and isinstance(event, RunDied)):

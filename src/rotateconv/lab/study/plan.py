@@ -11,9 +11,8 @@ from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import run_name
-from rotateconv.lab.train.build import build_configured
+from rotateconv.lab.train.build import build_configured, rotate_layers
 from rotateconv.models import equal_size_width
-from rotateconv.nn.conv import RotateConv2d
 
 BASELINE = "conv3x3"
 """The dense convolution that the others are compared with."""
@@ -110,7 +109,7 @@ def plan(study: Study, data: DataDescription) -> list[Entry]:
             entries.append(Entry(config))
             with torch.device("meta"):
                 built = build_configured(config.architecture, data)
-            if not study.equal_params or not any(isinstance(module, RotateConv2d) for module in built.modules()):
+            if not study.equal_params or not rotate_layers(built):
                 continue
             width = _equal_width(model, built, data)
             if width not in widths:

@@ -14,11 +14,10 @@ import torch
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.exit_codes import Failure
-from rotateconv.lab.study.events import RunDied, RunEvent, TaskEvent
+from rotateconv.lab.study.events import RunDied, TaskEvent, is_last
 from rotateconv.lab.study.executor import POLL
 from rotateconv.lab.study.worker import Task, work
 from rotateconv.lab.train.device import chosen_device, is_indexed
-from rotateconv.lab.train.events import RunEnd
 
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share what CUDA and OpenMP have started
 
@@ -108,9 +107,7 @@ class LocalExecutor:
                     yield RunDied(name, _how_it_ended(name, worker))
                 worker.close()
                 continue
-            if not isinstance(event, RunEvent | Failure) or (
-                isinstance(event, RunEvent) and isinstance(event.event, RunEnd)
-            ):
+            if not isinstance(event, Failure) and is_last(event):
                 worker.tasks.discard(event.run)
             yield event
 

@@ -26,6 +26,7 @@ from rotateconv.lab.train.run_folder import (
     CONVERSION,
     SUMMARY,
     disk_errors,
+    is_run,
     read_config,
     read_description,
     read_environment,
@@ -108,7 +109,7 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
 
     alone: list[Path] = []
     for path in map(Path, paths):
-        if (path / "config.json").is_file():
+        if is_run(path):
             if not (path / SUMMARY).is_file():
                 raise RunError(f"the run in {path} is not finished: resume it, or leave it out")
             alone.append(path)

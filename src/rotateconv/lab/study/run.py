@@ -27,7 +27,7 @@ from rotateconv.lab.study.run_record import Curves, RunRecord
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.events import RunEnd, ignore
-from rotateconv.lab.train.run_folder import SUMMARY, check_run
+from rotateconv.lab.train.run_folder import SUMMARY, check_run, going_on, is_run
 
 __all__ = ["compare"]
 
@@ -66,10 +66,14 @@ def compare(
     out = Path(out)
     report = on_event if on_event is not None else ignore
     entries = plan(study, data)
-    tasks = [dataclasses.replace(task, trackers=trackers) for task in _tasks(study, entries, out, overwrite)]
+    # Seed by seed, so that an early table has every configuration in it.
+    tasks = [
+        Task(entry.run(seed), entry.seeded(seed), out / "runs" / entry.run(seed), overwrite, trackers)
+        for seed, entry in itertools.product(range(study.seeds), entries)
+    ]
     for task in tasks:
-        check_run(task.out, task.config, resume=task.resume, overwrite=task.overwrite)
-    waiting = [task for task in tasks if task.overwrite or not (task.out / SUMMARY).is_file()]
+        check_run(task.out, task.config, **going_on(task.out, overwrite))
+    waiting = [task for task in tasks if overwrite or not (task.out / SUMMARY).is_file()]
     executor = executor if executor is not None else local_executor(len(waiting), jobs, together)
     at_once = min(executor.jobs, max(1, len(waiting)))
     report(StudyStart(len(tasks), len(tasks) - len(waiting), at_once, executor.threads))
@@ -85,18 +89,6 @@ def compare(
 
     run_tasks(waiting, executor, len(waiting), on_task_event)
     return _records(study, entries, out, data, failed)
-
-
-def _tasks(study: Study, entries: Sequence[Entry], out: Path, overwrite: bool) -> list[Task]:
-    """Return all runs, seed by seed, so that an early table has every configuration in it."""
-    tasks = []
-    for seed in range(study.seeds):
-        for entry in entries:
-            folder = out / "runs" / entry.run(seed)
-            exists = (folder / "config.json").is_file()
-            config = dataclasses.replace(entry.config, seed=seed)
-            tasks.append(Task(entry.run(seed), config, folder, exists and not overwrite, exists and overwrite))
-    return tasks
 
 
 def _records(
@@ -119,7 +111,7 @@ def _records(
 
 def _failed(config: RunConfig, name: str, run: Path, data: DataDescription, why: str) -> RunRecord:
     """Return the record of a run without a result, which may have died before it left a file."""
-    if (run / "config.json").is_file():
+    if is_run(run):
         return read_run(run, failed=why)
     here = EnvironmentHistory.of(Environment.now().of_no_call())
     return RunRecord(name, portable(config), here, data, None, Curves.of([], layers=False), failed=why)

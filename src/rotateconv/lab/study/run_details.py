@@ -12,12 +12,13 @@ from torch import Tensor
 
 from rotateconv.errors import InputError, RunError
 from rotateconv.export.export import export_onnx
-from rotateconv.lab.study.angles import check_start, histogram, rotate_layers, starting_model
+from rotateconv.lab.study.angles import check_start, histogram, starting_model
 from rotateconv.lab.study.records import read_run
 from rotateconv.lab.study.run_record import RunRecord
-from rotateconv.lab.train.build import configured_cost
+from rotateconv.lab.train.build import configured_cost, rotate_layers
 from rotateconv.lab.train.load import TrainedRun, load_run, pack_model
 from rotateconv.lab.train.run_folder import SUMMARY, read_environment, read_summary
+from rotateconv.lab.train.weights import state_bytes
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.bits import Bits
 
@@ -168,7 +169,6 @@ def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
     The bits are those that it was trained for, or 4 per weight and the defaults of `pack` and of compact files.
     """
     config, data, model = trained.config, trained.data, trained.model.cpu()
-    tensors = model.state_dict().values()
     packed, compact = config.bits or Bits(), config.bits or Bits(angle=4)
 
     def pack(file: Path) -> None:
@@ -177,7 +177,7 @@ def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
     def export(file: Path) -> None:
         export_onnx(model, file, input_size=data.input_shape, compact=True, **compact.arguments)
 
-    trained_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    trained_bytes = state_bytes(model)
     dense = FileSize("dense: every kernel written out, float32", configured_cost(config.architecture, data).fused_bytes)
     return (
         *((dense,) if dense.bytes != trained_bytes else ()),  # a dense model has that form already

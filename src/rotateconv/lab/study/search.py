@@ -27,11 +27,10 @@ from rotateconv.lab.study.events import (
 from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.worker import Task
-from rotateconv.lab.train.build import build_configured
+from rotateconv.lab.train.build import build_configured, rotate_layers
 from rotateconv.lab.train.events import EpochEnd, ignore
 from rotateconv.lab.train.run_folder import disk_errors, write_bytes
 from rotateconv.lab.train.run_results import EpochRecord
-from rotateconv.nn.conv import RotateConv2d
 
 if TYPE_CHECKING:
     import optuna
@@ -76,7 +75,7 @@ def default_ranges(config: RunConfig, data: DataDescription) -> dict[str, tuple[
     """
     with torch.device("meta"):
         model = build_configured(config.architecture, data)
-    turns = any(isinstance(module, RotateConv2d) and module.learn_angle for module in model.modules())
+    turns = any(layer.learn_angle for layer in rotate_layers(model).values())
     values = {key: getattr(config, key) for key in CONTINUOUS if turns or key != "angle_lr_scale"}
     return {key: (value / 10, value * 10) for key, value in values.items() if value > 0}
 
@@ -143,8 +142,7 @@ def search(
             name = f"trial-{trial.number:04d}"
             folder = out / "trials" / name
             running[name] = trial
-            resume = (folder / "config.json").is_file()
-            yield Task(name, changed(config, trial.params), folder, resume, trackers=trackers, tested=False)
+            yield Task(name, changed(config, trial.params), folder, trackers=trackers, tested=False)
 
     def on_task_event(event: TaskEvent) -> None:
         trial = running[event.run]

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rotateconv.errors import ConfigError, InputError, RunError
 from rotateconv.lab import config as configuration
@@ -30,9 +31,7 @@ from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.shrink_files import ONNX, PACKED, Files
 from rotateconv.lab.study.shrink_untrained import Untrained
 from rotateconv.lab.study.shrinking import (
-    ANGLE_BITS,
     FORMS,
-    WEIGHT_BITS,
     Candidate,
     Count,
     ShrinkRecord,
@@ -48,12 +47,13 @@ from rotateconv.lab.train.events import ignore
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.pretrained import load_packed_file, load_source
-from rotateconv.lab.train.run_folder import INITIAL, disk_errors, read_json, read_records, write_bytes, write_json
+from rotateconv.lab.train.run_folder import disk_errors, read_json, read_records, write_bytes, write_json
+from rotateconv.lab.train.weights import state_bytes
 
 RECORD, TABLE = "shrink.json", "shrink.md"
 """What a search leaves in its folder, beside the files of the winner."""
 _SETTINGS = "settings.json"  # the configuration that its candidates share
-_UNTRAINED, _SHORT, _FULL = "untrained", "short", "full"  # folders of the rungs
+_UNTRAINED = "untrained"  # folder of the first rung, beside those of the runs, "short" and "full"
 
 
 def shrink(
@@ -95,7 +95,7 @@ def shrink(
         ConfigError: Nothing fits in the budget, or a configuration that cannot be searched.
         RunError: The source is no finished run, or `out` holds another search.
     """
-    out = Path(out)
+    out, report = Path(out), on_event or ignore
     if config.source is None:
         raise ConfigError("there is nothing to shrink: set source (a run folder, or a file of weights with a factory)")
     if config.factory is not None:
@@ -104,192 +104,23 @@ def shrink(
         finishing(config.source)  # refuses a run that is not finished, or quantized already
     if not config.validation:
         raise ConfigError("shrink chooses by the validation split: leave validation=false out")
-    executor = executor or (lambda runs: local_executor(runs, jobs))
-    return _Search(config, out, budget, data, count, dense_bits, executor, on_event or ignore).run()
+    record = _read(out, config, budget, count)
+    if record is not None and record.winner is not None and (out / PACKED).is_file():
+        return record
+    description = DataDescription.of(data)
+    source = load_source(config.source, config.factory, description)
+    if record is None:
+        found = evaluate_model(source, config.execution, description, data.validation)
+        if config.factory is not None:
+            known = None if config.mean is None else report
+            check_normalization(source, config.source, config.execution, data, found, known)
+        size, model = state_bytes(source), config.factory or config.model
+        record = ShrinkRecord(config.source, model, description.name, budget, count, size, found.accuracy)
+    untrained = Untrained(config, source, data, Files(description, count), out / _UNTRAINED, budget, dense_bits, report)
+    return _Search(config, out, untrained, record, executor or (lambda runs: local_executor(runs, jobs)), report).run()
 
 
-@dataclasses.dataclass
-class _Search:
-    """The state of `shrink`: its arguments, the source, and the record so far, which is on the disk."""
-
-    config: RunConfig
-    out: Path
-    budget: int
-    images: ImageData
-    count: Count
-    dense_bits: int
-    executor: Callable[[int], Executor]
-    report: OnShrinkEvent
-
-    def __post_init__(self) -> None:
-        config, out, budget, count = self.config, self.out, self.budget, self.count
-        assert config.source is not None
-        self.data = DataDescription.of(self.images)
-        before = _read(out, config)
-        source = load_source(config.source, config.factory, self.data)
-        self.files = Files(self.data, count)
-        self.untrained = Untrained(
-            config, source, self.images, self.files, out / _UNTRAINED, budget, self.dense_bits, self.report
-        )
-        if before is None:
-            found = evaluate_model(source, config.execution, self.data, self.images.validation)
-            if config.factory is not None:
-                known = None if config.mean is None else self.report
-                check_normalization(source, config.source, config.execution, self.images, found, known)
-            size = sum(tensor.numel() * tensor.element_size() for tensor in source.state_dict().values())
-            about = config.source, config.factory or config.model, self.data.name, budget, count
-            before = ShrinkRecord(*about, size, found.accuracy)
-        elif (before.budget, before.count) != (budget, count):
-            raise RunError(
-                f"the search in {out} is for {before.budget} bytes of {before.count}, not {budget} of {count}: choose "
-                "another folder"
-            )
-        self.record = before
-
-    def run(self) -> ShrinkRecord:
-        """Do what is left to do."""
-        if self.record.winner is not None and (self.out / PACKED).is_file():
-            return self.record
-        with disk_errors(self.out):
-            (self.out / _UNTRAINED).mkdir(parents=True, exist_ok=True)
-        write_bytes(self.out / _SETTINGS, configuration.to_json(self.config).encode())
-        try:
-            candidates = self._try_untrained()
-        except InputError as error:
-            if not isinstance(error, RunError):
-                self._remove()  # there is nothing that a search could go on with
-            raise
-        short = max(1, self.config.epochs // 4)
-        if short < self.config.epochs:
-            tried = best(self._train(_SHORT, candidates, short), self.budget, 2)
-            candidates = [trial.candidate for trial in tried] or candidates[:1]
-        self._train(_FULL, candidates, self.config.epochs)
-        return self._write(best(self.record.trials, self.budget)[0])
-
-    def _note(self, *trials: Trial) -> None:
-        self.record = self.record.with_trials(trials)
-        self._save()
-        for trial in trials:
-            self.report(TrialEnd(trial, self.budget))
-
-    def _save(self) -> None:
-        write_bytes(self.out / TABLE, markdown(self.record).encode())
-        write_json(self.out / RECORD, to_json(self.record))
-
-    def _remove(self) -> None:
-        with disk_errors(self.out):
-            for name in (RECORD, TABLE, _SETTINGS):
-                (self.out / name).unlink(missing_ok=True)
-            shutil.rmtree(self.out / _UNTRAINED)
-            self.out.rmdir()
-
-    def _try_untrained(self) -> list[Candidate]:
-        """Try every form, and return who is trained."""
-        tried = {trial.candidate.form for trial in self.record.trials}
-        may_convert = self.config.factory is not None or (self.config.convert_taps, self.config.conv) == (
-            None,
-            "conv3x3",
-        )
-        forms = [form for form in (FORMS if may_convert else FORMS[:1]) if form not in tried]
-        if forms:
-            self.report(RungStart("without training", len(forms)))
-        for form in forms:
-            try:
-                self._note(*self.untrained.trials(form))
-            except RunError:
-                raise
-            except InputError as error:
-                if form.taps is None:  # what cannot be quantized or exported as it is can be so in no form
-                    raise
-                note = " ".join(str(error).split())
-                self._note(Trial(self.untrained.candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0]), 0, None, None, note))
-        untrained = [trial for trial in self.record.trials if not trial.epochs]
-        if not best(untrained, self.budget):
-            raise ConfigError(self._nothing_fits(untrained))
-        candidates = survivors(untrained, self.budget)
-        for form in {*FORMS} - {candidate.form for candidate in candidates}:
-            shutil.rmtree(self.untrained.fitted(form), ignore_errors=True)
-        return candidates
-
-    def _nothing_fits(self, trials: list[Trial]) -> str:
-        least = min((trial for trial in trials if trial.bytes is not None), key=lambda trial: trial.bytes or 0)
-        candidate, size = least.candidate, least.bytes or 0
-        narrower = "a narrower model" if self.config.factory is None else "a smaller model"
-        return (
-            f"nothing fits in {self.budget:,} bytes: the smallest file that was possible has {size:,} bytes "
-            f"({candidate.name}): give --budget {-(-size * 103 // 100_000)}KB or more, or begin with {narrower}"
-        )
-
-    def _train(self, rung: str, candidates: list[Candidate], epochs: int) -> list[Trial]:
-        """Train candidates whose run is not done yet, note them, and return what was found of them."""
-        tasks = {}
-        for candidate in candidates:
-            run = self.out / rung / candidate.name
-            again, fitted = (run / "config.json").is_file(), self.untrained.fitted(candidate.form)
-            settings = candidate.config(self.config, epochs)
-            start = fitted if (fitted / INITIAL).is_file() else None
-            tasks[candidate] = Task(f"{rung}/{candidate.name}", settings, run, again, tested=False, start=start)
-        known = {trial.candidate: trial for trial in self.record.trials if trial.epochs == epochs}
-        left = [
-            task
-            for candidate, task in tasks.items()
-            if candidate not in known and not (task.resume and len(read_records(task.out)) == epochs)
-        ]
-        self.report(RungStart("trained", len(tasks), epochs))
-        diverged: dict[str, str] = {}
-
-        def on_event(event: TaskEvent) -> None:
-            if isinstance(event, RunDiverged):
-                diverged[event.run] = event.message
-            self.report(event)
-
-        if left:
-            executor = self.executor(len(left))
-            self.report(StudyStart(len(tasks), len(tasks) - len(left), executor.jobs, executor.threads))
-            run_tasks(iter(left), executor, len(left), on_event)
-        for candidate, task in tasks.items():
-            if candidate not in known:
-                trial = self._trained(candidate, task, epochs, diverged.get(task.name))
-                known[candidate] = trial
-                self._note(trial)
-        return [known[candidate] for candidate in candidates]
-
-    def _trained(self, candidate: Candidate, task: Task, epochs: int, diverged: str | None) -> Trial:
-        if diverged is not None:
-            return Trial(candidate, epochs, None, None, diverged)
-        if not (records := read_records(task.out)) or len(records) < epochs:
-            raise RunError(f"the run in {task.out} ended early: the same command goes on with it")
-        with tempfile.TemporaryDirectory() as folder:
-            size = self.files.size(load_run(task.out).model, candidate.bits, Path(folder, PACKED))
-        return Trial(candidate, epochs, size, records[-1].validation_accuracy)
-
-    def _write(self, trial: Trial) -> ShrinkRecord:
-        """Evaluate the best trial on the test split, and write its files and the record."""
-        candidate = trial.candidate
-        assert trial.accuracy is not None
-        if trial.epochs:
-            rung = _FULL if trial.epochs == self.config.epochs else _SHORT
-            run = self.out / rung / candidate.name
-            test = fit(candidate.config(self.config, trial.epochs), run, data=self.images, resume=True).test_accuracy
-            model = load_run(run).model
-        else:
-            model, _ = load_packed_file(self.untrained.packed(candidate), self.config.factory)
-            test = evaluate_model(model, self.config.execution, self.data, self.images.test).accuracy
-        onnx: int | None = None
-        try:
-            onnx = self.files.export(model.cpu(), candidate.bits, self.out / ONNX)
-        except InputError:
-            if self.count == "onnx":
-                raise
-            (self.out / ONNX).unlink(missing_ok=True)
-        packed = self.files.pack(model, candidate.bits, self.out / PACKED)
-        winner = Winner(candidate.name, trial.epochs, onnx, packed, trial.accuracy, test)
-        self.record = dataclasses.replace(self.record, winner=winner)
-        self._save()
-        return self.record
-
-
-def _read(out: Path, config: RunConfig) -> ShrinkRecord | None:
+def _read(out: Path, config: RunConfig, budget: int, count: Count) -> ShrinkRecord | None:
     """Return what a search found before, None where none began; RunError where it was another one."""
     if not (out / RECORD).is_file():
         if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {_UNTRAINED, _SETTINGS}):
@@ -302,4 +133,147 @@ def _read(out: Path, config: RunConfig) -> ShrinkRecord | None:
         raise RunError(f"{out / _SETTINGS} cannot be read: choose another folder") from None
     if other := configuration.changed_keys(settings, config):
         raise RunError(f"the search in {out} has {other}: go on with it unchanged or choose another folder")
+    if (before.budget, before.count) != (budget, count):
+        raise RunError(
+            f"the search in {out} is for {before.budget} bytes of {before.count}, not {budget} of {count}: choose "
+            "another folder"
+        )
     return before
+
+
+@dataclasses.dataclass
+class _Search:
+    """A search in motion. The record, which is on the disk too, is what is known: each rung does what is left of it."""
+
+    config: RunConfig
+    out: Path
+    untrained: Untrained
+    record: ShrinkRecord
+    executor: Callable[[int], Executor]
+    report: OnShrinkEvent
+
+    def run(self) -> ShrinkRecord:
+        """Do the rungs, and write the best of all that was tried."""
+        with disk_errors(self.out):
+            (self.out / _UNTRAINED).mkdir(parents=True, exist_ok=True)
+        write_bytes(self.out / _SETTINGS, configuration.to_json(self.config).encode())
+        try:
+            candidates = self._try_untrained()
+        except InputError as error:
+            if not isinstance(error, RunError):
+                self._remove()  # there is nothing that a search could go on with
+            raise
+        short = max(1, self.config.epochs // 4)
+        if short < self.config.epochs:
+            tried = best(self._train(candidates, short), self.record.budget, 2)
+            candidates = [trial.candidate for trial in tried] or candidates[:1]
+        self._train(candidates, self.config.epochs)
+        return self._write(best(self.record.trials, self.record.budget)[0])
+
+    def _note(self, *trials: Trial) -> None:
+        self._save(trials=(*self.record.trials, *trials))
+        for trial in trials:
+            self.report(TrialEnd(trial, self.record.budget))
+
+    def _save(self, **changes: Any) -> None:
+        self.record = dataclasses.replace(self.record, **changes)
+        write_bytes(self.out / TABLE, markdown(self.record).encode())
+        write_json(self.out / RECORD, to_json(self.record))
+
+    def _remove(self) -> None:
+        with disk_errors(self.out):
+            for name in (RECORD, TABLE, _SETTINGS):
+                (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.out / _UNTRAINED)
+            self.out.rmdir()
+
+    def _try_untrained(self) -> list[Candidate]:
+        """Try the forms that are left, and return who is trained."""
+        config, known = self.config, {candidate.form for candidate, _ in self.record.known}
+        may_convert = config.factory is not None or (config.convert_taps, config.conv) == (None, "conv3x3")
+        forms = [form for form in (FORMS if may_convert else FORMS[:1]) if form not in known]
+        if forms:
+            self.report(RungStart("without training", len(forms)))
+        for form in forms:
+            try:
+                self._note(*self.untrained.trials(form))
+            except RunError:
+                raise
+            except InputError as error:
+                if form.taps is None:  # what cannot be quantized or exported as it is can be so in no form
+                    raise
+                note = " ".join(str(error).split())
+                self._note(Trial(self.untrained.least(form), 0, None, None, note))
+        untrained = [trial for trial in self.record.trials if not trial.epochs]
+        candidates = survivors(untrained, self.record.budget)
+        if not candidates:
+            raise ConfigError(self._nothing_fits(untrained))
+        for form in {*FORMS} - {candidate.form for candidate in candidates}:
+            shutil.rmtree(self.untrained.fitted(form), ignore_errors=True)
+        return candidates
+
+    def _nothing_fits(self, trials: list[Trial]) -> str:
+        size, name = min((trial.bytes, trial.candidate.name) for trial in trials if trial.bytes is not None)
+        narrower = "a narrower model" if self.config.factory is None else "a smaller model"
+        return (
+            f"nothing fits in {self.record.budget:,} bytes: the smallest file that was possible has {size:,} bytes "
+            f"({name}): give --budget {-(-size * 103 // 100_000)}KB or more, or begin with {narrower}"
+        )
+
+    def _train(self, candidates: list[Candidate], epochs: int) -> list[Trial]:
+        """Train the candidates that are not known yet, note them, and return what is known of all."""
+        tasks = {one: self._task(one, epochs) for one in candidates if (one, epochs) not in self.record.known}
+        left = [task for task in tasks.values() if len(read_records(task.out)) < epochs]
+        self.report(RungStart("trained", len(candidates), epochs))
+        diverged: dict[str, str] = {}
+
+        def on_event(event: TaskEvent) -> None:
+            if isinstance(event, RunDiverged):
+                diverged[event.run] = event.message
+            self.report(event)
+
+        if left:
+            executor = self.executor(len(left))
+            self.report(StudyStart(len(candidates), len(candidates) - len(left), executor.jobs, executor.threads))
+            run_tasks(left, executor, len(left), on_event)
+        for candidate, task in tasks.items():
+            self._note(self._trained(candidate, task, diverged.get(task.name)))
+        return [self.record.known[candidate, epochs] for candidate in candidates]
+
+    def _task(self, candidate: Candidate, epochs: int) -> Task:
+        """The training of a candidate, which starts from what its form was fitted to where it was."""
+        name = f"{'full' if epochs == self.config.epochs else 'short'}/{candidate.name}"
+        start = self.untrained.fitted(candidate.form)
+        return Task(name, candidate.config(self.config, epochs), self.out / name, tested=False, start=start)
+
+    def _trained(self, candidate: Candidate, task: Task, diverged: str | None) -> Trial:
+        epochs = task.config.epochs
+        if diverged is not None:
+            return Trial(candidate, epochs, None, None, diverged)
+        if len(records := read_records(task.out)) < epochs:
+            raise RunError(f"the run in {task.out} ended early: the same command goes on with it")
+        with tempfile.TemporaryDirectory() as folder:
+            size = self.untrained.files.size(load_run(task.out).model, candidate.bits, Path(folder, PACKED))
+        return Trial(candidate, epochs, size, records[-1].validation_accuracy)
+
+    def _write(self, trial: Trial) -> ShrinkRecord:
+        """Evaluate the best trial on the test split, and write its files and the record."""
+        candidate, images, files = trial.candidate, self.untrained.images, self.untrained.files
+        assert trial.accuracy is not None
+        if trial.epochs:
+            task = self._task(candidate, trial.epochs)
+            test = fit(task.config, task.out, data=images, resume=True).test_accuracy
+            model = load_run(task.out).model
+        else:
+            model, _ = load_packed_file(self.untrained.packed(candidate), self.config.factory)
+            test = evaluate_model(model, self.config.execution, files.data, images.test).accuracy
+        onnx: int | None = None
+        try:
+            onnx = files.export(model.cpu(), candidate.bits, self.out / ONNX)
+        except InputError:
+            if files.count == "onnx":
+                raise
+            (self.out / ONNX).unlink(missing_ok=True)
+        packed = files.pack(model, candidate.bits, self.out / PACKED)
+        self._save(winner=Winner(candidate.name, trial.epochs, onnx, packed, trial.accuracy, test))
+        return self.record

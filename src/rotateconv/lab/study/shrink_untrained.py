@@ -12,11 +12,11 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
 from rotateconv.lab.study.shrink_files import PACKED, Files
 from rotateconv.lab.study.shrinking import ANGLE_BITS, WEIGHT_BITS, Candidate, Form, Trial, largest_bits
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.load import calibration_batches, evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import INITIAL, disk_errors, write_bytes
-from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize
@@ -59,14 +59,14 @@ class Untrained:
         """The packed file of a candidate: bit for bit what was evaluated, should nothing that is trained be better."""
         return self.folder / f"{candidate.name}.rcp"
 
-    def candidate(self, form: Form, weight: int, angle: int | None) -> Candidate:
-        """The form at these bits."""
-        return Candidate(form, weight, angle, self.dense_bits)
+    def least(self, form: Form) -> Candidate:
+        """The form at the fewest bits."""
+        return Candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0], self.dense_bits)
 
     def trials(self, form: Form) -> list[Trial]:
         """Convert the source, and evaluate it at the largest bits that fit; where none fit, name the smallest size."""
         data, execution = self.files.data, self.config.execution
-        model, least = copy_model(self.source), self.candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0])
+        model, least = copy_model(self.source), self.least(form)
         if form.taps is not None:
             settings = least.config(self.config, 1)
             size = self._least_size(settings)
@@ -78,14 +78,14 @@ class Untrained:
             with disk_errors(self.folder):
                 self.fitted(form).mkdir(exist_ok=True)
             write_bytes(self.fitted(form) / INITIAL, weights_bytes(model))
-        lines = any(isinstance(module, RotateConv2d) for module in model.modules())
+        lines = bool(rotate_layers(model))
         weights = WEIGHT_BITS if lines else range(1, WEIGHT_BITS[-1] + 1)
         angles = ANGLE_BITS if lines else (Bits().angle,)
         batches = calibration_batches(model, execution, data, self.images.train)
         small: dict[tuple[int, int], tuple[nn.Module, int]] = {}
 
         def candidate(weight: int, angle: int) -> Candidate:
-            return self.candidate(form, weight, angle if lines else None)
+            return Candidate(form, weight, angle if lines else None, self.dense_bits)
 
         def exact(weight: int, angle: int) -> int:
             if (weight, angle) not in small:

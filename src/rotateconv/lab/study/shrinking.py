@@ -159,9 +159,10 @@ class ShrinkRecord(Plain):
     trials: tuple[Trial, ...] = ()
     winner: Winner | None = None
 
-    def with_trials(self, trials: Sequence[Trial]) -> "ShrinkRecord":
-        """Return it with more trials."""
-        return dataclasses.replace(self, trials=(*self.trials, *trials))
+    @property
+    def known(self) -> dict[tuple[Candidate, int], Trial]:
+        """The trials by their candidate and epochs."""
+        return {(trial.candidate, trial.epochs): trial for trial in self.trials}
 
 
 def bytes_in(text: str) -> int:

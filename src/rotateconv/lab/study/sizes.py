@@ -17,8 +17,9 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.naming import layers_label
 from rotateconv.lab.plain import Plain, from_json
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
-from rotateconv.nn.conv import RotateConv2d
+from rotateconv.lab.train.weights import state_bytes
 from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize
 
@@ -173,8 +174,8 @@ def measure_sizes(
     jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
     found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
     for done, (name, trained, width) in enumerate(jobs, start=1):
-        lines = any(isinstance(module, RotateConv2d) for module in trained.model.modules())
-        dense = trained.config.conv.startswith("conv") and not lines  # neither masks nor codebooks nor factors
+        # Neither lines nor masks, codebooks or factors.
+        dense = trained.config.conv.startswith("conv") and not rotate_layers(trained.model)
         size, accuracy = _measure(trained.model, trained.config, description, data, width)
         key = (_label(trained.config), dense, width, trained.config.qat)
         found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
@@ -256,8 +257,7 @@ def _measure(
 ) -> tuple[int, float]:
     """Return the bytes and the accuracy of a model at so many bits."""
     if width == FLOAT:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        return size, evaluate_model(model, config.execution, data, images.test).accuracy
+        return state_bytes(model), evaluate_model(model, config.execution, data, images.test).accuracy
     bits = config.bits or Bits(width, _ANGLE_BITS[width])
     batches = None if config.qat else calibration_batches(model, config.execution, data, images.train)
     quantized = quantize(model, **bits.arguments, calibration=batches).cpu()

@@ -32,16 +32,15 @@ class Task:
 
     Attributes:
         name: Of the run, in events.
-        config, out, resume, overwrite: As of `fit`.
+        config, out, start: As of `fit`, which goes on with a run that is in `out`.
+        overwrite: Whether such a run is begun again.
         trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
         tested: Whether the test split is evaluated in the end; without it, `RunTrained` is the last event.
-        start: As of `fit`.
     """
 
     name: str
     config: RunConfig
     out: Path
-    resume: bool = False
     overwrite: bool = False
     trackers: tuple[str, ...] = ()
     tested: bool = True
@@ -123,7 +122,7 @@ def do_task(
     from rotateconv.lab.data.images import load_images
     from rotateconv.lab.train.events import RunEnd
     from rotateconv.lab.train.fit import train
-    from rotateconv.lab.train.run_folder import read_records
+    from rotateconv.lab.train.run_folder import going_on, read_records
     from rotateconv.lab.train.trackers import Trackers
 
     sent_at = 0.0
@@ -152,8 +151,7 @@ def do_task(
             task.out,
             data=images[source],
             start=task.start,
-            resume=task.resume,
-            overwrite=task.overwrite,
+            **going_on(task.out, task.overwrite),
             tested=task.tested,
             on_event=on_event,
         )

@@ -43,10 +43,14 @@ def build_configured(architecture: Architecture, data: DataDescription) -> nn.Mo
         where = conversion_filter(model, architecture.convert_only)
         convert_architecture(model, architecture.rotate, where=where)
     set_angle_grad_scale(model, architecture.angle_grad_scale)
-    for module in model.modules():
-        if isinstance(module, RotateConv2d):
-            _start(module, architecture)
+    for layer in rotate_layers(model).values():
+        _start(layer, architecture)
     return model
+
+
+def rotate_layers(model: nn.Module) -> dict[str, RotateConv2d]:
+    """Return the layers that have angles, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RotateConv2d)}
 
 
 def outline_configured(architecture: Architecture, data: DataDescription) -> nn.Module:
@@ -64,9 +68,9 @@ def outline_configured(architecture: Architecture, data: DataDescription) -> nn.
 
 def set_angle_grad_scale(model: nn.Module, scale: float | None) -> None:
     """Give the RotateConv layers of a model a scale in place of their own, which they keep with None."""
-    for module in model.modules():
-        if isinstance(module, RotateConv2d) and scale is not None:
-            module.angle_grad_scale = scale
+    if scale is not None:
+        for layer in rotate_layers(model).values():
+            layer.angle_grad_scale = scale
 
 
 @torch.no_grad()

@@ -13,10 +13,11 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.train.average import RunningAverage
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
 from rotateconv.lab.train.schedule import build_optimizer
-from rotateconv.lab.train.train_state import TrainingState, angles
+from rotateconv.lab.train.train_state import TrainingState
 from rotateconv.nn.pruning import prune_smallest
 from rotateconv.quantization.qat import QuantizedTraining
 
@@ -87,7 +88,7 @@ def build_state(
         qat = QuantizedTraining(model, **config.bits.arguments, scales=config.qat_scales)
     learned = [] if qat is None else list(qat.scales.values())
     average = None if config.ema_decay is None else RunningAverage(model, config.ema_decay, learned)
-    start_angles = [angle.detach().clone() for angle in angles(model)]
+    start_angles = [layer.angle.detach().clone() for layer in rotate_layers(model).values()]
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimization, learned))
     if config.compile:
         model.compile()

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rotateconv._files import JSON_BYTES, TEMPORARY, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
@@ -51,11 +51,29 @@ _FILES = (
 )
 
 
+class HowToBegin(TypedDict):
+    """Arguments of `fit` and `check_run`."""
+
+    resume: bool
+    overwrite: bool
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run began in the folder."""
+    return (folder / "config.json").is_file()
+
+
+def going_on(run: Path, overwrite: bool = False) -> HowToBegin:
+    """Return how one goes on with the run in a folder, or begins it again, or begins it where there is none."""
+    exists = is_run(run)
+    return {"resume": exists and not overwrite, "overwrite": exists and overwrite}
+
+
 def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Raise RunError unless `run` may be created, overwritten or continued as asked; change nothing."""
     if resume and overwrite:
         raise RunError("expected one of resume and overwrite, not both: overwrite starts again from nothing")
-    exists = (run / "config.json").is_file()
+    exists = is_run(run)
     if resume and not exists:
         raise RunError(f"there is no run to resume in {run}: no config.json; leave resume out to start one")
     if resume:

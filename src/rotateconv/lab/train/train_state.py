@@ -15,10 +15,10 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.average import RunningAverage
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.run_folder import CHECKPOINTS
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.nn.batched import batched_kernels
-from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.qat import QuantizedTraining
 from rotateconv.quantization.quantize import quantize
 
@@ -136,14 +136,9 @@ class TrainingState:
 
 def angle_movement(state: TrainingState) -> tuple[float, float, tuple[float, ...]] | None:
     """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
-    pairs = zip(angles(state.model), state.start_angles, strict=True)
-    moved = [(angle.detach() - start).abs().flatten() for angle, start in pairs]
+    pairs = zip(rotate_layers(state.model).values(), state.start_angles, strict=True)
+    moved = [(layer.angle.detach() - start).abs().flatten() for layer, start in pairs]
     if not moved:
         return None
     every = torch.cat(moved)
     return every.mean().item(), every.max().item(), tuple(torch.stack([layer.mean() for layer in moved]).tolist())
-
-
-def angles(model: nn.Module) -> list[Tensor]:
-    """Return the angles of all its layers."""
-    return [module.angle for module in model.modules() if isinstance(module, RotateConv2d)]

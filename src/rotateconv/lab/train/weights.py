@@ -47,5 +47,10 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | 
         raise ConfigError(f"the weights in {where} do not fit the model: {'; '.join(wrong[:_NAMED])}{more}")
 
 
+def state_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers as they are."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
