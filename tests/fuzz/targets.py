@@ -21,9 +21,9 @@ from rotateconv.lab.train import trust
 from rotateconv.lab.train.build_state import build_state, start_accelerator
 from rotateconv.lab.train.checkpoint import MANIFEST, load_checkpoint, weights_bytes
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.pretrained import load_weights, read_weights_file
 from rotateconv.lab.train.run_folder import keep_records, read_config, read_description, read_environment, read_records
 from rotateconv.lab.train.saved_state import restore_state, save_state
+from rotateconv.lab.train.weights import load_weights, read_weights_file
 from rotateconv.quantization.pack import describe_packed
 from small import small_digits, tiny_config
 

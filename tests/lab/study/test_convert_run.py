@@ -31,8 +31,9 @@ from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, RunWarning
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
-from rotateconv.lab.train.pretrained import load_source, load_weights, read_weights_file
+from rotateconv.lab.train.pretrained import load_source
 from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
+from rotateconv.lab.train.weights import load_weights, read_weights_file
 from rotateconv.models import CONVS
 from rotateconv.nn import conv
 from small import StopAt, assert_same_run, tiny_config

@@ -14,8 +14,8 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.finish import finishing
 from rotateconv.lab.train.load import evaluate_model, load_run
-from rotateconv.lab.train.pretrained import read_weights_file
 from rotateconv.lab.train.run_folder import INITIAL, WEIGHTS, read_config
+from rotateconv.lab.train.weights import read_weights_file
 from rotateconv.models import CONVS
 from small import StopAt, assert_same_run, tiny_config
 

@@ -15,8 +15,8 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.pretrained import read_weights_file
 from rotateconv.lab.train.run_folder import read_summary
+from rotateconv.lab.train.weights import read_weights_file
 from small import tiny_config
 
 

@@ -128,7 +128,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
 def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
     """Print what the conversion cost and what to do with its run."""
     from rotateconv.lab.cli.console import facts, show_table
-    from rotateconv.lab.study.convert_run import states_table
+    from rotateconv.lab.study.conversions import states_table
 
     show_table(console, states_table(result))
     kept = {

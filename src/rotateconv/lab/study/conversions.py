@@ -1,12 +1,14 @@
-"""What a conversion of a trained model found: conversion.json, as frozen dataclasses."""
+"""What a conversion of a trained model found: conversion.json, as frozen dataclasses, and conversion.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rotateconv.convert.report import ConversionEntry
+from rotateconv.convert.report import ConversionEntry, ConversionReport
+from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain, from_json
+from rotateconv.lab.table import Table
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,43 @@ def conversion_from_json(value: object, where: str | Path) -> ConversionRecord:
     if isinstance(value, Mapping):
         value = {_RENAMED.get(key, key): item for key, item in value.items()}
     return from_json(ConversionRecord, value, where)
+
+
+STATES = {
+    "source": "trained model",
+    "fitted": "fitted",
+    "calibrated": "fitted, norms recalibrated",
+    "fine_tuned": "fine-tuned for {epochs}",
+}
+"""The models of a conversion in the order of its tables, and what they are called there."""
+
+
+def states_table(result: ConversionRecord) -> Table:
+    """Return a row per model of a conversion."""
+    rows = []
+    for name, text in STATES.items():
+        parameters = result.parameters_before if name == "source" else result.parameters_after
+        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
+        quantized = ", quantized" if name == "fine_tuned" and result.bits is not None else ""
+        told = text.format(epochs=counted(result.epochs, "epoch")) + quantized
+        rows.append((told, f"{parameters:,}", *(f"{accuracy:.2f}" for accuracy in accuracies)))
+    return Table(("model", "parameters", "validation accuracy %", "test accuracy %"), tuple(rows), 1)
+
+
+def markdown(result: ConversionRecord, layers: ConversionReport) -> str:
+    """Return conversion.md: the accuracies, then the table of layers."""
+    title = f"**{result.model} on {result.dataset}, converted to {result.taps} taps**"
+    return "\n".join([title, "", states_table(result).markdown(), "", *_notes(result), "```", str(layers), "```", ""])
+
+
+def _notes(result: ConversionRecord) -> Sequence[str]:
+    notes = []
+    if result.bits is not None:
+        weight, angle, dense = result.bits
+        notes.append(
+            f"The fine-tuned model is quantized to {weight} bits per weight, {angle} per angle, {dense} per number of "
+            "stem, 1x1 and linear layers."
+        )
+    if result.validation_was_trained_on:
+        notes.append("The validation images were trained on.")
+    return [*notes, ""] if notes else []

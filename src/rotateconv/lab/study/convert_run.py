@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -17,12 +17,16 @@ from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.naming import counted
 from rotateconv.lab.parts import Execution
 from rotateconv.lab.plain import to_json
-from rotateconv.lab.study.conversions import Accuracies, ConversionRecord, ConvertedLayer, conversion_from_json
+from rotateconv.lab.study.conversions import (
+    Accuracies,
+    ConversionRecord,
+    ConvertedLayer,
+    conversion_from_json,
+    markdown,
+)
 from rotateconv.lab.study.events import LayerFitted, ModelFitted, OnConversionEvent, StageStart
-from rotateconv.lab.table import Table
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
@@ -44,28 +48,6 @@ from rotateconv.lab.train.run_folder import (
 )
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.nn.copying import copy_model
-
-__all__ = ["check_normalization", "convert_run", "fine_tuning", "stages_of", "states_table"]
-
-STATES = {
-    "source": "trained model",
-    "fitted": "fitted",
-    "calibrated": "fitted, norms recalibrated",
-    "fine_tuned": "fine-tuned for {epochs}",
-}
-"""The models of a conversion in the order of its tables, and what they are called there."""
-
-
-def states_table(result: ConversionRecord) -> Table:
-    """Return a row per model of a conversion."""
-    rows = []
-    for name, text in STATES.items():
-        parameters = result.parameters_before if name == "source" else result.parameters_after
-        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
-        quantized = ", quantized" if name == "fine_tuned" and result.bits is not None else ""
-        told = text.format(epochs=counted(result.epochs, "epoch")) + quantized
-        rows.append((told, f"{parameters:,}", *(f"{accuracy:.2f}" for accuracy in accuracies)))
-    return Table(("model", "parameters", "validation accuracy %", "test accuracy %"), tuple(rows), 1)
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -284,22 +266,3 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
         run = out if stage == stages else out.with_name(f"{out.name}-stage{stage}")
         runs.append((run, dataclasses.replace(config, **changes)))  # type: ignore[arg-type]
     return runs
-
-
-def markdown(result: ConversionRecord, layers: ConversionReport) -> str:
-    """Return conversion.md: the accuracies, then the table of layers."""
-    title = f"**{result.model} on {result.dataset}, converted to {result.taps} taps**"
-    return "\n".join([title, "", states_table(result).markdown(), "", *_notes(result), "```", str(layers), "```", ""])
-
-
-def _notes(result: ConversionRecord) -> Sequence[str]:
-    notes = []
-    if result.bits is not None:
-        weight, angle, dense = result.bits
-        notes.append(
-            f"The fine-tuned model is quantized to {weight} bits per weight, {angle} per angle, {dense} per number of "
-            "stem, 1x1 and linear layers."
-        )
-    if result.validation_was_trained_on:
-        notes.append("The validation images were trained on.")
-    return [*notes, ""] if notes else []

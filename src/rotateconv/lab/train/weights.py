@@ -1,13 +1,79 @@
-"""Weights put into a model: their names and shapes are the model's, or the first that are not are named."""
+"""Weights from anybody's file, and put into a model, whose names and shapes they must have."""
 
+import contextlib
+import io
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from rotateconv._files import read_regular
 from rotateconv.errors import ConfigError
+from rotateconv.lab.train.checkpoint import LARGEST, read_pickled, read_weights
 
 _NAMED = 5  # mismatches that an error names
+_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in their files
+_WRAPPERS = ({"module"}, {"_orig_mod"})  # of DataParallel and DistributedDataParallel, and of torch.compile
+
+
+def read_weights_file(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in a safetensors file, or in one of torch.save, which must load with weights_only=True.
+
+    A state dict may also stand under the key state_dict, model_state_dict or model of what torch.save wrote, and
+    its names may begin with the "module." of nn.DataParallel and the "_orig_mod." of torch.compile; AveragedModel's
+    counter is left out.
+
+    Raises:
+        ConfigError: no such file, or it holds something else.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return _without_wrappers(read_weights(read_regular(path, LARGEST)))
+        data = read_regular(path, LARGEST)
+        _refuse_compressed(data, path)
+        found = read_pickled(data)
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # bytes of anything make the unpickler raise anything
+        raise ConfigError(
+            f"cannot read {path}: expected a safetensors file, or a state dict that torch.load reads with "
+            f"weights_only=True{_reason(error)}"
+        ) from None
+    for key in _NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not (isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values())):
+        raise ConfigError(f"{path} holds no state dict: save model.state_dict()")
+    return _without_wrappers(found)
+
+
+def _reason(error: Exception) -> str:
+    """What stands in a file beside tensors; torch's own words advise to run the code in it."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return "; it asks for far more memory than a file of its size holds"
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"; it holds a {found[1]}: save model.state_dict()" if found else ""
+
+
+def _refuse_compressed(data: bytes, path: Path) -> None:
+    """Raise ConfigError for an archive that is larger than its file: torch writes none, and reads any."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(data):
+            raise ConfigError(f"{path} is a compressed archive, which torch.save does not write: save the weights anew")
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict by the names of the model itself, without those of what it was wrapped in."""
+    names = {name: name for name in weights if name != "n_averaged"}  # AveragedModel's counter
+    while {short.partition(".")[0] for short in names.values()} in _WRAPPERS:
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    return {short: weights[name] for name, short in names.items()}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
