@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.config import RunConfig
@@ -111,16 +110,11 @@ def plan(study: Study, data: DataDescription) -> list[Entry]:
                 built = build_configured(config.architecture, data)
             if not study.equal_params or not rotate_layers(built):
                 continue
-            width = _equal_width(model, built, data)
+            parameters, channels = sum(p.numel() for p in built.parameters()), data.input_shape[0]
+            classes = len(data.classes)
+            width = equal_size_width(model, parameters, conv=BASELINE, num_classes=classes, in_channels=channels)
             if width not in widths:
                 widths.add(width)
                 narrow = dataclasses.replace(config, conv=BASELINE, width=width, growth=None)
                 entries.append(Entry(narrow, equal_to=conv))
     return entries
-
-
-def _equal_width(name: str, model: nn.Module, data: DataDescription) -> float:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return equal_size_width(
-        name, parameters, conv=BASELINE, num_classes=len(data.classes), in_channels=data.input_shape[0]
-    )

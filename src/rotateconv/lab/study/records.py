@@ -138,17 +138,14 @@ def read_study(folder: Path) -> StudyRecord:
     """
     file = folder / CONVERSIONS
     conversions = read_json_list(file) if file.is_file() else []
+    files = read_json(folder / FILES) if (folder / FILES).is_file() else {}
     return StudyRecord(
         tuple(_read(folder / RECORDS)),
         contrasts_from(read_toml(folder / STUDY).get("contrasts", {})) if (folder / STUDY).is_file() else {},
         read_sizes(folder),
         tuple(conversion_from_json(value, file) for value in conversions),
-        {name: from_json(FileBytes, value, folder / FILES) for name, value in _files(folder).items()},
+        {name: from_json(FileBytes, value, folder / FILES) for name, value in files.items()},
     )
-
-
-def _files(folder: Path) -> Mapping[str, Any]:
-    return read_json(folder / FILES) if (folder / FILES).is_file() else {}
 
 
 def read_sizes(folder: Path) -> SizesTable | None:

@@ -170,24 +170,20 @@ def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
     """
     config, data, model = trained.config, trained.data, trained.model.cpu()
     packed, compact = config.bits or Bits(), config.bits or Bits(angle=4)
-
-    def pack(file: Path) -> None:
-        pack_model(model, data, file, packed)
-
-    def export(file: Path) -> None:
-        export_onnx(model, file, input_size=data.input_shape, compact=True, **compact.arguments)
-
     trained_bytes = state_bytes(model)
     dense = FileSize("dense: every kernel written out, float32", configured_cost(config.architecture, data).fused_bytes)
     return (
         *((dense,) if dense.bytes != trained_bytes else ()),  # a dense model has that form already
         FileSize("as trained, float32", trained_bytes),
-        _written(f"packed, {packed.weight}-bit weights", pack),
-        _written(f"compact ONNX, {compact.weight}-bit weights", export),
+        _written(f"packed, {packed.weight}-bit weights", lambda file: pack_model(model, data, file, packed)),
+        _written(
+            f"compact ONNX, {compact.weight}-bit weights",
+            lambda file: export_onnx(model, file, input_size=data.input_shape, compact=True, **compact.arguments),
+        ),
     )
 
 
-def _written(form: str, write: Callable[[Path], None]) -> FileSize:
+def _written(form: str, write: Callable[[Path], object]) -> FileSize:
     with TemporaryDirectory() as folder:
         file = Path(folder, "model")
         try:

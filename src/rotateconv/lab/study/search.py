@@ -158,7 +158,7 @@ def search(
                 return
             case RunTrained(record=record):
                 study.tell(trial, record.validation_accuracy)
-                _write_best(study, config, out)
+                write_bytes(out / BEST, to_toml(changed(config, study.best_trial.params)).encode())
             case RunStopped(name) if name in behind:
                 study.tell(trial, state=states.PRUNED)
                 report(RunPruned(name, behind[name]))
@@ -230,10 +230,6 @@ def _open(optuna: Any, file: Path, config: RunConfig, prune: bool) -> "optuna.St
     if before is not None and (other := changed_keys(from_json(before), config)):
         raise RunError(f"the search in {file.parent} has {other}: go on with it unchanged or choose another folder")
     return study
-
-
-def _write_best(study: "optuna.Study", config: RunConfig, out: Path) -> None:
-    write_bytes(out / BEST, to_toml(changed(config, study.best_trial.params)).encode())
 
 
 def _result(study: "optuna.Study", config: RunConfig, out: Path) -> SearchResult:

@@ -174,10 +174,11 @@ def measure_sizes(
     jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
     found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
     for done, (name, trained, width) in enumerate(jobs, start=1):
+        config = trained.config
         # Neither lines nor masks, codebooks or factors.
-        dense = trained.config.conv.startswith("conv") and not rotate_layers(trained.model)
-        size, accuracy = _measure(trained.model, trained.config, description, data, width)
-        key = (_label(trained.config), dense, width, trained.config.qat)
+        dense = config.conv.startswith("conv") and not rotate_layers(trained.model)
+        size, accuracy = _measure(trained.model, config, description, data, width)
+        key = f"{config.factory or config.model}, {layers_label(config)}", dense, width, config.qat
         found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
         if on_row is not None:
             on_row(done, len(jobs))
@@ -266,8 +267,3 @@ def _measure(
         pack_model(quantized, data, file, bits)
         size = file.stat().st_size
     return size, evaluate_model(quantized, config.execution, data, images.test).accuracy
-
-
-def _label(config: RunConfig) -> str:
-    """Return what rows are told apart by: the model, and whether it was converted."""
-    return f"{config.factory or config.model}, {layers_label(config)}"

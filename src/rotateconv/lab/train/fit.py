@@ -111,20 +111,10 @@ def train(
     tested: bool = True,
     on_event: OnEvent | None = None,
 ) -> RunSummary | None:
-    """Train as `fit` does, and with `tested=False` leave the test split alone; the run is not finished then.
+    """Train as `fit` does, and with `tested=False` leave the test split alone: None is returned, nothing is finished.
 
     For a choice among configurations, after which the test split still says something new: `fit` can go on with the
     run, and then evaluates.
-
-    Args:
-        config, out, data, start, resume, overwrite, on_event: as of `fit`.
-        tested: whether the test split is evaluated in the end.
-
-    Returns:
-        What the run found; None where the test split was left alone.
-
-    Raises:
-        RunInterrupted, DivergedError, ConfigError, DataError, RunError, ValueError: as `fit`.
     """
     run = Path(out)
     check = partial(check_run, run, config, resume=resume, overwrite=overwrite)

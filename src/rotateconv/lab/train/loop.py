@@ -52,11 +52,10 @@ def finish_epoch(state: TrainingState) -> EpochRecord:
     validation = evaluate_state(state, state.validation) if state.validation is not None else None
     if validation is not None:
         check_finite(state, "validation loss", validation.loss)
-    movement = angle_movement(state)
+    mean, largest, layers = angle_movement(state)
     state.epoch += 1
     state.batches.set_epoch(state.epoch)
     state.metrics = RunningMetrics()
-    mean, largest, layers = movement if movement is not None else (None, None, None)
     return EpochRecord(
         epoch=state.epoch,
         step=state.step,

@@ -42,7 +42,9 @@ class TrainingMonitor:
         if look:
             self.loss = state.metrics.loss / state.metrics.num_samples
         if not ago:
-            self._report_step()
+            sums = state.metrics
+            report = StepEnd(state.epoch, state.step, state.total_steps, sums.num_samples, self.loss, sums.seconds)
+            self.report(report)
         if not (look or (self.alone and self.interrupts.requested)):
             return
         late: float = time.monotonic() - self.saved_at > config.checkpoint_seconds
@@ -71,11 +73,6 @@ class TrainingMonitor:
         self.saved_at = time.monotonic()
         if path is not None:
             self.report(CheckpointSaved(path, self.state.step))
-
-    def _report_step(self) -> None:
-        state = self.state
-        tally = state.metrics
-        self.report(StepEnd(state.epoch, state.step, state.total_steps, tally.num_samples, self.loss, tally.seconds))
 
     def _stop(self) -> None:
         raise RunInterrupted(

@@ -124,33 +124,18 @@ def initial_model(
         load_weights(model, read_weights_file(run / INITIAL), run / INITIAL)
         return model
     source = load_source(config.source, config.factory, data)
-    if config.conversion is not None and not _is_converted(config):
+    before = None if Path(config.source).is_file() else read_config(Path(config.source))  # a file of weights is dense
+    converted = before is not None and (before.rotate, before.convert_only) == (config.rotate, config.convert_only)
+    if config.conversion is not None and not converted:
         convert_source(source, config.conversion, data, images)
-    elif (other := _other_conv(config)) is not None:
-        convert_layers(source, find_conv(other))
+    elif before is not None and config.factory is None and before.conv != config.conv:
+        if before.conv != "conv3x3" or before.rotate is not None:
+            raise ConfigError(
+                f"only a run of conv3x3 can go on as {config.conv}, and {config.source} is of {before.conv}"
+            )
+        convert_layers(source, find_conv(config.conv))
     load_weights(model, source.state_dict(), config.source)
     return model
-
-
-def _other_conv(config: RunConfig) -> str | None:
-    """The kind of layers that the convolutions of a dense source become, where the run has others than it."""
-    assert config.source is not None
-    if config.factory is not None or Path(config.source).is_file():
-        return None
-    if (source := read_config(Path(config.source))).conv == config.conv:
-        return None
-    if source.conv != "conv3x3" or source.rotate is not None:
-        raise ConfigError(f"only a run of conv3x3 can go on as {config.conv}, and {config.source} is of {source.conv}")
-    return config.conv
-
-
-def _is_converted(config: RunConfig) -> bool:
-    """Whether the source is a run that says it was converted as `config` wants it; a file of weights is dense."""
-    assert config.source is not None
-    if Path(config.source).is_file():
-        return False
-    source = read_config(Path(config.source))
-    return (source.rotate, source.convert_only) == (config.rotate, config.convert_only)
 
 
 def convert_source(

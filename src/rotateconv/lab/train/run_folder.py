@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from rotateconv._files import JSON_BYTES, TEMPORARY, atomic_replace, parse_json, read_regular
 from rotateconv.errors import RunError
@@ -22,6 +22,7 @@ from rotateconv.lab.train.run_results import SAID_ELSEWHERE, EpochRecord, RunSum
 
 _LARGEST_IMAGE = 2**24  # numbers: 3 x 2,364 x 2,364
 
+T = TypeVar("T")
 Record = dict[str, Any]
 """A JSON object as it is read or written: it goes no further than the function that does."""
 
@@ -214,27 +215,24 @@ def write_json(path: Path, value: Record) -> None:
 
 def read_json(path: Path) -> Record:
     """Return a JSON file's object; RunError where it is missing or damaged."""
-    value = _parsed(path)
-    if not isinstance(value, dict):
-        raise RunError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+    return _parsed(path, dict, "object")
 
 
 def read_json_list(path: Path) -> list[object]:
     """Return a JSON file's list; RunError where it is missing or damaged."""
-    value = _parsed(path)
-    if not isinstance(value, list):
-        raise RunError(f"{path} must hold a JSON list, not {type(value).__name__}")
-    return value
+    return _parsed(path, list, "list")
 
 
-def _parsed(path: Path) -> object:
+def _parsed(path: Path, kind: type[T], name: str) -> T:
     try:
-        return parse_json(read_regular(path, JSON_BYTES))
+        value = parse_json(read_regular(path, JSON_BYTES))
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
         raise RunError(f"{path} is no JSON: restore it or write it again") from None
+    if not isinstance(value, kind):
+        raise RunError(f"{path} must hold a JSON {name}, not {type(value).__name__}")
+    return value
 
 
 def write_bytes(path: Path, data: bytes) -> None:

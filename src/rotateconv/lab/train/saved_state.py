@@ -79,7 +79,9 @@ def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     state.model.load_state_dict(checkpoint.weights["model"])
     if state.average is not None:
         state.average.module.load_state_dict(checkpoint.weights["average"])
-        state.average.n_averaged = _updates(rest)
+        state.average.n_averaged = count = rest["n_averaged"]
+        if not isinstance(count, int) or not 0 <= count <= rest["step"]:
+            raise ValueError(f"expected one average a step, found {count} of {rest['step']} steps")
     if state.learned_scales:
         _put(rest["scales"], state.learned_scales)
         if state.average is not None:
@@ -90,13 +92,6 @@ def _restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     state.batches.load_state_dict(rest["loader"])
     state.step, state.epoch = rest["step"], rest["epoch"]
     _restore_process(state, rest["processes"])
-
-
-def _updates(rest: Mapping[str, Any]) -> int:
-    count = rest["n_averaged"]
-    if not isinstance(count, int) or not 0 <= count <= rest["step"]:
-        raise ValueError(f"expected one average a step, found {count} of {rest['step']} steps")
-    return count
 
 
 def _tensors(scales: Mapping[str, Tensor]) -> dict[str, Tensor]:

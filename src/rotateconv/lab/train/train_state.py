@@ -134,11 +134,11 @@ class TrainingState:
         return nullcontext() if self.config.compile else batched_kernels(self.model)
 
 
-def angle_movement(state: TrainingState) -> tuple[float, float, tuple[float, ...]] | None:
-    """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each; else None."""
+def angle_movement(state: TrainingState) -> tuple[float, float, tuple[float, ...]] | tuple[None, None, None]:
+    """Return mean and largest |angle - its start| in radians over all RotateConv2d, and the mean of each, if any."""
     pairs = zip(rotate_layers(state.model).values(), state.start_angles, strict=True)
     moved = [(layer.angle.detach() - start).abs().flatten() for layer, start in pairs]
     if not moved:
-        return None
+        return None, None, None
     every = torch.cat(moved)
     return every.mean().item(), every.max().item(), tuple(torch.stack([layer.mean() for layer in moved]).tolist())
