@@ -4,16 +4,13 @@ import dataclasses
 import math
 import runpy
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from commands import invoke
 from rotateconv import RotateConv2d, build_model, pack
-from rotateconv.lab.cli import compare as command
+from rotateconv.lab.cli.compare import planned
 from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
@@ -33,8 +30,6 @@ MEASURED = [file for file in STUDIES if (file.parent / RECORDS).is_file()]
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
 SIZE = 1_200_000  # bytes of all records together
 
-Read = Callable[[Path], Study]
-
 
 def name_of(file: Path) -> str:
     return file.parent.relative_to(EXPERIMENTS).as_posix()
@@ -45,30 +40,6 @@ def describe(base: RunConfig) -> DataDescription:
     shape = SHAPES.get(base.data, (3, 32, 32))
     classes = tuple(str(number) for number in range(100 if base.data == "cifar100" else 10))
     return DataDescription(base.data, classes, (0.5,) * shape[0], (0.2,) * shape[0], shape, False, 1, 1, 1)
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Read:
-    """What `rotateconv compare --config` makes of a file, without a look at the images."""
-    seen: list[Study] = []
-    planned = command.StudyKeys.of
-
-    def plan_seen(keys: command.StudyKeys, *rest: Any) -> Study:
-        seen.append(planned(keys, *rest))
-        return seen[-1]
-
-    def ends(*_: object, **__: object) -> None:
-        raise SystemExit(0)
-
-    monkeypatch.setattr(command.StudyKeys, "of", plan_seen)
-    monkeypatch.setattr(command.executors, "chosen_executor", ends)
-
-    def read_file(file: Path) -> Study:
-        with pytest.raises(SystemExit):
-            invoke(["compare", "--config", str(file)])
-        return seen[-1]
-
-    return read_file
 
 
 def test_there_are_studies() -> None:
@@ -86,8 +57,8 @@ def test_there_are_studies() -> None:
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=name_of)
-def test_a_study_can_be_started(file: Path, read: Read) -> None:
-    study = read(file)
+def test_a_study_can_be_started(file: Path) -> None:
+    study = planned(file)
     # Its nets are built, but not those of equal size: searching them takes a second for each.
     entries = plan(Study(study.base, study.models, study.convs, study.seeds), describe(study.base))
     assert len(entries) == len(study.models) * len(study.convs)
@@ -98,8 +69,8 @@ def test_a_study_can_be_started(file: Path, read: Read) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", MEASURED, ids=name_of)
-def test_a_record_is_of_its_study(file: Path, read: Read) -> None:
-    study = read(file)
+def test_a_record_is_of_its_study(file: Path) -> None:
+    study = planned(file)
     nets = {(net.config.model, net.config.conv, net.config.width): net for net in plan(study, describe(study.base))}
     for run in read_study(file.parent).runs:
         found = dataclasses.replace(run.config, seed=0)

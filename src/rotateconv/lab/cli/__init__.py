@@ -1,6 +1,6 @@
-"""The command line `rotateconv`; each subcommand is a file here and a line below.
+"""The command line `rotateconv`; each subcommand is a file here and a word below.
 
-A command imports what it needs when it runs: help and mistakes wait for neither torch nor Matplotlib.
+What needs torch or Matplotlib a command imports after it has refused what it can, for which nobody should wait.
 """
 
 import inspect
@@ -57,7 +57,7 @@ _COMMANDS = (
 )
 for _place, _file in enumerate(_COMMANDS):
     _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
-    if _file in (train, compare, search, evaluate, convert, finish, shrink, pack, export, info, analyse):
+    if _file not in (unpack, report, record, bench):
         _command = opens_runs(_command)
     _text = unwrapped(inspect.getdoc(_command) or "")
     app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)

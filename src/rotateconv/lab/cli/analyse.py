@@ -1,12 +1,16 @@
 """`rotateconv analyse`: what the angles of finished runs did, and what shuffling them costs."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError, RunError
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli.console import make_console, say
+from rotateconv.lab.naming import layers_label
+from rotateconv.lab.plain import to_json
 
 EXAMPLES = options.examples(
     (
@@ -21,19 +25,14 @@ def analyse(
     folders: Annotated[list[Path], Parameter(name="DIR", help="Run folders and comparisons.", show_default=False)],
     /,
     *,
-    data_dir: options.DataDir = None,
+    data_dir: keys.DataDir = None,
     draws: Annotated[int, options.value("--draws", "INTEGER", "Shuffles of each layer's angles.")] = 3,
     device: options.Device = None,
 ) -> None:
     """Write analysis.json into every finished run folder, confusion.png, and analysis.png where there are angles."""
     if draws < 1:
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
-    import dataclasses
-
-    from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.naming import layers_label
-    from rotateconv.lab.plain import to_json
     from rotateconv.lab.report.colors import layers_color
     from rotateconv.lab.report.run_figures import draw_angles, draw_confusion
     from rotateconv.lab.study.angles import analyse as analysis

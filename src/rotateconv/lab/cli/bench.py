@@ -8,6 +8,8 @@ from cyclopts import validators
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.console import make_console, say
+from rotateconv.lab.plain import to_json
 
 if TYPE_CHECKING:
     from rotateconv.lab.bench.record import BenchRecord, LostRow, Row
@@ -77,8 +79,6 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
 
     from rotateconv.lab.bench import cases, report, run
     from rotateconv.lab.bench import targets as wanted
-    from rotateconv.lab.cli.console import make_console, say
-    from rotateconv.lab.plain import to_json
     from rotateconv.lab.train.device import chosen_device, is_indexed
     from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 

@@ -1,17 +1,21 @@
 """`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
 from contextlib import closing
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import executors, options
+from rotateconv.errors import FAULT, ConfigError
+from rotateconv.lab.cli import executors, keys, options
+from rotateconv.lab.cli.console import make_console
+from rotateconv.lab.cli.errors import going_on, refuse, without_torchrun
 from rotateconv.lab.cli.settings import check_names, data_name, described
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.config import RunConfig, overridden
+from rotateconv.lab.exit_codes import CommandError, Failure
 from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
 from rotateconv.lab.run_config import Names
 
@@ -28,8 +32,7 @@ EXAMPLES = options.examples(
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
     ("On a Ray cluster, four runs on a GPU:", "rotateconv compare --on ray --gpus-per-run 0.25 --out /shared/study"),
 )
-_FILES = {"table": "md", "records": "json", "picture": "png"}
-_CHOSEN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
+_OF_A_RUN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
 
 
 @one_sentence
@@ -46,20 +49,13 @@ class StudyKeys:
     equal_params: bool = False
     """Add the dense model narrowed to each RotateConv model's parameters."""
 
-    def of(self, base: RunConfig, contrasts: object = None) -> "Study":
-        """Return the study of a recipe, with what its file holds under `contrasts`."""
-        from rotateconv.lab.study.plan import Study, contrasts_from
 
-        told = {} if contrasts is None else contrasts_from(contrasts)
-        return Study(base, self.models, self.convs, self.seeds, self.equal_params, told)
-
-
-@options.takes("study", StudyKeys, group=options.STUDY)
-@options.takes("changes", RunConfig, without=tuple(_CHOSEN))
+@keys.takes("study", StudyKeys, group=options.STUDY)
+@keys.takes("changes", RunConfig, without=tuple(_OF_A_RUN))
 def compare(
     *,
-    study: options.Given | None = None,
-    changes: options.Given | None = None,
+    study: keys.Given | None = None,
+    changes: keys.Given | None = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
     download: options.Download = False,
@@ -98,45 +94,35 @@ def compare(
     The same command goes on after Ctrl-C: finished runs are skipped. DIR gets comparison.json, .md and .png, and
     with --sizes also sizes.json, .md and .png: what each model is worth in a packed file of so many bytes.
     """
-    options.without_torchrun("compare")
-    values, called = options.read(RunConfig, changes)
-    keys = _study(config, study)
-    for key in (*_keys_of(config), *(text.partition("=")[0].strip() for text in set_ or ())):
-        if key in _CHOSEN:
-            raise ConfigError(f"a comparison has no {key} of its own: give {_CHOSEN[key]}")
-    base = described(config, values, set_, called, foreign=_STUDY, models=keys.models)
+    without_torchrun("compare")
     if not sizes:
-        options.refuse({"--with": with_, "--bits": bits}, "no --sizes")
+        refuse({"--with": with_, "--bits": bits}, "no --sizes")
     if on != "local":
-        options.refuse({"--together": together}, f"--on {on}")
-    if with_:
-        from rotateconv.lab.train.run_folder import read_config
-
-        for run in with_:
-            read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
-    out = out if out is not None else Path("runs", f"compare-{data_name(base)}")
-    trackers = options.trackers(log_with)
-    plan = keys.of(base, _keys_of(config).get("contrasts"))
+        refuse({"--together": together}, f"--on {on}")
+    plan = planned(config, study, changes, set_)
+    out = out if out is not None else Path("runs", f"compare-{data_name(plan.base)}")
     widths = _widths(bits) if sizes else None
-    from rotateconv.errors import FAULT
-    from rotateconv.lab.cli.comparison import ComparisonProgress, show_groups, show_sizes
-    from rotateconv.lab.cli.console import facts, make_console
+    trackers = options.trackers(log_with)
+
+    from rotateconv.lab.cli.comparison import show_comparison, show_sizes
     from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.study_progress import StudyProgress
     from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.exit_codes import CommandError, Failure
     from rotateconv.lab.report.comparison import write_comparison, write_sizes
     from rotateconv.lab.study import run as library
     from rotateconv.lab.study.events import RecordsChanged, StudyEvent
     from rotateconv.lab.study.sizes import SizesTable, measure_sizes
+    from rotateconv.lab.train.run_folder import read_config
 
+    for run in with_ or ():
+        read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
     with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
-        for model in plan.models:
-            for conv in plan.convs:
-                check_names(plan.base.data, model, conv)
+        for model, conv in product(plan.models, plan.convs):
+            check_names(plan.base.data, model, conv)
         console = make_console()
         images = load_shown(plan.base.images, console, download=download)
         data = DataDescription.of(images)
-        with options.going_on(), closing(ComparisonProgress(console, plan.base, plan.seeds, data, out)) as progress:
+        with going_on(), closing(StudyProgress(console, plan.base, plan.seeds, data, out)) as progress:
 
             def on_event(event: StudyEvent) -> None:
                 progress(event)
@@ -154,36 +140,36 @@ def compare(
                 trackers=trackers,
                 on_event=on_event,
             )
-        groups = write_comparison(records, plan.contrasts, out)
-        show_groups(console, groups)
-        facts(console, {name: str(out / f"comparison.{end}") for name, end in _FILES.items()})
-        if widths is not None:
-            runs = [out / "runs" / run.name for group in groups for run in group.runs]
-            table = SizesTable(images.name, tuple(measure_sizes([*runs, *(with_ or [])], images, widths)))
-            write_sizes(table, out)
-            show_sizes(console, table)
-            facts(console, {name: str(out / f"sizes.{end}") for name, end in _FILES.items()})
-        failed = sum(record.summary is None for record in records)
-        if failed:
-            message = f"{failed} of {len(records)} runs diverged: {out / 'comparison.md'} says where"
-            raise CommandError(Failure(FAULT, message))
+    groups = write_comparison(records, plan.contrasts, out)
+    show_comparison(console, groups, out)
+    if widths is not None:
+        runs = [out / "runs" / run.name for group in groups for run in group.runs]
+        table = SizesTable(images.name, tuple(measure_sizes([*runs, *(with_ or [])], images, widths)))
+        write_sizes(table, out)
+        show_sizes(console, table, out)
+    if failed := sum(record.summary is None for record in records):
+        message = f"{failed} of {len(records)} runs diverged: {out / 'comparison.md'} says where"
+        raise CommandError(Failure(FAULT, message))
 
 
-_STUDY = (*fields_of(StudyKeys), "contrasts")  # the last in a file alone
-
-
-def _study(file: Path | None, given: options.Given | None) -> StudyKeys:
+def planned(
+    file: Path | None, study: keys.Given | None = None, changes: keys.Given | None = None, set_: list[str] | None = None
+) -> "Study":
     """Return the study that a file describes, and over it the options."""
-    values, called = options.read(StudyKeys, given)
-    from_file = {key: value for key, value in _keys_of(file).items() if key in fields_of(StudyKeys)}
+    in_file = {} if file is None else read_toml(file)
+    for key in (*in_file, *overridden(set_ or ())):
+        if key in _OF_A_RUN:
+            raise ConfigError(f"a comparison has no {key} of its own: give {_OF_A_RUN[key]}")
+    values, called = keys.read(StudyKeys, study)
     try:
-        return StudyKeys(**{**from_file, **values})
+        chosen = vars(StudyKeys(**{key: in_file[key] for key in fields_of(StudyKeys) if key in in_file} | values))
     except KeyValueError as mistake:
         raise mistake.of(called.get(mistake.key, f"{file}: {mistake.key}")) from None
+    foreign = (*fields_of(StudyKeys), "contrasts")  # the last in a file alone
+    base = described(file, *keys.read(RunConfig, changes), set_, foreign=foreign, models=chosen["models"])
+    from rotateconv.lab.study.plan import Study, contrasts_from
 
-
-def _keys_of(file: Path | None) -> dict[str, Any]:
-    return {} if file is None else read_toml(file)
+    return Study(base, **chosen, contrasts=contrasts_from(in_file.get("contrasts", {})))
 
 
 def _widths(text: str | None) -> tuple[int, ...]:

@@ -87,9 +87,14 @@ def facts(console: Console, rows: dict[str, str]) -> None:
         say(console, value)
 
 
+def new_table(title: str = "") -> RichTable:
+    """Return an empty table as all of them look."""
+    return RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=title or None)
+
+
 def show_table(console: Console, table: Table, title: str = "", *, fold: bool = False) -> None:
     """Print a table whose heads break between words and whose cells do not, or with `fold` where room is short."""
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title=title or None)
+    shown = new_table(title)
     for place, head in enumerate(table.head):
         side: Literal["left", "right"] = "left" if place < table.left else "right"
         shown.add_column(head.replace(" ", "\n"), justify=side, no_wrap=not fold, overflow="fold")

@@ -2,14 +2,17 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from rotateconv.lab.cli import options
+from rich.console import Console
+
+from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli.console import facts, make_console, say, show_table
+from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
-
-if TYPE_CHECKING:
-    from rotateconv.lab.study.conversions import ConversionRecord
+from rotateconv.lab.study.conversions import ConversionRecord, states_table
+from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
@@ -32,13 +35,13 @@ NAMES = {
 OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "source")
 
 
-@options.takes("changes", RunConfig, without=OF_THE_SOURCE, names=NAMES)
+@keys.takes("changes", RunConfig, without=OF_THE_SOURCE, names=NAMES)
 def convert(
     source: options.TrainedSource,
     /,
     *,
     model: options.WeightsBuiltBy = None,
-    changes: options.Given | None = None,
+    changes: keys.Given | None = None,
     stages: Annotated[
         int,
         options.value(
@@ -61,8 +64,8 @@ def convert(
     its data too. A model of your own may want its own normalization: --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2.
     SOURCE is never changed. The same command goes on after Ctrl-C.
     """
-    options.without_torchrun("convert", jobs=False)
-    values, called = options.read(RunConfig, changes, NAMES)
+    without_torchrun("convert", jobs=False)
+    values, called = keys.read(RunConfig, changes, NAMES)
     values = {"convert_taps": "free", "convert_fit": "outputs", **values, **overridden(set_ or ())}
     settings = fine_tuned(source, model, config, values, called)
     run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
@@ -72,12 +75,10 @@ def convert(
 
 def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, trackers: tuple[str, ...]) -> None:
     """Convert, and show how it goes."""
-    from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import FittingProgress, TrainingProgress
     from rotateconv.lab.study.convert_run import convert_run
     from rotateconv.lab.study.events import ConversionEvent, LayerFitted, ModelFitted, StageStart
-    from rotateconv.lab.train.events import RunWarning
     from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()
@@ -116,7 +117,7 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
         return "go on from the last checkpoint" if any(run.glob("checkpoints/*")) else "nothing was kept; begin again"
 
     try:
-        with options.going_on(kept), closing(Trackers(trackers)) as tracked:
+        with going_on(kept), closing(Trackers(trackers)) as tracked:
             result = convert_run(settings, run, data=images, stages=stages, overwrite=overwrite, on_event=on_event)
     finally:
         fitting.bar.stop()
@@ -125,11 +126,8 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
     _tell(console, run, result)
 
 
-def _tell(console: Any, run: Path, result: "ConversionRecord") -> None:
+def _tell(console: Console, run: Path, result: ConversionRecord) -> None:
     """Print what the conversion cost and what to do with its run."""
-    from rotateconv.lab.cli.console import facts, show_table
-    from rotateconv.lab.study.conversions import states_table
-
     show_table(console, states_table(result))
     kept = {
         "fine_tuned": "fine-tuned" if result.bits is None else "fine-tuned and quantized",

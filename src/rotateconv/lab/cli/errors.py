@@ -2,9 +2,11 @@
 
 import itertools
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts.exceptions import (
@@ -16,7 +18,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from rotateconv.errors import INTERRUPTED, MISTAKE, nearest
+from rotateconv.errors import INTERRUPTED, MISTAKE, ConfigError, RunInterrupted, nearest
 from rotateconv.lab.cli.console import is_main_process, printable
 from rotateconv.lab.exit_codes import Failure, explain
 
@@ -77,14 +79,33 @@ def _kind(target: Any) -> str:
     return _WORDS.get(target, f"of type {getattr(target, '__name__', target)}")
 
 
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one sentence, without the line of code it comes from."""
     if is_main_process():
         print(printable(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
+
+
+def without_torchrun(command: str, *, jobs: bool = True) -> None:
+    """Raise ConfigError where torchrun started several processes of a command that is for one, or starts its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        how = "starts its own processes" if jobs else "runs in one process"
+        raise ConfigError(f"{command} {how}: run it without torchrun{' and choose --jobs' if jobs else ''}")
+
+
+def refuse(options: Mapping[str, object], reason: str) -> None:
+    """Raise ConfigError where an option was given that has no meaning beside others."""
+    for option, value in options.items():
+        if value is not None and value is not False:
+            raise ConfigError(f"{option} has no meaning with {reason}: leave one of them out")
+
+
+@contextmanager
+def going_on(kept: Callable[[], str] = lambda: "go on from the last checkpoints") -> Iterator[None]:
+    """Let an interruption name the command that goes on: the same one, which must not start again from nothing."""
+    again = shlex.join(["rotateconv", *(word for word in sys.argv[1:] if word != "--overwrite")])
+    try:
+        yield
+    except RunInterrupted as error:
+        raise RunInterrupted(f"{str(error).partition(': go on with ')[0]}: go on with {again}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped at once: {kept()} with {again}") from None

@@ -1,18 +1,20 @@
 """`rotateconv evaluate`: a trained model on the images it was trained for, or on others of the same classes."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from rich.console import Console
+from rich.text import Text
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli.console import facts, make_console, new_table, say
+from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.cli.settings import check_names
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import model_name
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from rotateconv.lab.train.evaluate import Evaluation
 
 EXAMPLES = options.examples(
     ("The test images of the run's own data:", "rotateconv evaluate runs/digits-resnet20-rotate4-seed0"),
@@ -22,17 +24,12 @@ EXAMPLES = options.examples(
 _LARGEST = 20  # classes whose confusion fits a page
 
 
-@options.takes("changes", RunConfig, only=("data", "data_dir", "image_size", "skip_bad_images"))
+@keys.takes("changes", RunConfig, only=("data", "data_dir", "image_size", "skip_bad_images"))
 def evaluate(
-    run: Annotated[
-        Path,
-        Parameter(
-            help="Run folder, a file of rotateconv pack, or an .onnx file of rotateconv export.", show_default=False
-        ),
-    ],
+    run: options.AnyModel,
     /,
     *,
-    changes: options.Given | None = None,
+    changes: keys.Given | None = None,
     download: options.Download = False,
     split: Annotated[
         Literal["test", "validation"], options.value("--split", "test|validation", "Which images.")
@@ -42,7 +39,6 @@ def evaluate(
     device: options.Device = None,
 ) -> None:
     """Show accuracy, each class's accuracy and the confusion of a trained model."""
-    from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.predictions import open_file
     from rotateconv.lab.train.load import evaluate_model, load_run
@@ -50,11 +46,11 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
     options.use_device(device)
-    values, called = options.read(RunConfig, changes)
+    values, called = keys.read(RunConfig, changes)
     if run.is_file() and "data" not in values:
         raise ConfigError(f"name --data: the file {run} does not say what its model was trained on")
     if not run.is_file():
-        options.refuse({"--model": model}, "a run folder, which says what builds its model")
+        refuse({"--model": model}, "a run folder, which says what builds its model")
     trained = open_file(run, model) if run.is_file() else load_run(run)
     if values.get("data", trained.config.data) != trained.config.data:
         # What was said of the run's own data says nothing of another set.
@@ -91,15 +87,11 @@ def evaluate(
     _show_classes(console, found)
 
 
-def _show_classes(console: Any, found: Any) -> None:
+def _show_classes(console: Console, found: "Evaluation") -> None:
     """Print the accuracy of each class, and where its images went."""
-    from rich import box
-    from rich.table import Table
-
     confusion = found.confusion.tolist()
     whole = len(found.classes) <= _LARGEST
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    table.title = "images by class (rows) and answer (columns)" if whole else "accuracy by class"
+    table = new_table("images by class (rows) and answer (columns)" if whole else "accuracy by class")
     for head in ("", "class", "images", "%"):
         table.add_column(head, justify="left" if head == "class" else "right", overflow="fold")
     if whole:
@@ -118,9 +110,7 @@ def _show_classes(console: Any, found: Any) -> None:
     console.print(table)
 
 
-def _cell(count: int, right: bool) -> "Text":
-    from rich.text import Text
-
+def _cell(count: int, right: bool) -> Text:
     return Text(str(count), style="bold") if right else Text(str(count)) if count else Text("·", style="dim")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.errors import refuse
 
 if TYPE_CHECKING:
     from rotateconv.lab.study.executor import Executor
@@ -61,13 +62,13 @@ def chosen_executor(
         ConfigError: No such place, options of the other one, or no cluster there.
     """
     if on == "local":
-        options.refuse({"--cpus-per-run": cpus, "--gpus-per-run": gpus}, "--on local")
+        refuse({"--cpus-per-run": cpus, "--gpus-per-run": gpus}, "--on local")
         options.use_device(device)
         yield None
         return
     if on != "ray" and not on.startswith("ray://"):
         raise ConfigError(f"--on must be one of local, ray or ray://HOST:PORT, not {on!r}")
-    options.refuse({"--device": device}, f"--on {on}, where --gpus-per-run says whether a run has a GPU")
+    refuse({"--device": device}, f"--on {on}, where --gpus-per-run says whether a run has a GPU")
     from rotateconv.lab.study.cluster import RayExecutor
 
     with closing(

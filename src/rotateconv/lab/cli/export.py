@@ -7,6 +7,8 @@ from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import bits, options
+from rotateconv.lab.cli.console import facts, make_console
+from rotateconv.lab.cli.errors import refuse
 from rotateconv.quantization.bits import Bits
 
 EXAMPLES = options.examples(
@@ -59,7 +61,6 @@ def export(
     gets 4 per weight, 4 per angle and 8 in stem, 1x1 and linear layers. docs/compact-onnx.md says what is in it.
     """
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
-    from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.train.load import load_run
     from rotateconv.lab.train.pretrained import load_packed_file
 
@@ -70,7 +71,7 @@ def export(
     if license is not None and to == "torch-export":
         raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file and a model card hold it")
     if to == "hub":
-        options.refuse({"--model": model}, "--to hub, which takes a run folder")
+        refuse({"--model": model}, "--to hub, which takes a run folder")
         _save_for_hub(source, out, asked, license)
         return
     own: Bits | None
@@ -81,7 +82,7 @@ def export(
         own = packed.widths
         size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
     else:
-        options.refuse({"--model": model}, "a run folder, which says what builds its model")
+        refuse({"--model": model}, "a run folder, which says what builds its model")
         trained = load_run(source)
         trained_model, data, own = trained.model, trained.data, trained.config.bits
         size, classes, mean, std = list(data.input_shape), list(data.classes), list(data.mean), list(data.std)
@@ -125,7 +126,6 @@ def export(
 
 def _save_for_hub(run: Path, folder: Path, asked: bits.Asked, license: str | None) -> None:
     """Write a run as a folder of the Hub's form, and print what is in it."""
-    from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.hub_folder import CARD, save_for_hub
     from rotateconv.lab.train.run_folder import read_config
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli import keys, options
 from rotateconv.lab.cli.train import run_training
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.run_config import FINISHED_KEYS
@@ -19,12 +19,12 @@ EXAMPLES = options.examples(
 )
 
 
-@options.takes("changes", RunConfig, without=FINISHED_KEYS)
+@keys.takes("changes", RunConfig, without=FINISHED_KEYS)
 def finish(
     source: Annotated[Path, Parameter(help="Run folder of a trained model without qat.", show_default=False)],
     /,
     *,
-    changes: options.Given | None = None,
+    changes: keys.Given | None = None,
     set_: options.Set = None,
     download: options.Download = False,
     out: Annotated[
@@ -43,7 +43,7 @@ def finish(
     """
     from rotateconv.lab.study.finish import finishing
 
-    values, called = options.read(RunConfig, changes)
+    values, called = keys.read(RunConfig, changes)
     settings = finishing(source, {**values, **overridden(set_ or ())}, called)
     run = out
     if run is None:

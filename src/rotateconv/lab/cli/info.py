@@ -1,13 +1,19 @@
 """`rotateconv info`: what a model consists of and costs, or what a run found."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.console import duration, facts, make_console, show_table
 from rotateconv.lab.naming import counted, model_name
+from rotateconv.lab.table import Table
+
+if TYPE_CHECKING:
+    from rotateconv.cost import ModelCost
 
 EXAMPLES = options.examples(
     ("A model, layer by layer:", "rotateconv info resnet20 --conv rotate2p"),
@@ -35,7 +41,6 @@ def info(
     The options describe a model that is given by name; a run knows its own.
     """
     from rotateconv.cost import cost
-    from rotateconv.lab.cli.console import make_console
     from rotateconv.lab.train.run_folder import read_config
     from rotateconv.models import MODELS, build_model
 
@@ -62,9 +67,8 @@ def _input_size(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _show_run(console: Any, run: Path, layers: bool) -> None:
+def _show_run(console: Console, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its model."""
-    from rotateconv.lab.cli.console import duration, facts
     from rotateconv.lab.cli.progress import data_line, recipe_line
     from rotateconv.lab.train.build import configured_cost
     from rotateconv.lab.train.run_folder import (
@@ -109,12 +113,10 @@ def _show_run(console: Any, run: Path, layers: bool) -> None:
     _show_cost(console, model_name(config), configured_cost(config.architecture, data), layers)
 
 
-def _show_cost(console: Any, title: str, found: Any, layers: bool) -> None:
+def _show_cost(console: Console, title: str, found: "ModelCost", layers: bool) -> None:
     """Print what a model costs for one image."""
     from rotateconv import native
     from rotateconv.cost import number_text
-    from rotateconv.lab.cli.console import facts, show_table
-    from rotateconv.lab.table import Table
 
     shape = " x ".join(map(str, found.input_size))
     if layers:

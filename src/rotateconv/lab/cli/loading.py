@@ -14,24 +14,16 @@ from rotateconv.lab.train.load import TrainedRun, evaluate_model
 
 def load_shown(source: ImageSource, console: Console, *, download: bool = False) -> ImageData:
     """Return the images of a configuration."""
-    if not console.is_terminal:
-        told = [False]
-
-        def tell(done: int, total: int) -> None:
-            if not told[0]:
-                say(console, f"decoding {total:,} images, once: the next run reads them from a cache")
-            told[0] = True
-
-        return load_images(source, download=download, progress=tell)
     columns = (TextColumn("decoding images"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, expand=True, transient=True) as progress:
-        task = None
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, expand=True, transient=True, disable=quiet) as progress:
 
         def advance(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = progress.add_task("", total=total)
-            progress.update(task, completed=done)
+            if not progress.tasks:
+                progress.add_task("", total=total)
+                if quiet:
+                    say(console, f"decoding {total:,} images, once: the next run reads them from a cache")
+            progress.update(progress.tasks[0].id, completed=done)
 
         return load_images(source, download=download, progress=advance)
 

@@ -8,7 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv.errors import RunError
-from rotateconv.lab.cli import bits, options
+from rotateconv.lab.cli import bits, keys, options
+from rotateconv.lab.cli.console import facts, make_console, say
+from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.naming import model_name
 from rotateconv.quantization.bits import Bits
 
@@ -41,7 +43,7 @@ def pack(
             help="Measure the file's model on the run's validation images, if they are at hand.",
         ),
     ] = True,
-    data_dir: options.DataDir = None,
+    data_dir: keys.DataDir = None,
 ) -> None:
     """Write a trained model into a file of a few kilobytes: quantized, entropy-coded, with all that rebuilds it.
 
@@ -52,8 +54,8 @@ def pack(
     8 in stem, 1x1 and linear layers.
     """
     if not calibrate and not evaluate:
-        options.refuse({"--data-dir": data_dir}, "--no-evaluate and no --calibrate")
-    from rotateconv.lab.cli.console import facts, make_console, say
+        refuse({"--data-dir": data_dir}, "--no-evaluate and no --calibrate")
+
     from rotateconv.lab.cli.loading import load_shown, validation_accuracy
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.train.load import CALIBRATION, calibration_batches, load_run, pack_model

@@ -1,12 +1,17 @@
 """`rotateconv predict`: what a trained model makes of images."""
 
+import csv as csv_files
+import json as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from rotateconv._files import atomic_write
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.console import make_console, say, show_table
+from rotateconv.lab.table import Table
 
 if TYPE_CHECKING:
     from rotateconv.lab.predictions import Prediction
@@ -18,14 +23,8 @@ EXAMPLES = options.examples(
 )
 
 
-@options.opens_runs
 def predict(
-    model: Annotated[
-        Path,
-        Parameter(
-            help="Run folder, a file of rotateconv pack, or an .onnx file of rotateconv export.", show_default=False
-        ),
-    ],
+    model: options.AnyModel,
     /,
     *images: Annotated[Path, Parameter(help="Image files, or folders of them.", show_default=False)],
     built_by: options.BuiltBy = None,
@@ -51,9 +50,6 @@ def predict(
 
 
 def _print_table(found: "list[Prediction]") -> None:
-    from rotateconv.lab.cli.console import make_console, say, show_table
-    from rotateconv.lab.table import Table
-
     console = make_console()
     rows = [
         ("" if place else str(prediction.image), name, f"{100 * value:.1f}")
@@ -67,8 +63,6 @@ def _print_table(found: "list[Prediction]") -> None:
 
 
 def _print_json(found: "list[Prediction]") -> None:
-    import json
-
     rows = [
         {
             "image": str(prediction.image),
@@ -80,16 +74,12 @@ def _print_json(found: "list[Prediction]") -> None:
         }
         for prediction in found
     ]
-    print(json.dumps(rows, indent=2))
+    print(json_text.dumps(rows, indent=2))
 
 
 def _write_csv(path: Path, found: "list[Prediction]") -> None:
-    import csv
-
-    from rotateconv._files import atomic_write
-
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv_files.writer(file)
         writer.writerow(["image", "resized", "rank", "class", "probability"])
         for prediction in found:
             for rank, (name, value) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True), 1):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import time
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rotateconv.lab.cli.console import duration, facts, printable, say
 from rotateconv.lab.config import RunConfig
@@ -21,16 +22,21 @@ class TrainingProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(None),
+            TextColumn("{task.fields[loss]}{task.fields[accuracy]}{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console, expand=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task("")
         self.accuracy = ""
-        self.bar: Progress | None = None
-        self.task: TaskID | None = None
         self.began_at = self.updated_at = time.monotonic()
         self.first_step = self.steps = self.epochs = 0
 
     def close(self) -> None:
         """Take the bar away."""
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event of `fit`."""
@@ -48,25 +54,14 @@ class TrainingProgress:
         facts(self.console, run_facts(start))
         self.began_at, self.first_step, self.steps = time.monotonic(), start.step, start.steps
         self.epochs = start.epochs
-        if not self.console.is_terminal:
-            return
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(None),
-            TextColumn("{task.fields[loss]}{task.fields[accuracy]}{task.fields[speed]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=self.console, expand=True)
         epoch = f"{start.epoch + 1}/{start.epochs}"
-        self.task = self.bar.add_task(
-            "", total=start.steps, completed=start.step, epoch=epoch, loss="", accuracy="", speed=""
-        )
+        texts: dict[str, Any] = {"epoch": epoch, "loss": "", "accuracy": "", "speed": ""}
+        self.bar.reset(self.task, total=start.steps, completed=start.step, **texts)
         self.bar.start()
 
     def _step(self, step: StepEnd) -> None:
         now = time.monotonic()
-        last = step.step == step.steps
-        if self.bar is None or self.task is None or (now - self.updated_at < _EVERY and not last):
+        if now - self.updated_at < _EVERY and step.step < step.steps:
             return
         self.updated_at = now
         self.bar.update(
@@ -84,7 +79,7 @@ class TrainingProgress:
         if accuracy is None:
             kind, accuracy = "train", record.train_accuracy
         self.accuracy = f"  acc {accuracy:.1f} %"
-        if self.bar is not None:
+        if self.console.is_terminal:
             return
         passed = time.monotonic() - self.began_at
         left = passed / max(1, record.step - self.first_step) * (self.steps - record.step)

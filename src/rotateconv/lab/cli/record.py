@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.report import Folders
 
 EXAMPLES = options.examples(
@@ -28,7 +29,6 @@ def record(
     ] = False,
 ) -> None:
     """Write what all runs of a study found into one record; report makes tables and pages from it."""
-    from rotateconv.lab.cli.console import facts, make_console
     from rotateconv.lab.report.write import write_records
     from rotateconv.lab.study.records import find_studies
 

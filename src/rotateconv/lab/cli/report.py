@@ -5,8 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from rotateconv._files import check_target
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.cli import options
+from rotateconv.lab.cli.console import facts, make_console, say
 
 EXAMPLES = options.examples(
     ("Tables and pictures of a comparison:", "rotateconv report runs/demo --out runs/demo/report"),
@@ -48,8 +50,6 @@ def report(
         raise ConfigError("report writes no record: say rotateconv record DIR... --out FILE")
     if analysis:
         raise ConfigError("report analyses no angles: say rotateconv analyse RUN..., then report them")
-    from rotateconv._files import check_target
-
     kinds = format.split(",")
     if foreign := [kind for kind in kinds if kind not in ("png", "svg", "pdf")]:
         raise ConfigError(f"--format takes png, svg and pdf, several with commas between, not {foreign[0]!r}")
@@ -57,9 +57,9 @@ def report(
         raise ConfigError("--format has no meaning without --out, the folder of the pictures: leave it out")
     if html is not None:
         check_target(html)
-    if html is not None and len(folders) != 1:
-        raise ConfigError(f"--html is the page of one run or comparison, not of {len(folders)}: name one folder")
-    from rotateconv.lab.cli.console import facts, make_console, say
+        if len(folders) != 1:
+            raise ConfigError(f"--html is the page of one run or comparison, not of {len(folders)}: name one folder")
+
     from rotateconv.lab.report.page import to_markdown
     from rotateconv.lab.report.published import find_published
     from rotateconv.lab.report.write import fill_file, write_report

@@ -7,7 +7,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import executors, options
+from rotateconv.lab.cli import executors, keys, options
+from rotateconv.lab.cli.console import facts, make_console, say
+from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, data_name, described
 from rotateconv.lab.config import RunConfig
 
@@ -27,10 +29,10 @@ def _range(key: str, usual: str) -> Parameter:
 _RECIPES = "a tenth to ten times the recipe's"
 
 
-@options.takes("changes", RunConfig)
+@keys.takes("changes", RunConfig)
 def search(
     *,
-    changes: options.Given | None = None,
+    changes: keys.Given | None = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
     download: options.Download = False,
@@ -64,9 +66,8 @@ def search(
     rotateconv train --config DIR/best.toml. The same command goes on after Ctrl-C, and with more --trials. More bits
     nearly always win: a range of them shows where they stop to.
     """
-    options.without_torchrun("search")
-    values, called = options.read(RunConfig, changes)
-    base = described(config, values, set_, called)
+    without_torchrun("search")
+    base = described(config, *keys.read(RunConfig, changes), set_)
     given = {
         "lr": lr_range,
         "weight_decay": weight_decay_range,
@@ -77,9 +78,9 @@ def search(
     chosen = {key: _numbers(key, text) for key, text in given.items() if text is not None}
     trackers = options.trackers(log_with)
     out = out if out is not None else Path("runs", f"search-{data_name(base)}")
-    from rotateconv.lab.cli.comparison import ComparisonProgress
-    from rotateconv.lab.cli.console import facts, make_console, say
+
     from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.study_progress import StudyProgress
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.study import search as library
 
@@ -89,7 +90,7 @@ def search(
         data = DataDescription.of(load_shown(base.images, console, download=download))
         together = {**library.default_ranges(base, data), **chosen}
         ranges = {key: pair for key, pair in together.items() if pair is not None}
-        with options.going_on(), closing(ComparisonProgress(console, base, None, data, out)) as progress:
+        with going_on(), closing(StudyProgress(console, base, None, data, out)) as progress:
             found = library.search(
                 base,
                 ranges,

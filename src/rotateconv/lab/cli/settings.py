@@ -6,9 +6,10 @@ from typing import Any
 
 from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab import naming
-from rotateconv.lab.cli import options
+from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.run_config import QAT_KEYS
+from rotateconv.lab.train.trust import check
 
 _EXACT: Any = {"qat": False, **dict.fromkeys(QAT_KEYS)}
 
@@ -41,7 +42,7 @@ def fine_tuned(
         if source.is_file():
             raise ConfigError(f"{source} is a file of weights: say with --model which function builds its model")
         given = {name: True for key, name in (called or {}).items() if key in ("recipe", "data")}
-        options.refuse({**given, "--config": file}, "a run folder, which has its own")
+        refuse({**given, "--config": file}, "a run folder, which has its own")
         base = fine_tuning(changed(read_config(source), _EXACT), str(source))
         return changed(base, values or {}, called)
     if not source.is_file():
@@ -56,8 +57,8 @@ def fine_tuned(
 def described(
     file: Path | None,
     values: Mapping[str, Any],
-    overrides: Collection[str] | None,
     called: Mapping[str, str],
+    overrides: Collection[str] | None,
     *,
     foreign: Collection[str] = (),
     models: Collection[str] = (),
@@ -65,7 +66,7 @@ def described(
     """Return the configuration of a file and a command line, and refuse what the file, not the user, asks for.
 
     Args:
-        file, values, overrides, called, foreign: as of `make_config`.
+        file, values, called, overrides, foreign: as of `make_config`.
         models: that are trained, in place of the configuration's.
 
     Raises:
@@ -82,8 +83,6 @@ def described(
 def _check_file(config: RunConfig, file: Path, named: Collection[str], models: Collection[str]) -> None:
     if config.factory is not None:
         if "factory" not in named:
-            from rotateconv.lab.train.trust import check
-
             check(config.factory, file)
         return
     sizes = {"width": config.width, "growth": config.growth}

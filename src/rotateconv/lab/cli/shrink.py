@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import executors, options
+from rotateconv.lab.cli import executors, keys, options
+from rotateconv.lab.cli.console import facts, make_console, say
 from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
+from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
+from rotateconv.lab.naming import counted
 from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
+from rotateconv.lab.study.shrinking import bytes_in, result
+from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(
     ("A run of this library in 40,000 bytes:", "rotateconv shrink runs/dense --budget 40KB"),
@@ -25,7 +30,7 @@ _FIXED = (*OF_THE_SOURCE, *(key for key in FINISHED_KEYS if key not in ("recipe"
 _SHOWN = {key: NAMES[key] for key in ("mean", "std")}
 
 
-@options.takes("changes", RunConfig, without=_FIXED, names=_SHOWN)
+@keys.takes("changes", RunConfig, without=_FIXED, names=_SHOWN)
 def shrink(
     source: options.TrainedSource,
     /,
@@ -40,7 +45,7 @@ def shrink(
         ),
     ] = "onnx",
     model: options.WeightsBuiltBy = None,
-    changes: options.Given | None = None,
+    changes: keys.Given | None = None,
     dense_bits: Annotated[
         int, options.value("--dense-bits", "INTEGER", "Of stem, 1x1 and linear layers.", show_default=True)
     ] = 8,
@@ -60,13 +65,11 @@ def shrink(
     decides, and the test split is evaluated once, in the end. DIR gets model.onnx, model.rcp and a report of all that
     was tried. SOURCE is never changed. The same command goes on after Ctrl-C.
     """
-    options.without_torchrun("shrink")
+    without_torchrun("shrink")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs must be 1 or more, not {jobs}")
-    from rotateconv.lab.study.shrinking import bytes_in
-
     size = bytes_in(budget)
-    values, called = options.read(RunConfig, changes, _SHOWN)
+    values, called = keys.read(RunConfig, changes, _SHOWN)
     extra = overridden(set_ or ())
     if fixed := sorted(set(extra) & set(_FIXED) - {"data", "recipe"}):
         raise ConfigError(f"{fixed[0]} is the source's, or searched: leave it out")
@@ -80,25 +83,21 @@ def _shrink(
     settings: RunConfig, out: Path, budget: int, count: Literal["onnx", "rcp"], dense_bits: int, jobs: int | None
 ) -> None:
     """Search, show how it goes, and say what was written."""
-    from rotateconv.lab.cli.comparison import ComparisonProgress
-    from rotateconv.lab.cli.console import facts, make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import FittingProgress
+    from rotateconv.lab.cli.study_progress import StudyProgress
     from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.naming import counted
     from rotateconv.lab.study.events import LayerFitted, RungStart, ShrinkEvent, TrialEnd
     from rotateconv.lab.study.shrink import TABLE
     from rotateconv.lab.study.shrink import shrink as library
     from rotateconv.lab.study.shrink_files import ONNX, PACKED
-    from rotateconv.lab.study.shrinking import result
-    from rotateconv.lab.train.events import RunWarning
 
     console = make_console()
     check_names(settings.data, settings.model, settings.conv)
     images = load_shown(settings.images, console)
     description = DataDescription.of(images)
     fitting: list[FittingProgress] = []
-    training: list[ComparisonProgress] = []
+    training: list[StudyProgress] = []
 
     def stop() -> None:
         while training:
@@ -118,7 +117,7 @@ def _shrink(
                 say(console, f"{counted(candidates, 'candidate')} {what}{trained}")
                 if epochs:
                     recipe = RunConfig(**{**vars(settings), "epochs": epochs})
-                    training.append(ComparisonProgress(console, recipe, None, description, out))
+                    training.append(StudyProgress(console, recipe, None, description, out))
             case TrialEnd(trial, limit):
                 size = "" if trial.bytes is None else f"{trial.bytes:,} bytes  "
                 after = f"{counted(trial.epochs, 'epoch')}  " if trial.epochs else ""
@@ -129,7 +128,7 @@ def _shrink(
                 training[-1](event)
 
     try:
-        with options.going_on(lambda: "what is tried is kept; go on"):
+        with going_on(lambda: "what is tried is kept; go on"):
             found = library(
                 settings,
                 out,

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from rotateconv.lab.cli import options
+from rich.console import Console
+
+from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli.console import duration, make_console, say
+from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.cli.settings import check_names, described, fine_tuned, run_name
 from rotateconv.lab.config import RunConfig, changed, overridden
 from rotateconv.lab.naming import counted
 from rotateconv.lab.run_config import SOURCE_KEYS
-
-if TYPE_CHECKING:
-    from rotateconv.lab.train.run_results import RunSummary
+from rotateconv.lab.train.events import Event
+from rotateconv.lab.train.run_results import RunSummary
 
 EXAMPLES = options.examples(
     ("The embedded digits, a minute:", "rotateconv train"),
@@ -27,10 +30,10 @@ EXAMPLES = options.examples(
 )
 
 
-@options.takes("changes", RunConfig, without=("source",))
+@keys.takes("changes", RunConfig, without=("source",))
 def train(
     *,
-    changes: options.Given | None = None,
+    changes: keys.Given | None = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
     download: options.Download = False,
@@ -58,19 +61,19 @@ def train(
 
     Ctrl-C saves and says how to go on; a second Ctrl-C leaves at once.
     """
-    values, called = options.read(RunConfig, changes)
+    values, called = keys.read(RunConfig, changes)
     if resume is not None:
         given = {"--out": out, "--config": config, "--source": source, "--overwrite": overwrite}
-        options.refuse({**given, "--recipe": values.get("recipe")}, "--resume")
+        refuse({**given, "--recipe": values.get("recipe")}, "--resume")
         settings, run = _resumed(resume, {**values, **overridden(set_ or ())}, called), resume
     elif source is not None:
         given = {called[key]: values[key] for key in SOURCE_KEYS if key in values and key != "conv"}
-        options.refuse({**given, "--config": config}, "--source, whose own it keeps")
+        refuse({**given, "--config": config}, "--source, whose own it keeps")
         settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)
         named = f"-{settings.conv}" if "conv" in values else ""
         run = out if out is not None else Path("runs", f"{source.name}{named}-{'qat' if settings.qat else 'tuned'}")
     else:
-        settings = described(config, values, set_, called)
+        settings = described(config, values, called, set_)
         run = out if out is not None else Path("runs", run_name(settings))
     options.use_device(device)
     run_training(
@@ -95,10 +98,8 @@ def run_training(
     settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, trackers: tuple[str, ...]
 ) -> None:
     """Train, and show how it goes."""
-    from rotateconv.lab.cli.console import make_console, say
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import TrainingProgress
-    from rotateconv.lab.train.events import Event
     from rotateconv.lab.train.fit import fit
     from rotateconv.lab.train.trackers import Trackers
 
@@ -128,10 +129,8 @@ def run_training(
             PartialState().destroy_process_group()
 
 
-def _tell(console: Any, run: Path, summary: "RunSummary", epochs: int) -> None:
+def _tell(console: Console, run: Path, summary: RunSummary, epochs: int) -> None:
     """Print what a finished run found, and what to do with it."""
-    from rotateconv.lab.cli.console import duration, say
-
     text = f"test accuracy {summary.test_accuracy:.2f} %, loss {summary.test_loss:.4f}"
     if summary.best_epoch is not None:
         text += f"; best validation accuracy {summary.best_validation_accuracy:.2f} % in epoch {summary.best_epoch}"

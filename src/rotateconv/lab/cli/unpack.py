@@ -5,8 +5,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from rotateconv._files import atomic_write
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.bits import described
+from rotateconv.lab.cli.console import facts, make_console
+from rotateconv.lab.cli.errors import refuse
+from rotateconv.lab.naming import packed_name
 
 EXAMPLES = options.examples(
     ("What is in a file:", "rotateconv unpack digits.rotateconv"),
@@ -26,15 +30,12 @@ def unpack(
     fused: Annotated[bool, options.switch("--fused", "Kernels in it instead of weights and angles.")] = False,
 ) -> None:
     """Check a packed file, show what it says of its model, and write its numbers as safetensors."""
-    from rotateconv._files import atomic_write
-    from rotateconv.lab.cli.console import facts, make_console
-    from rotateconv.lab.naming import packed_name
     from rotateconv.lab.train.checkpoint import weights_bytes
     from rotateconv.lab.train.pretrained import load_packed_file
     from rotateconv.quantization.pack import describe_packed
 
     if out is None:
-        options.refuse({"--fused": fused, "--model": model}, "no --out")
+        refuse({"--fused": fused, "--model": model}, "no --out")
     description = describe_packed(file)
     rows = {
         "file": f"{file}: {file.stat().st_size:,} bytes, undamaged",
