@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.data.sets import ImageData, Split, load_data
+from rotateconv.lab.files import read_json
 from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
 from rotateconv.lab.train.events import StepEnd
-from rotateconv.lab.train.run_folder import read_json, read_records
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import CONVS
 
 TIMES = ("seconds", "validation_seconds", "images_per_second", "peak_memory_bytes", "seconds_per_epoch")

@@ -14,10 +14,11 @@ from rotateconv import CONVS, build_model, fuse
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import read_json
 from rotateconv.lab.train.captured import WARM_UP
 from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.fit import fit
-from rotateconv.lab.train.run_folder import read_json, read_records
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import MODELS
 from small import StopAt, Tiny, tiny_config
 

@@ -7,13 +7,14 @@ from rotateconv.errors import InputError, RunError
 from rotateconv.export.export import export_onnx
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.predictions import open_file
 from rotateconv.lab.report.figures import draw_curves
 from rotateconv.lab.report.model_card import CARD_PICTURE, HubFile, model_card
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.records import read_run
 from rotateconv.lab.train.load import evaluate_model, load_run
-from rotateconv.lab.train.run_folder import SUMMARY, disk_errors, write_bytes
+from rotateconv.lab.train.run_folder import SUMMARY
 from rotateconv.quantization.bits import Bits
 
 CARD, WEIGHTS, ONNX = "README.md", "model.safetensors", "model.onnx"

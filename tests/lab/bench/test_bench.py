@@ -20,9 +20,9 @@ from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.record import Row, record_from_json
 from rotateconv.lab.bench.targets import Target
 from rotateconv.lab.bench.timing import Spread
+from rotateconv.lab.files import read_json
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks
-from rotateconv.lab.train.run_folder import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA.*:UserWarning")
 

@@ -16,11 +16,11 @@ from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import load_data
+from rotateconv.lab.files import write_json
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.run_folder import write_json
 from rotateconv.quantization.pack import describe_packed
 from small import small_digits
 

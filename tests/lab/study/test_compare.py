@@ -22,6 +22,7 @@ from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
+from rotateconv.lab.files import read_json
 from rotateconv.lab.naming import counted, layers_label
 from rotateconv.lab.study import pool as workers
 from rotateconv.lab.study import run as library
@@ -33,7 +34,7 @@ from rotateconv.lab.study.run import compare
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import EpochEnd, RunEnd
-from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
+from rotateconv.lab.train.run_folder import read_config, read_records, read_summary
 from rotateconv.models import build_model
 from small import small_digits
 from study_runs import write_run

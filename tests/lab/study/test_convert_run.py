@@ -20,6 +20,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import read_json
 from rotateconv.lab.study.angles import starting_model
 from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
@@ -32,7 +33,7 @@ from rotateconv.lab.train.events import CheckpointSaved, RunWarning
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
 from rotateconv.lab.train.pretrained import load_source
-from rotateconv.lab.train.run_folder import read_config, read_json, read_records, read_summary
+from rotateconv.lab.train.run_folder import read_config, read_records, read_summary
 from rotateconv.lab.train.weights import load_weights, read_weights_file
 from rotateconv.models import CONVS
 from rotateconv.nn import conv

@@ -17,6 +17,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.exit_codes import Failure
+from rotateconv.lab.files import read_json
 from rotateconv.lab.parts import Conversion
 from rotateconv.lab.plain import from_json
 from rotateconv.lab.study import shrink as library
@@ -39,7 +40,7 @@ from rotateconv.lab.train import fit as training
 from rotateconv.lab.train import pretrained
 from rotateconv.lab.train.load import evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
-from rotateconv.lab.train.run_folder import read_config, read_json
+from rotateconv.lab.train.run_folder import read_config
 from rotateconv.quantization.pack import describe_packed, load_packed
 from small import tiny_config
 

@@ -13,6 +13,7 @@ from rotateconv.errors import RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import read_json
 from rotateconv.lab.naming import layers_label
 from rotateconv.lab.report.comparison import write_sizes
 from rotateconv.lab.report.tables import sizes_table
@@ -27,7 +28,6 @@ from rotateconv.lab.study.sizes import (
 )
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import evaluate_model, load_run
-from rotateconv.lab.train.run_folder import read_json
 from small import Tiny, tiny_config
 
 

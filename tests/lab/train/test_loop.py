@@ -15,6 +15,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import read_json
 from rotateconv.lab.train import loop as training
 from rotateconv.lab.train.build import build_configured, rotate_layers
 from rotateconv.lab.train.checkpoint import load_checkpoint
@@ -22,7 +23,7 @@ from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, EpochEnd, Event, RunEnd, RunStart, StepEnd
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
-from rotateconv.lab.train.run_folder import read_json, read_records, read_summary
+from rotateconv.lab.train.run_folder import read_records, read_summary
 from rotateconv.lab.train.step import training_loss
 from rotateconv.models import MODELS
 from small import BATCHES_AN_EPOCH, StopAt, Tiny, assert_same_run, small_digits, tiny_config

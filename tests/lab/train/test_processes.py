@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from processes_worker import SMALL_MODELS, plain_config
+from rotateconv.lab.files import read_json
 from rotateconv.lab.train.checkpoint import load_checkpoint, read_weights
 from rotateconv.lab.train.fit import fit
-from rotateconv.lab.train.run_folder import read_json, read_records
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.models import MODELS
 from small import small_digits
 

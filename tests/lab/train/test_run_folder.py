@@ -13,6 +13,7 @@ from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig, make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import load_data
+from rotateconv.lab.files import read_json, write_bytes, write_json
 from rotateconv.lab.train import run_folder as runs
 from rotateconv.lab.train.environment import Environment
 from rotateconv.lab.train.load import evaluate_model, load_run
@@ -25,11 +26,8 @@ from rotateconv.lab.train.run_folder import (
     read_config,
     read_description,
     read_environment,
-    read_json,
     read_records,
     read_summary,
-    write_bytes,
-    write_json,
 )
 from rotateconv.lab.train.run_results import EpochRecord
 

@@ -33,10 +33,11 @@ def analyse(
     if draws < 1:
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
     from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.files import write_json
     from rotateconv.lab.report.colors import layers_color
     from rotateconv.lab.report.run_figures import draw_angles, draw_confusion
     from rotateconv.lab.study.angles import analyse as analysis
-    from rotateconv.lab.train.run_folder import ANALYSIS, read_config, read_description, read_summary, write_json
+    from rotateconv.lab.train.run_folder import ANALYSIS, read_config, read_description, read_summary
 
     options.use_device(device)
     console = make_console()

@@ -62,7 +62,7 @@ def _fill(page: Path, record: Path) -> None:
     """Write the tables of a record into a page."""
     from rotateconv.lab.bench.record import record_from_json
     from rotateconv.lab.bench.report import fill_page
-    from rotateconv.lab.train.run_folder import read_json, write_bytes
+    from rotateconv.lab.files import read_json, write_bytes
 
     found = record_from_json(read_json(record), record)
     try:
@@ -79,8 +79,8 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
 
     from rotateconv.lab.bench import cases, report, run
     from rotateconv.lab.bench import targets as wanted
+    from rotateconv.lab.files import disk_errors, write_bytes, write_json
     from rotateconv.lab.train.device import chosen_device, is_indexed
-    from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
 
     options.use_device(name)
     chosen = chosen_device()

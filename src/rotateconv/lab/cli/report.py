@@ -60,11 +60,11 @@ def report(
         if len(folders) != 1:
             raise ConfigError(f"--html is the page of one run or comparison, not of {len(folders)}: name one folder")
 
+    from rotateconv.lab.files import write_bytes
     from rotateconv.lab.report.page import to_markdown
     from rotateconv.lab.report.published import find_published
     from rotateconv.lab.report.write import fill_file, write_report
     from rotateconv.lab.study.records import find_studies
-    from rotateconv.lab.train.run_folder import write_bytes
 
     console = make_console()
     studies, published = find_studies(folders), find_published(folders)

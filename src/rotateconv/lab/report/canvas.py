@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rotateconv.lab.files import write_bytes
 from rotateconv.lab.report.statistics import Sample
-from rotateconv.lab.train.run_folder import write_bytes
 
 WIDTH = 8.5
 """Inches: at the width of a page's column the type is as large as the page's."""

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rotateconv.lab.files import write_bytes
 from rotateconv.lab.report.figures import draw_parameters, draw_sizes
 from rotateconv.lab.report.page import accuracy_text, contrast_text, sizes_text
 from rotateconv.lab.report.statistics import Group, Sample, contrast, dense_of, make_groups
 from rotateconv.lab.report.tables import COMPARISON
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.sizes import SizesTable
-from rotateconv.lab.train.run_folder import write_bytes
 
 
 def write_comparison(runs: Sequence[RunRecord], controls: Mapping[str, Sequence[str]], out: Path) -> list[Group]:

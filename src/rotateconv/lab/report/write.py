@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rotateconv.errors import RunError
+from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.figures import draw_sizes, draw_study, size_picture
@@ -13,7 +14,6 @@ from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, 
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
-from rotateconv.lab.train.run_folder import disk_errors, write_bytes
 
 
 def write_report(

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rotateconv._files import atomic_replace
 from rotateconv.errors import FAULT, MISTAKE, ConfigError, first_line
 from rotateconv.lab.exit_codes import Failure
+from rotateconv.lab.files import disk_errors
 from rotateconv.lab.study.events import RunDied, RunEvent, RunStopped, TaskEvent
 from rotateconv.lab.study.executor import POLL
 from rotateconv.lab.study.worker import Result, Task, do_task
 from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.lock import ATTEMPT, held_by_another, take_over
-from rotateconv.lab.train.run_folder import disk_errors
 
 if TYPE_CHECKING:
     from rotateconv.lab.data.sets import ImageData

@@ -17,6 +17,7 @@ from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import read_json, write_bytes, write_json
 from rotateconv.lab.parts import Execution
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.conversions import (
@@ -40,10 +41,7 @@ from rotateconv.lab.train.run_folder import (
     WEIGHTS,
     check_run,
     going_on,
-    read_json,
     read_summary,
-    write_bytes,
-    write_json,
     write_summary,
 )
 from rotateconv.lab.train.run_results import RunSummary

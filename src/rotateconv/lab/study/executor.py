@@ -58,16 +58,13 @@ def run_tasks(tasks: Iterable[Task], executor: Executor, count: int, on_event: O
     """
     waiting = iter(tasks)
     running: set[str] = set()
-    finished, stopping, exhausted = 0, False, False
+    finished, stopping = 0, False
     with Interrupts() as interrupts:
         try:
             while True:
-                while not (stopping or exhausted) and len(running) < executor.jobs:
-                    task = next(waiting, None)
-                    exhausted = task is None
-                    if task is not None:
-                        running.add(task.name)
-                        executor.submit(task)
+                while not stopping and len(running) < executor.jobs and (task := next(waiting, None)) is not None:
+                    running.add(task.name)
+                    executor.submit(task)
                 if not running:
                     break
                 if interrupts.requested and not stopping:

@@ -13,6 +13,7 @@ from typing import Any
 from rotateconv._files import JSON_BYTES, parse_json, read_regular
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.files import disk_errors, read_json, read_json_list, write_bytes
 from rotateconv.lab.keys import read_toml
 from rotateconv.lab.naming import run_name
 from rotateconv.lab.plain import Plain, from_json
@@ -25,16 +26,12 @@ from rotateconv.lab.train.run_folder import (
     ANALYSIS,
     CONVERSION,
     SUMMARY,
-    disk_errors,
     is_run,
     read_config,
     read_description,
     read_environment,
-    read_json,
-    read_json_list,
     read_records,
     read_summary,
-    write_bytes,
 )
 
 RECORDS = "records.jsonl"

@@ -14,6 +14,7 @@ import torch
 from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig, changed, changed_keys, from_json, to_json, to_toml
 from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.study.events import (
     OnSearchEvent,
     RunDiverged,
@@ -29,7 +30,6 @@ from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.build import build_configured, rotate_layers
 from rotateconv.lab.train.events import EpochEnd, ignore
-from rotateconv.lab.train.run_folder import disk_errors, write_bytes
 from rotateconv.lab.train.run_results import EpochRecord
 
 if TYPE_CHECKING:

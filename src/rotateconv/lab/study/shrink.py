@@ -15,6 +15,7 @@ from rotateconv.lab import config as configuration
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import disk_errors, read_json, write_bytes, write_json
 from rotateconv.lab.plain import from_json, to_json
 from rotateconv.lab.study.convert_run import check_normalization
 from rotateconv.lab.study.events import (
@@ -47,7 +48,7 @@ from rotateconv.lab.train.events import ignore
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.pretrained import load_packed_file, load_source
-from rotateconv.lab.train.run_folder import disk_errors, read_json, read_records, write_bytes, write_json
+from rotateconv.lab.train.run_folder import read_records
 from rotateconv.lab.train.weights import state_bytes
 
 RECORD, TABLE = "shrink.json", "shrink.md"

@@ -9,6 +9,7 @@ from torch import nn
 
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
 from rotateconv.lab.study.shrink_files import PACKED, Files
 from rotateconv.lab.study.shrinking import ANGLE_BITS, WEIGHT_BITS, Candidate, Form, Trial, largest_bits
@@ -16,7 +17,7 @@ from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.load import calibration_batches, evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
-from rotateconv.lab.train.run_folder import INITIAL, disk_errors, write_bytes
+from rotateconv.lab.train.run_folder import INITIAL
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize

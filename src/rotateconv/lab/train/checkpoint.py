@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rotateconv._files import JSON_BYTES, TEMPORARY, limited_memory, parse_json, read_regular
 from rotateconv.errors import InputError, RunError
-from rotateconv.lab.train.run_folder import disk_errors, write_bytes, write_json
+from rotateconv.lab.files import disk_errors, write_bytes, write_json
 
 KEEP = 2
 MANIFEST = "manifest.json"

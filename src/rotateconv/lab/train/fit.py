@@ -19,6 +19,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
+from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.build_state import build_state, start_accelerator
@@ -39,13 +40,11 @@ from rotateconv.lab.train.run_folder import (
     WEIGHTS,
     check_run,
     create_run,
-    disk_errors,
     keep_records,
     note_resumption,
     read_description,
     read_records,
     read_summary,
-    write_bytes,
     write_summary,
 )
 from rotateconv.lab.train.run_results import RunSummary

@@ -1,18 +1,16 @@
 """The run folder: configuration, data, environment, one line an epoch, summary; files are whole or absent."""
 
-import contextlib
-import errno
 import json
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict
 
-from rotateconv._files import JSON_BYTES, TEMPORARY, atomic_replace, parse_json, read_regular
+from rotateconv._files import JSON_BYTES, TEMPORARY, parse_json, read_regular
 from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig, changed_keys, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.files import disk_errors, read_json, write_bytes, write_json
 from rotateconv.lab.plain import from_json as from_plain
 from rotateconv.lab.plain import to_json as to_plain
 from rotateconv.lab.train import trust
@@ -21,10 +19,6 @@ from rotateconv.lab.train.lock import LOCK, OWNER
 from rotateconv.lab.train.run_results import SAID_ELSEWHERE, EpochRecord, RunSummary
 
 _LARGEST_IMAGE = 2**24  # numbers: 3 x 2,364 x 2,364
-
-T = TypeVar("T")
-Record = dict[str, Any]
-"""A JSON object as it is read or written: it goes no further than the function that does."""
 
 DATA = "data.json"
 """What the images were like."""
@@ -206,58 +200,6 @@ def read_summary(run: Path) -> RunSummary:
     """Return what a finished run found; RunError where summary.json is missing or damaged."""
     found = {key: value for key, value in read_json(run / SUMMARY).items() if key not in SAID_ELSEWHERE}
     return from_plain(RunSummary, found, run / SUMMARY)
-
-
-def write_json(path: Path, value: Record) -> None:
-    """Write a JSON file whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Record:
-    """Return a JSON file's object; RunError where it is missing or damaged."""
-    return _parsed(path, dict, "object")
-
-
-def read_json_list(path: Path) -> list[object]:
-    """Return a JSON file's list; RunError where it is missing or damaged."""
-    return _parsed(path, list, "list")
-
-
-def _parsed(path: Path, kind: type[T], name: str) -> T:
-    try:
-        value = parse_json(read_regular(path, JSON_BYTES))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        raise RunError(f"{path} is no JSON: restore it or write it again") from None
-    if not isinstance(value, kind):
-        raise RunError(f"{path} must hold a JSON {name}, not {type(value).__name__}")
-    return value
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name in its folder, see it on the disk, then rename it."""
-    with disk_errors(path.parent), atomic_replace(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what a disk can refuse into RunError's one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise RunError(
-                f"a file of {folder} would be larger than this process may write: raise ulimit -f, then resume the run"
-            ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"the disk is full: {folder} could not be written; free some space, then resume the run"
-            ) from error
-        # What Linux answers in /proc, where nothing can be made.
-        reason = "it takes no new files" if error.errno == errno.ENOENT and folder.is_dir() else error.strerror
-        raise RunError(f"cannot write in {folder}: {reason}") from error
 
 
 def _ours(path: Path) -> bool:
