@@ -14,7 +14,8 @@ from rotateconv.lab.cli.compare import planned
 from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
-from rotateconv.lab.report.figures import picture_names, size_picture
+from rotateconv.lab.report.canvas import picture_name
+from rotateconv.lab.report.figures import picture_names
 from rotateconv.lab.report.frontier import frontier_picture
 from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, gathered
 from rotateconv.lab.report.statistics import make_groups
@@ -102,7 +103,7 @@ def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
         if kind == "pictures" and found.runs:
             names = picture_names(study, make_groups(found.runs))
         elif kind == "sizes" and found.sizes:
-            names = [size_picture(study)]
+            names = [picture_name(study, "sizes")]
         elif kind == "frontier" and found.files:
             names = [frontier_picture(study)]
         for name in names:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import validators
 
-from rotateconv.errors import ConfigError, RunError
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.console import make_console, say
 from rotateconv.lab.plain import to_json
@@ -63,13 +63,10 @@ def _fill(page: Path, record: Path) -> None:
     from rotateconv.lab.bench.record import record_from_json
     from rotateconv.lab.bench.report import fill_page
     from rotateconv.lab.files import read_json, write_bytes
+    from rotateconv.lab.report.blocks import read_page
 
     found = record_from_json(read_json(record), record)
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot read {page}: {error.strerror}") from None
-    write_bytes(page, fill_page(text, found).encode())
+    write_bytes(page, fill_page(read_page(page), found).encode())
 
 
 def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, seconds: float, out: Path | None) -> None:

@@ -2,6 +2,17 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
+
+from rotateconv.errors import RunError
+
+
+def read_page(page: Path) -> str:
+    """Return the text of a page; RunError where it cannot be read."""
+    try:
+        return page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot read {page}: {error.strerror}") from None
 
 
 def blocks(text: str, word: str) -> list[str]:

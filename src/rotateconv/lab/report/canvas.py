@@ -15,6 +15,16 @@ Entry = tuple[str, str, str, str]
 """Of a legend: name, color, face of the marker, and the marker, or "" for a line."""
 
 
+def picture_name(study: str, what: str, kind: str = "png") -> str:
+    """Return the name of a picture of a study.
+
+    Example:
+        >>> picture_name("gpu/svhn", "sizes")
+        'gpu-svhn-sizes.png'
+    """
+    return f"{study.replace('/', '-')}-{what}.{kind}"
+
+
 def make_figure(rows: int, columns: int, height: float, title: str, **shared: Any) -> tuple[Any, list[Any]]:
     """Return a figure and its axes, row by row."""
     from matplotlib.figure import Figure
@@ -64,6 +74,13 @@ def scale_bytes(axes: Any, low: float, high: float) -> None:
     if len(ticks) > 1:
         axes.set_xticks(ticks, [_short(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
+
+
+def mark(axes: Any, x: float, sample: Sample, color: str, marker: str, face: str, **style: Any) -> None:
+    """Draw the mean of a sample, with error bars of ± the standard deviation where there are several values."""
+    bars = None if sample.std is None else [[length] for length in bar(sample)]
+    shown = {"capsize": 2, "elinewidth": 0.8, "linestyle": "none", **style}
+    axes.errorbar([x], [sample.mean], yerr=bars, color=color, marker=marker, markerfacecolor=face, **shown)
 
 
 def bar(sample: Sample, most: float = 100.0) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv.lab.naming import counted, layers_label
-from rotateconv.lab.report.canvas import Entry, bar, legend, make_figure, save, scale_bytes
+from rotateconv.lab.report.canvas import Entry, bar, legend, make_figure, mark, picture_name, save, scale_bytes
 from rotateconv.lab.report.colors import COLORS, group_color, layers_color
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.run_figures import draw_angles
@@ -58,19 +58,8 @@ def picture_names(study: str, groups: Sequence[Group], kind: str = "png") -> lis
         >>> picture_names("gpu/svhn", [])
         ['gpu-svhn-curves.png', 'gpu-svhn-parameters.png']
     """
-    stem = study.replace("/", "-")
-    angles = [f"{stem}-{run.name}-angles.{kind}" for run in _analysed(groups)]
-    return [f"{stem}-curves.{kind}", f"{stem}-parameters.{kind}", *angles]
-
-
-def size_picture(study: str) -> str:
-    """Return the name of the picture of accuracy against bytes.
-
-    Example:
-        >>> size_picture("gpu/svhn")
-        'gpu-svhn-sizes.png'
-    """
-    return f"{study.replace('/', '-')}-sizes.png"
+    shown = ("curves", "parameters", *(f"{run.name}-angles" for run in _analysed(groups)))
+    return [picture_name(study, what, kind) for what in shown]
 
 
 def draw_curves(groups: Sequence[Group], path: Path) -> None:
@@ -172,17 +161,8 @@ def draw_parameters(groups: Sequence[Group], path: Path, published: Sequence[Pub
         if group.accuracy is None or group.parameters is None:
             continue
         marker, face = _MODEL_MARKERS[models.index(group.model) % 8], "white" if group.equal_to else group_color(group)
-        bars = [[length] for length in bar(group.accuracy)] if group.accuracy.std is not None else None
-        axes.errorbar(
-            [group.parameters],
-            [group.accuracy.mean],
-            yerr=bars,
-            color=group_color(group),
-            marker=marker,
-            markerfacecolor=face,
-            capsize=3,
-            linestyle="none",
-        )
+        style = {"capsize": 3, "elinewidth": None}
+        mark(axes, group.parameters, group.accuracy, group_color(group), marker, face, **style)
         entries.append((_name(group, models), group_color(group), face, marker))
         places.append(group.parameters)
     for point in points:
@@ -221,17 +201,9 @@ def draw_sizes(table: SizesTable, path: Path) -> None:
         own = [row for row in rows if row.label == label and not row.qat]
         axes.plot([row.bytes / 1e3 for row in own], [row.accuracy for row in own], color=color, linewidth=0.8)
     for row in rows:
-        axes.errorbar(
-            [row.bytes / 1e3],
-            [row.accuracy],
-            yerr=[[length] for length in bar(Sample(row.accuracies))],
-            color=colors[row.label],
-            marker=_BITS_MARKERS[row.bits],
-            markerfacecolor=colors[row.label] if row.qat else "white",
-            markersize=6,
-            elinewidth=0.8,
-            capsize=2,
-        )
+        color = colors[row.label]
+        face = color if row.qat else "white"
+        mark(axes, row.bytes / 1e3, Sample(row.accuracies), color, _BITS_MARKERS[row.bits], face)
     every = [row.bytes / 1e3 for row in rows]
     scale_bytes(axes, min(every) / 1.15, max(every) * 1.15)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))

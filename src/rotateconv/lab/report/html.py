@@ -112,7 +112,7 @@ def _facts(details: RunDetails) -> str:
         "Time": f"{result.seconds_per_epoch:.3g} s an epoch, {result.images_per_second:,.0f} images/s on "
         f"{details.record.environment.began.hardware}",
     }
-    return f'<dl class="facts">{"".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())}</dl>'
+    return _pairs(facts)
 
 
 def _curves(details: RunDetails) -> str:
@@ -143,21 +143,13 @@ def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
         ((n, row, column) for row, found in enumerate(counts) for column, n in enumerate(found) if n and row != column),
         reverse=True,
     )[:_MISTAKES]
-    rows = "".join(
-        f"<tr><td class='word'>{escape(classes[row])}</td><td class='word'>{escape(classes[column])}</td>"
-        f"<td>{n:,} of {sum(counts[row]):,}</td></tr>"
-        for n, row, column in mistakes
-    )
-    table = (
-        f"<table><thead><tr><th class='word'>is</th><th class='word'>taken for</th><th>images</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
-        if rows
-        else "<p>No test image was taken for another class.</p>"
-    )
+    rows = tuple((classes[row], classes[column], f"{n:,} of {sum(counts[row]):,}") for n, row, column in mistakes)
+    table = Table(("is", "taken for", "images"), rows, 2)
+    shown = _table(table) if rows else "<p>No test image was taken for another class.</p>"
     return (
         "<h2>Confusion matrix</h2><p>Test images: a row is what they are, a column what they were taken for.</p>"
         f'<div class="beside">{confusion_matrix(counts, classes)}<div class="scroll"><h3>Mistaken most often</h3>'
-        f"{table}</div></div>"
+        f"{shown}</div></div>"
     )
 
 
@@ -211,14 +203,18 @@ def _recipe(details: RunDetails) -> str:
     where = ", then ".join(dict.fromkeys(stage.environment.hardware for stage in stages))
     commit = stages[0].environment.commit
     facts = {"Versions": named, "Machine": where, **({"Commit": commit} if commit is not None else {})}
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     began = f"<p>It began with</p><pre class='wrap'>{escape(details.command)}</pre>" if details.command else ""
     return (
         f"<h2>How to reproduce it</h2>{began}<p>This configuration, as recipe.toml, makes it again: "
         "<code>rotateconv train --config recipe.toml --out RUN</code>. On another processor or with other versions "
         "sums are rounded otherwise, and the figures differ as those of another seed do.</p>"
-        f'<dl class="facts">{rows}</dl><pre>{escape(to_toml(record.config).rstrip())}</pre>'
+        f"{_pairs(facts)}<pre>{escape(to_toml(record.config).rstrip())}</pre>"
     )
+
+
+def _pairs(facts: Mapping[str, str]) -> str:
+    rows = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>'
 
 
 def _series(group: Group, quantity: str) -> Series:

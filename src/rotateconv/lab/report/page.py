@@ -7,7 +7,8 @@ from itertools import pairwise
 from rotateconv.errors import RunError, nearest
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.report.blocks import fill_blocks
-from rotateconv.lab.report.figures import picture_names, size_picture
+from rotateconv.lab.report.canvas import picture_name
+from rotateconv.lab.report.figures import picture_names
 from rotateconv.lab.report.frontier import frontier_picture, make_points, points_table, rivalries, rivalry_table
 from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
 from rotateconv.lab.report.tables import (
@@ -215,7 +216,7 @@ def _angles(found: StudyRecord, groups: Sequence[Group]) -> str:
 
 
 def _sizes(study: str, sizes: SizesTable, folder: str) -> str:
-    return f"{sizes_text(sizes)}\n\n{_image(size_picture(study), folder)}"
+    return f"{sizes_text(sizes)}\n\n{_image(picture_name(study, 'sizes'), folder)}"
 
 
 def _frontier(study: str, found: StudyRecord, folder: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from rotateconv.errors import RunError
 from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.plain import to_json
-from rotateconv.lab.report.blocks import blocks
-from rotateconv.lab.report.figures import draw_sizes, draw_study, size_picture
+from rotateconv.lab.report.blocks import blocks, read_page
+from rotateconv.lab.report.canvas import picture_name
+from rotateconv.lab.report.figures import draw_sizes, draw_study
 from rotateconv.lab.report.frontier import draw_frontier, frontier_picture, make_points
 from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, gathered, to_markdown
 from rotateconv.lab.report.published import Published
@@ -42,10 +43,7 @@ def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ())
     Raises:
         RunError: The page cannot be read, or asks for what there is not.
     """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot read {page}: {error.strerror}") from None
+    text = read_page(page)
     filled = fill_page(text, studies)
     folder = page.parent / PICTURES
     for kind, study in map(asked_for, blocks(text, "report")):
@@ -55,7 +53,7 @@ def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ())
             draw_study(study, make_groups(found.runs), folder, published)
         elif kind == "sizes" and found.sizes:
             _make(folder)
-            draw_sizes(found.sizes, folder / size_picture(study))
+            draw_sizes(found.sizes, folder / picture_name(study, "sizes"))
         elif kind == "frontier" and found.files:
             _make(folder)
             points = make_points(make_groups(found.runs), found.files)
