@@ -1,16 +1,19 @@
 """Fits the costs by which form="auto" chooses on a CPU, and says how much the choice still loses at worst.
 
-    taskset -c 1 python benchmarks/separable.py build/separable.json           # on an idle machine: half an hour
+    taskset -c 1 python benchmarks/separable.py build/separable.json           # on an idle machine: a quarter hour
     python benchmarks/separable.py build/separable.json --fit                  # of a record, without timing
 
 The same command goes on where it stopped.
 
-Every layer of a grid is timed in both forms, in turn; the constants are those of a small grid with the least mean loss
-over the worst tenth of the layers. A loss is the time of the chosen form over that of the faster one, less 1.
+Every layer of a grid is timed in both forms, in turn, and layers of other sizes too. A loss is the time of the chosen
+form over that of the faster one, less 1. The costs are fitted on all of them; what those of the grid alone lose on the
+others says how well they do where nothing was timed.
 """
 
 import argparse
 import json
+import math
+import random
 import statistics
 import sys
 import time
@@ -23,26 +26,30 @@ import torch
 from rotateconv import RotateConv2d
 from rotateconv.kernels import separable
 
-CHANNELS, SIZES, GROUPS, KERNELS = (16, 32, 64, 128, 256), (7, 14, 28, 56), (1, 2, 4), (3, 5, 7)
-BATCH = 4
-ADD, MAP, POINT, CALL, MAKE = (
-    (2, 4, 6, 9, 15, 30, 60),
-    (30, 40, 60, 90, 150, 300, 540),
-    (1.2, 1.5, 2.0, 2.5, 3.5, 4.5),
-    (5e5, 1e6, 2e6, 4e6),
-    (0, 100, 220, 520),
-)
+CHANNELS, GROUPS, KERNELS = (16, 32, 64, 128, 256), (1, 2, 4), (3, 5, 7)
+SIZES = ((4, 7), (4, 14), (4, 28), (4, 56), (64, 28))
+"""Images and their height; larger kernels are timed at the second."""
+HELD_OUT = {"channels": (24, 48, 96, 192), "sizes": ((16, 16), (32, 32)), "kernels": (3, 5)}
+BOUNDS = ((0.3, 150), (1e-3, 4000), (1, 1500), (0.3, 6), (1e4, 3e7), (1e-3, 2000), (1e-3, 2000))
+"""Of the costs, in their order."""
+NEUTRAL = separable._Costs(5, 10, 100, 1, 1e6, 100, 100)
+"""Where a fit of the grid begins that must know nothing of the other layers."""
+STARTS, STEPS = 24, 6000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMS = ("dense", "separable")
 Case = dict[str, Any]
 
 
 def cases(tiny: bool) -> list[Case]:
-    """Return what is timed: kernels of 3 at every size, larger ones at one."""
-    keys = ("channels", "size", "groups", "kernel", "mode", "dtype", "channels_last")
-    every = product(CHANNELS, SIZES, GROUPS, KERNELS, ("inference", "training"), DTYPES, (True, False))
-    found = [dict(zip(keys, values, strict=True)) for values in every]
-    found = [case for case in found if case["kernel"] == 3 or case["size"] == 14]
+    """Return what is timed: kernels of 3 at every size, larger ones at one; then the layers that are held out."""
+    keys = ("held_out", "channels", "size", "groups", "kernel", "mode", "dtype", "channels_last")
+    rest = (GROUPS, KERNELS, ("inference", "training"), DTYPES, (True, False))
+    every = [dict(zip(keys, values, strict=True)) for values in product((False,), CHANNELS, SIZES, *rest)]
+    found = [case for case in every if case["kernel"] == 3 or case["size"] == SIZES[1]]
+    new = product((True,), HELD_OUT["channels"], HELD_OUT["sizes"], GROUPS, HELD_OUT["kernels"], *rest[2:])
+    found += [dict(zip(keys, values, strict=True)) for values in new]
+    for case in found:
+        case["batch"], case["size"] = case["size"]
     return [case for case in found if case["channels"] == 16 and case["size"] == 7] if tiny else found
 
 
@@ -51,7 +58,7 @@ def timed(case: Case, seconds: float) -> Case:
     torch.manual_seed(0)
     training, channels = case["mode"] == "training", case["channels"]
     layout = torch.channels_last if case["channels_last"] else torch.contiguous_format
-    images = torch.randn(BATCH, channels, case["size"], case["size"]).contiguous(memory_format=layout)
+    images = torch.randn(case["batch"], channels, case["size"], case["size"]).contiguous(memory_format=layout)
     images.requires_grad_(training)
     options: dict[str, Any] = {"taps": "profile", "angle_groups": case["groups"], "padding": case["kernel"] // 2}
     times: dict[str, list[float]] = {form: [] for form in FORMS}
@@ -71,45 +78,65 @@ def timed(case: Case, seconds: float) -> Case:
             start = time.process_time()
             run(form)
             times[form].append(time.process_time() - start)
-    return {**case, **{form: statistics.median(values) for form, values in times.items()}}
+    return {**case, **{form: float(f"{statistics.median(values):.4g}") for form, values in times.items()}}
 
 
-def losses(rows: list[Case]) -> list[float]:
-    """Return what `prefers_separable` loses in each case, by the costs that it has."""
-    found = []
-    for row in rows:
-        chosen = separable.prefers_separable(
-            row["channels"],
-            row["channels"],
-            row["kernel"],
-            row["groups"],
-            BATCH * row["size"] ** 2,
-            training=row["mode"] == "training",
-            dtype=DTYPES[row["dtype"]],
-        )
-        found.append(row["separable" if chosen else "dense"] / min(row["dense"], row["separable"]) - 1)
-    return found
+def losses(rows: list[Case], costs: separable._Costs) -> torch.Tensor:
+    """Return what the choice by these costs loses in each case."""
+    number = {key: torch.tensor([float(row[key]) for row in rows]) for key in (*FORMS, "channels", "kernel", "groups")}
+    share = torch.tensor([1 / (row["batch"] * row["size"] ** 2) for row in rows])
+    channels, dense, other = number["channels"], number["dense"], number["separable"]
+    chosen = costs.saved(channels, channels, number["kernel"], number["groups"], share) > 0
+    return torch.where(chosen, other, dense) / torch.minimum(other, dense) - 1
+
+
+def best_costs(rows: list[Case], present: separable._Costs) -> separable._Costs:
+    """Return the costs with the least losses: the worst one, the worst twentieth and the mean count."""
+
+    def score(values: Any) -> float:
+        lost = losses(rows, separable._Costs(*values)).sort().values
+        return float(lost[-1] + 2 * lost[-(len(lost) // 20 + 1) :].mean() + 3 * lost.mean())
+
+    generator, best = random.Random(0), None
+    for start in range(STARTS):  # the score has steps, and valleys along which several costs grow together
+        costs = [math.exp(generator.uniform(math.log(low), math.log(high))) for low, high in BOUNDS]
+        if start == 0:
+            costs = list(present)
+        found, width = score(costs), 1.0
+        for step in range(1, STEPS + 1):
+            moved = [v * math.exp(generator.gauss(0, width) * (generator.random() < 0.4)) for v in costs]
+            moved = [min(max(v, low), high) for v, (low, high) in zip(moved, BOUNDS, strict=True)]
+            if (after := score(moved)) <= found:
+                costs, found = moved, after
+            if step % (STEPS // 10) == 0:
+                width *= 0.75
+        if best is None or found < best[0]:
+            best = found, costs
+    assert best is not None
+    return separable._Costs(*(float(f"{value:.2g}") for value in best[1]))
 
 
 def fit(rows: list[Case], mode: str, dtype: str) -> None:
-    """Print what the present costs lose, and the best of the grid, for one mode and type."""
+    """Print what the present costs lose for one mode and type, the best, and the best of all layers but the last."""
     rows = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
-    key, now = (mode, DTYPES[dtype]), losses(rows)
-    before, found = separable._COSTS[key], {}
-    for values in (before, *product(ADD, MAP, POINT, CALL, MAKE)):  # of equally good ones the present costs
-        separable._COSTS[key] = separable._Costs(*map(float, values))
-        these = sorted(losses(rows))
-        # Not by the worst alone, which is one doubtful time.
-        score = statistics.mean(these[-max(1, len(these) // 10) :]), statistics.mean(these)
-        found.setdefault(score, (separable._COSTS[key], these))
-    separable._COSTS[key] = before
-    print(f"{mode}, {dtype}, {len(rows)} layers:")
-    for name, (costs, these) in (("in use", (before, now)), ("best of the grid", min(found.items())[1])):
-        tenth = statistics.quantiles(these, n=10)[-1] if len(these) > 1 else these[0]
-        print(
-            f"    {name} {tuple(costs)}: loses {statistics.mean(these):.1%} on average, "
-            f"{tenth:.0%} at the worst tenth, {max(these):.0%} at worst"
-        )
+    grid, other = ([row for row in rows if row["held_out"] == value] for value in (False, True))
+    print(f"{mode}, {dtype}, {len(grid)} layers of the grid and {len(other)} others:")
+    present = separable._COSTS[mode, DTYPES[dtype]]
+    for name, costs in (
+        ("in use", present),
+        ("best", best_costs(rows, present)),
+        ("best of the grid", best_costs(grid, NEUTRAL)),
+    ):
+        print(f"    {name} {tuple(costs)}")
+        for which, these in (("the grid", grid), ("the others", other)):
+            if these:
+                lost = losses(these, costs)
+                worst = these[int(lost.argmax())]
+                where = {key: worst[key] for key in worst if key not in ("held_out", "mode", "dtype", *FORMS)}
+                print(
+                    f"        {which}: loses {lost.mean():.1%} on average, {lost.quantile(0.9):.0%} at the worst "
+                    f"tenth, {lost.max():.0%} at worst {where}"
+                )
 
 
 def main() -> int:
@@ -128,7 +155,9 @@ def main() -> int:
         for case in cases(arguments.tiny):
             if case["dtype"] in arguments.dtypes and case not in done:
                 rows.append(timed(case, arguments.seconds))
-                arguments.record.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+                arguments.record.write_text(
+                    "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]\n"
+                )
     rows = json.loads(arguments.record.read_text())
     for mode, dtype in product(("inference", "training"), arguments.dtypes):
         fit(rows, mode, dtype)

@@ -1,7 +1,9 @@
 """The separable form: the same numbers as the dense one wherever a layer has both, and the choice between them."""
 
+import json
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,29 +247,28 @@ def test_layers_without_a_separable_form_are_errors(arguments: dict[str, Any]) -
 
 
 def test_the_model_of_the_cost() -> None:
+    """What was clearly faster, by the committed times, is chosen; the law of its terms in what was not timed."""
+    record = json.loads((Path(__file__).parents[2] / "benchmarks" / "separable.json").read_text())
+    clear = [row for row in record if max(row["dense"], row["separable"]) > 1.3 * min(row["dense"], row["separable"])]
+    assert len(clear) > 900
+    for row in clear:
+        assert prefers_separable(
+            row["channels"],
+            row["channels"],
+            row["kernel"],
+            row["groups"],
+            row["batch"] * row["size"] ** 2,
+            training=row["mode"] == "training",
+            dtype=getattr(torch, row["dtype"]),
+        ) == (row["separable"] < row["dense"]), row
     wide: dict[str, Any] = {"in_channels": 128, "out_channels": 128, "kernel_size": 3}
     for training, dtype in product((False, True), (torch.float32, torch.bfloat16)):
-        wide["dtype"] = dtype
         options: dict[str, Any] = {"training": training, "dtype": dtype}
-        if dtype == torch.float32:
-            for groups in (1, 2, 4):
-                assert prefers_separable(**wide, groups=groups, positions=28 * 28, training=training)
-                assert prefers_separable(**wide, groups=groups, training=training)  # size not known
-            assert not prefers_separable(**wide, groups=4, positions=4, training=training)  # nothing but calls
-            chosen = [prefers_separable(**wide, groups=2, positions=2**p, training=training) for p in range(20)]
-            assert chosen == sorted(chosen)  # more positions never make it worse
-            assert {True, False} == set(chosen)
-        else:  # few positions: making the dense kernels is what costs
-            assert prefers_separable(256, 256, 3, 1, 4 * 7**2, **options)
-            assert not prefers_separable(256, 256, 3, 4, 4 * 56**2, **options)
-        assert not prefers_separable(
-            **wide, groups=128, positions=10**6, training=training
-        )  # depthwise is all there is
-        assert not prefers_separable(8, 8, 3, groups=1, positions=10**6, training=training, dtype=dtype)
+        assert not prefers_separable(**wide, groups=128, positions=10**6, **options)  # depthwise is all there is
         # More groups never make it better, more outputs never worse.
-        chosen = [prefers_separable(**wide, groups=2**g, positions=500, training=training) for g in range(8)]
+        chosen = [prefers_separable(**wide, groups=2**g, positions=500, **options) for g in range(8)]
         assert chosen == sorted(chosen, reverse=True)
-        chosen = [prefers_separable(64, 2**c, 3, 1, 500, training=training, dtype=dtype) for c in range(12)]
+        chosen = [prefers_separable(64, 2**c, 3, 1, 500, **options) for c in range(12)]
         assert chosen == sorted(chosen)
 
 

@@ -18,26 +18,37 @@ class _Costs(NamedTuple):
 
     Attributes:
         add: A multiply-add of a line filter.
+        larger: A number of a map that a filter larger than 3 x 3 makes; there are faster ways for those.
         map: A number of a filtered map, written and read again.
         point: A multiply-add of the pointwise convolution.
         call: One more call of a convolution.
         make: What a number of the dense kernels costs to make and to lay out, whatever the number of positions.
+        read: A number of the input that the dense convolution reads.
     """
 
     add: float
+    larger: float
     map: float
     point: float
     call: float
-    make: float = 0.0
+    make: float
+    read: float
+
+    def saved(self, inputs: float, outputs: float, kernel_size: float, groups: float, share: float) -> float:
+        """What the separable form saves for each position, `share` of what is done once; also of tensors of layers."""
+        size = kernel_size**2
+        filters = groups * (size * self.add + (kernel_size > 3) * self.larger + self.map)
+        separable = inputs * (filters + outputs * self.point) + 2 * groups * self.call * share
+        return inputs * (outputs * size * (1 + self.make * share) + self.read) - separable
 
 
-# Fitted on layers of 16 to 256 channels with kernels of 3 to 7; `benchmarks/separable.py` fits them anew. bfloat16 on a
-# processor with AMX, which the depthwise filters do not use; training in float32 on one without.
+# Fitted on layers of 16 to 256 channels with kernels of 3 to 7, on one core of a Xeon with AVX-512 and AMX, which the
+# line filters do not use; `benchmarks/separable.py` fits them anew.
 _COSTS = {
-    ("inference", torch.float32): _Costs(2.0, 60.0, 2.5, 1.5e6),
-    ("training", torch.float32): _Costs(6.0, 40.0, 1.5, 1e6),
-    ("inference", torch.bfloat16): _Costs(9.0, 540.0, 4.5, 4e6, 520.0),
-    ("training", torch.bfloat16): _Costs(60.0, 300.0, 4.5, 1e6, 220.0),
+    ("inference", torch.float32): _Costs(0.67, 0.0053, 78, 5.9, 2.2e6, 100, 120),
+    ("training", torch.float32): _Costs(7.7, 3.0, 200, 0.3, 5.6e6, 230, 410),
+    ("inference", torch.bfloat16): _Costs(22, 180, 520, 6.0, 3e7, 1100, 590),
+    ("training", torch.bfloat16): _Costs(76, 3700, 3.4, 5.7, 2.3e7, 960, 470),
 }
 
 # Much cheaper to ask than for one device; where torch has it no more, the device is asked.
@@ -145,8 +156,8 @@ def prefers_separable(
 
     For each position of the output, in multiply-adds of the dense convolution::
 
-        dense      in · out · k² · (1 + make / positions)
-        separable  in · (G · (k² · add + map) + out · point) + 2G · call / positions
+        dense      in · (out · k² · (1 + make / positions) + read)
+        separable  in · (G · (k² · add + map) + out · point) + 2G · call / positions       map + larger where k > 3
 
     Args:
         in_channels, out_channels: of the layer.
@@ -162,11 +173,8 @@ def prefers_separable(
     """
     mode = "training" if training else "inference"
     costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32]
-    size = kernel_size**2
     share = 0.0 if positions is None else 1 / max(1, positions)  # of what is done once
-    dense = in_channels * out_channels * size * (1 + costs.make * share)
-    filters = groups * (size * costs.add + costs.map)
-    return in_channels * (filters + out_channels * costs.point) + 2 * groups * costs.call * share < dense
+    return costs.saved(in_channels, out_channels, kernel_size, groups, share) > 0
 
 
 def check_form(form: str) -> None:
