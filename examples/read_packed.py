@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import zlib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ class Packed:
         bits = {"weight": weight, "dense": dense, "profile": self.description.get("profile_bits", 0)}
         self.levels = {name: 2**count - (count > 1) for name, count in bits.items()}
         self.levels["weight"] = self.description.get("levels", self.levels["weight"])
+        self.own = self.description.get("layer_bits", {})  # of weight and angle, by patterns of layers' names
         self.streams = {}
         for name, (count, width, deflated) in self.description["streams"].items():
             first, last = (start + offset for offset in header[name]["data_offsets"])
@@ -46,10 +48,14 @@ class Packed:
         codes, self.streams[name] = np.split(self.streams[name], [np.prod(shape)])
         return codes.reshape(shape)
 
-    def weights(self, name, *shape):
+    def weights(self, name, *shape, bits=None):
         """The next weights: codes around zero, times a scale for every output channel, eight scales per octave."""
-        step = 1 if self.levels[name] % 2 else 2  # an even number of levels has no zero: -3, -1, 1, 3
-        codes = step * self.take(name, *shape) - step * (self.levels[name] - 1) // 2
+        levels = self.levels[name]
+        if bits is not None:  # of the layer's own, in a stream of their own; without a zero where the others have none
+            even = self.description.get("levels", 1) % 2 == 0 and bits < 8
+            name, levels = f"{name}{bits}", 2**bits - (bits > 1 and not even)
+        step = 1 if levels % 2 else 2  # an even number of levels has no zero: -3, -1, 1, 3
+        codes = step * self.take(name, *shape) - step * (levels - 1) // 2
         scale = self.take("scale", shape[0]) / 8
         return codes * 2 ** scale.reshape(-1, *[1] * (len(shape) - 1))
 
@@ -61,13 +67,15 @@ class Packed:
         bits = sign << 31 | exponent << 23 | fraction << 16  # of a float32
         return bits.astype(np.uint32).view(np.float32).astype(float)
 
-    def line_kernels(self, outputs, inputs):
+    def line_kernels(self, layer, outputs, inputs):
         """The kernels (outputs, inputs, 3, 3) of the next RotateConv layer: three taps on a line through the center."""
         free = self.description["build"]["conv"] == "rotate4"
-        weight = self.weights("weight", outputs, inputs, 3 if free else 1)
+        own = ([bits for name, bits in self.own.items() if fnmatchcase(layer, name)] or [(None, None)])[-1]
+        weight = self.weights("weight", outputs, inputs, 3 if free else 1, bits=own[0])
         turning = (weight[..., ::2] != 0).any(-1)  # where both ends are zero, the file holds no angle
         angle = np.zeros((outputs, inputs))
-        angle[turning] = self.take("angle", turning.sum()) * 2 * np.pi / 2**self.angle_bits
+        codes = self.take(f"angle{own[1] or ''}", turning.sum())
+        angle[turning] = codes * 2 * np.pi / 2 ** (own[1] or self.angle_bits)
         if not free:
             profile = self.weights("profile", outputs, 3) if "profile" in self.streams else self.bfloat16(outputs, 3)
             weight = weight * profile[:, None]  # the profile of an output channel
@@ -113,8 +121,9 @@ def classify(path, images):
     for stage in range(3):
         for block in range(blocks):
             outputs, stride = width * 2**stage, 2 if stage and not block else 1
-            y = relu(packed.batch_norm(convolve(x, packed.line_kernels(outputs, x.shape[1]), stride)))
-            y = packed.batch_norm(convolve(y, packed.line_kernels(outputs, outputs)))
+            name = f"stages.{stage}.{block}.conv"
+            y = relu(packed.batch_norm(convolve(x, packed.line_kernels(name + "1", outputs, x.shape[1]), stride)))
+            y = packed.batch_norm(convolve(y, packed.line_kernels(name + "2", outputs, outputs)))
             y[:, : x.shape[1]] += x[:, :, ::stride, ::stride]  # the shortcut; new channels have none
             x = relu(y)
 

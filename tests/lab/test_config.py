@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 from types import NoneType
-from typing import Literal, get_origin
+from typing import Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
@@ -76,6 +76,7 @@ OTHER = {
     "dense_bits": 7,
     "weight_levels": 8,
     "profile_bits": 5,
+    "layer_bits": ("stages.2.*=2+3",),
     "qat_scales": "learned",
     "precision": "bf16",
     "channels_last": True,
@@ -104,13 +105,14 @@ COMPANIONS = {
     "dense_bits": {"qat": True},
     "weight_levels": {"qat": True, "weight_bits": 3},
     "profile_bits": {"qat": True},
+    "layer_bits": {"qat": True},
     "qat_scales": {"qat": True},
 }
 
 
 def as_text(value: object) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(repr, value))
+        return ",".join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
@@ -234,6 +236,9 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
         (["weight_levels=3"], "weight_levels is of training with qat"),
         (["qat=true", "weight_levels=16", "prune=0.5", "source=runs/dense"], "even weight_levels have no zero"),
         (["qat=false", "dense_bits=8"], "dense_bits is of training with qat"),
+        (["qat=true", "layer_bits=layer3"], "layer_bits must be NAME=BITS or NAME=BITS.ANGLEBITS .* not 'layer3'"),
+        (["qat=true", "layer_bits=layer3=9"], "layer_bits of layer3: a weight's must be a whole number from 1 to 8"),
+        (["qat=true", "layer_bits=layer3=2+1"], "layer_bits of layer3: an angle's must be a whole number from 2 to 8"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(overrides: list[str], message: str) -> None:
@@ -257,7 +262,8 @@ def bad_values() -> list[tuple[str, str]]:
     found = []
     for name in FIELDS:
         for kind in kinds_of(RunConfig, name):
-            found += [(name, text) for text in OF_ANOTHER_TYPE.get(get_origin(kind) or kind, [])]
+            texts = [] if str in get_args(kind) else OF_ANOTHER_TYPE.get(get_origin(kind) or kind, [])
+            found += [(name, text) for text in texts]
         for bound in field_of(RunConfig, name).metadata:
             edge = getattr(bound, type(bound).__name__.lower(), 0)
             found += [(name, str(edge + step)) for step in OUTSIDE.get(type(bound), ())]

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import re
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -14,8 +17,10 @@ from rotateconv import CONVS, RotateConv2d, build_model, convert, fuse, load_pac
 from rotateconv.convert.fuse import fold_statistics
 from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.nn.masked import MaskedConv2d
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.pack import describe_packed
 from rotateconv.quantization.pack_file import read_packed
+from rotateconv.quantization.quantize import entries
 
 
 def assert_same(found: nn.Module, expected: nn.Module) -> None:
@@ -81,6 +86,50 @@ def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path
     assert described.bits == [weight, angle, dense]
     # What is so without being said is not in the file: older versions read it.
     assert described.levels == (None if count in (2, 2**weight - 1) else count)
+
+
+@pytest.mark.parametrize("levels", [None, 4])
+@pytest.mark.parametrize("conv", [*CONVS])
+def test_layers_with_bits_of_their_own(conv: str, levels: int | None, tmp_path: Path) -> None:
+    model = build_model("resnet20", conv, width=0.5)
+    own = {"stages.0.*": (4, 5), "stages.0.1.conv*": (1, 2), "stages.2.*.conv1*": (2, 8)}
+    more: dict[str, Any] = {"weight_bits": 2, "angle_bits": 3, "weight_levels": levels}
+    kinds = {entry.kind for entry in entries(model, Bits())}
+    if not kinds & {"weight", "codebook"}:  # of low rank, grouped or 1x1 all of it
+        with pytest.raises(ValueError, match="no layer with weight_bits is called so: the model has none"):
+            pack(model, tmp_path / "own", **more, layer_bits=own)
+        return
+    pack(model, tmp_path / "own", **more, layer_bits=own)
+    loaded = load_packed(tmp_path / "own")
+    assert_same(loaded, quantize(model, **more, layer_bits=own))
+    for name, entry in ((entry.name, entry) for entry in entries(model, Bits.of(2, 3, 8, levels, None, own))):
+        layer = name.rpartition(".")[0]
+        weight, angle = (2, 3)
+        for pattern in own:  # an independent reading of "the last one that fits"
+            weight, angle = own[pattern] if fnmatch(layer, pattern) else (weight, angle)
+        if entry.kind in ("weight", "codebook"):
+            assert (entry.bits, entry.levels) == (weight, 2**weight if levels or weight == 1 else 2**weight - 1)
+        elif entry.kind == "angle":
+            assert entry.bits == angle
+    pack(model, tmp_path / "plain", **more)
+    assert describe_packed(tmp_path / "plain").layer_bits is None  # older versions read such a file
+    for name in ("own", "plain"):
+        assert describe_packed(tmp_path / name).widths == Bits.of(2, 3, 8, levels, None, own if name == "own" else None)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"stage9.*": (2, 3)}, "names stage9.*, and no layer with weight_bits is called so: stages.0.0.conv1, "),
+        ({"stem": (2, 3)}, "layer_bits names stem, and no layer with weight_bits"),
+        ({"stages.*": (0, 3)}, "layer_bits of stages.*: a weight's must be a whole number from 1 to 8, got 0"),
+        ({"stages.*": (2, 9)}, "layer_bits of stages.*: an angle's must be a whole number from 2 to 8, got 9"),
+    ],
+)
+def test_bits_of_layers_that_cannot_be(own: dict[str, tuple[int, int]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pack(build_model("resnet20", "rotate2p", width=0.25), tmp_path / "model", layer_bits=own)
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("conv", ["rotate2p", "conv3x3"])

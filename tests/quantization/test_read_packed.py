@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -58,10 +59,12 @@ def test_it_needs_numpy_alone() -> None:
         ((2, 3, 3), {"weight_levels": 4, "profile_bits": 4}),
         ((1, 2, 8), {"profile_bits": 2}),
         ((7, 8, 5), {}),
+        ((2, 3, 4), {"layer_bits": {"stages.[01].*": (3, 4), "stages.1.2.conv2": (8, 2), "*.conv1": (4, 4)}}),
+        ((2, 3, 4), {"weight_levels": 4, "layer_bits": {"stages.[01].*": (3, 4), "stages.1.*": (8, 3)}}),
     ],
 )
 def test_the_scores_are_those_of_the_model(
-    conv: str, bits: tuple[int, int, int], more: dict[str, int], reader: ModuleType, tmp_path: Path
+    conv: str, bits: tuple[int, int, int], more: dict[str, Any], reader: ModuleType, tmp_path: Path
 ) -> None:
     file = tmp_path / "net.rotateconv"
     model = lively(build_model("resnet20", conv, num_classes=7, width=0.5))

@@ -62,6 +62,7 @@ def export_onnx(
     dense_bits: int = 8,
     weight_levels: int | None = None,
     profile_bits: int | None = None,
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -84,8 +85,8 @@ def export_onnx(
         compact: Whether the file holds codes of a few bits, and decodes itself.
         preprocessing: Whether the file takes "images" of uint8, (batch, height, width, channels) of any size, resizes
             and normalizes them, and gives "probabilities"; needs mean and std.
-        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits: As in quantize; without compact they have no
-            effect.
+        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits: As in quantize; without compact
+            they have no effect.
         classes: Names of the classes, in the order of the outputs.
         mean, std: Per channel, of images between 0 and 1: the model takes (image - mean) / std.
         notes: More metadata, such as a license: names and texts, stored as they are.
@@ -110,7 +111,7 @@ def export_onnx(
     model = _unwrapped(model)
     tensors: list[Entry] = []
     if compact:
-        bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+        bits = Bits.of(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits)
         model, tensors = quantized_entries(model, bits)
     fused, batches, expected = _prepare(model, input_size, 15 if compact else 3)
     with _quiet(), _reported(model, "ONNX"):

@@ -4,6 +4,8 @@ Every key is declared here once. Options, TOML keys, `--set`, config.json and do
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -48,6 +50,38 @@ QAT_KEYS = (*BITS_KEYS, "qat_scales")
 """Keys of training with qat, none without it."""
 
 
+def bits_by_name(texts: Sequence[str], angle_bits: int = Bits().angle) -> dict[str, tuple[int, int]]:
+    """Return bits of weight and angle by the patterns of layers' names, of texts such as "layer3.*=2+3".
+
+    Args:
+        texts: of which "layer3.*=2" leaves the angles as they are.
+        angle_bits: of these.
+
+    Raises:
+        ConfigError: a text of another kind.
+
+    Example:
+        >>> bits_by_name(["stages.0.*=4+5", "stages.1.*=3"])
+        {'stages.0.*': (4, 5), 'stages.1.*': (3, 5)}
+    """
+    found = {}
+    for text in texts:
+        match = re.fullmatch(r"([^=\s]+)=([0-9]+)(?:\+([0-9]+))?", text.strip(), re.ASCII)
+        if match is None:
+            raise ConfigError(
+                f"layer_bits must be NAME=BITS or NAME=BITS+ANGLEBITS with commas between, such as layer3.*=2+3, not "
+                f"{text!r}"
+            )
+        name, weight, angle = match.groups()
+        found[name] = int(weight), angle_bits if angle is None else int(angle)
+    return found
+
+
+def texts_of(layer_bits: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Return the opposite of `bits_by_name`: what the key `layer_bits` holds."""
+    return tuple(f"{name}={weight}+{angle}" for name, (weight, angle) in layer_bits.items())
+
+
 @one_sentence
 @dataclass(
     frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -65,7 +99,7 @@ class RunConfig:
     Example:
         >>> config = RunConfig(conv="rotate2p", epochs=6, qat=True)
         >>> config.lr, config.bits
-        (0.1, Bits(weight=4, angle=5, dense=8, levels=None, profile=None))
+        (0.1, Bits(weight=4, angle=5, dense=8, levels=None, profile=None, layers=()))
     """
 
     recipe: str = "digits"
@@ -188,6 +222,9 @@ class RunConfig:
     """Values of a weight in quantized training, to 2^weight_bits; an odd number has a 0; none for 2^weight_bits - 1."""
     profile_bits: Annotated[int | None, Ge(2), Le(8)] = None
     """Bits of a profile in quantized training; none for bfloat16."""
+    layer_bits: Names | None = None
+    """Other bits of layers in quantized training, of a weight and of an angle, by names or patterns, such as
+    layer3.*=2+3,layer2.*=3+4; none for no others."""
     qat_scales: Literal["searched", "learned"] | None = None
     """Scales of the weights in quantized training: searched at every step, or learned (LSQ); searched."""
 
@@ -236,13 +273,13 @@ class RunConfig:
                 "source (--source) and more bits, or leave it out"
             )
         _ = self.rotate  # refuses options that exclude each other
-        for key, default in zip(QAT_KEYS, (*Bits(), "searched"), strict=True):
+        for key, default in zip(QAT_KEYS, (*Bits()[:-1], None, "searched"), strict=True):
             if self.qat and getattr(self, key) is None:
                 object.__setattr__(self, key, default)
             elif not self.qat and getattr(self, key) is not None:
                 raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
-        if self.weight_levels is not None and self.weight_bits is not None:
-            _ = Bits(self.weight_bits, levels=self.weight_levels).levels_of_weight  # refuses others
+        if self.bits is not None:
+            self.bits.check()
 
     @property
     def images(self) -> ImageSource:
@@ -293,7 +330,8 @@ class RunConfig:
         """Bits of the numbers that the run trains for; None without `qat`."""
         if self.weight_bits is None or self.angle_bits is None or self.dense_bits is None:
             return None
-        return Bits(self.weight_bits, self.angle_bits, self.dense_bits, self.weight_levels, self.profile_bits)
+        own = bits_by_name(self.layer_bits or (), self.angle_bits)
+        return Bits.of(self.weight_bits, self.angle_bits, self.dense_bits, self.weight_levels, self.profile_bits, own)
 
 
 FINISHED_KEYS = (

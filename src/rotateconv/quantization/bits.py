@@ -1,10 +1,11 @@
 """How many bits each kind of number of a model has: one value, for all that quantizes, trains, packs and exports."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rotateconv.errors import InputError
 
-BITS_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "profile_bits")
+BITS_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "profile_bits", "layer_bits")
 """What `quantize`, `pack` and the like call the numbers of `Bits`, in their order."""
 
 
@@ -12,7 +13,8 @@ class Bits(NamedTuple):
     """Bits of a quantized number: of a convolution's weight, of an angle, of the stem, 1x1 and linear layers.
 
     Also the levels of a weight, where they are not those that so many bits have by themselves, and the bits of a
-    profile, where it is not of bfloat16.
+    profile, where it is not of bfloat16; and other bits of weight and angle for layers by patterns of their names, of
+    which the last one that fits counts.
     """
 
     weight: int = 4
@@ -20,11 +22,26 @@ class Bits(NamedTuple):
     dense: int = 8
     levels: int | None = None
     profile: int | None = None
+    layers: tuple[tuple[str, tuple[int, int]], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        weight_bits: int,
+        angle_bits: int,
+        dense_bits: int,
+        weight_levels: int | None,
+        profile_bits: int | None,
+        layer_bits: Mapping[str, tuple[int, int]] | None,
+    ) -> "Bits":
+        """The arguments of `quantize`, `pack` and the like as one value."""
+        layers = tuple((layer_bits or {}).items())
+        return cls(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layers)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Of `quantize`, `pack` and the like."""
-        return dict(zip(BITS_KEYS, self, strict=True))
+        return dict(zip(BITS_KEYS, (*self[:-1], dict(self.layers) or None), strict=True))
 
     @property
     def levels_of_weight(self) -> int:
@@ -47,6 +64,16 @@ class Bits(NamedTuple):
             raise InputError(f"weight_levels must be {allowed} with {bits} bits, got {levels!r}")
         return levels
 
+    def own_levels(self, bits: int) -> int:
+        """The number of levels of a weight in a layer with bits of its own: without a 0 where the others have none.
+
+        Example:
+            >>> Bits(weight=2, levels=4).own_levels(3), Bits(weight=2).own_levels(3), Bits(weight=1).own_levels(2)
+            (8, 7, 3)
+        """
+        even = self.levels is not None and self.levels % 2 == 0
+        return 2**bits if even and bits < 8 else levels_of(bits)
+
     def check(self) -> None:
         """Raise InputError for a number of bits out of its range, or levels that do not fit."""
         for name, bits, least in (
@@ -54,6 +81,8 @@ class Bits(NamedTuple):
             ("angle_bits", self.angle, 2),
             ("dense_bits", self.dense, 1),
             ("profile_bits", 8 if self.profile is None else self.profile, 2),
+            *((f"layer_bits of {pattern}: a weight's", bits[0], 1) for pattern, bits in self.layers),
+            *((f"layer_bits of {pattern}: an angle's", bits[1], 2) for pattern, bits in self.layers),
         ):
             if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 8:
                 raise InputError(f"{name} must be a whole number from {least} to 8, got {bits!r}")

@@ -1,7 +1,7 @@
 """A trained model in few bytes: packed into a file of quantized numbers, and loaded from it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def pack(
     dense_bits: int = 8,
     weight_levels: int | None = None,
     profile_bits: int | None = None,
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
     fold_norms: bool = False,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
@@ -49,7 +50,7 @@ def pack(
     Args:
         model: Of float32 numbers; not changed.
         path: The file to write, exactly; whole or not at all.
-        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits: As in quantize.
+        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits: As in quantize.
         fold_norms: Whether the statistics of batch norms go into their weights and biases first: a file that is about
             two bytes per channel smaller, for inference; `load_packed` gives a model to go on training with only
             without it.
@@ -72,7 +73,7 @@ def pack(
     if fold_norms:
         model = copy_model(model)
         fold_statistics(model)
-    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+    bits = Bits.of(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits)
     quantized, tensors = quantized_entries(model, bits)
     for entry in tensors:
         if entry.kind != "integer" and entry.tensor.dtype != torch.float32:
@@ -87,6 +88,7 @@ def pack(
         bits=[weight_bits, angle_bits, dense_bits],
         levels=None if weight_levels in (None, levels_of(weight_bits)) else weight_levels,
         profile_bits=profile_bits,
+        layer_bits={name: list(own) for name, own in layer_bits.items()} if layer_bits else None,
         layout=_layout(tensors),
         classes=None if classes is None else list(classes),
         mean=None if mean is None else list(mean),

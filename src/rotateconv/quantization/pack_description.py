@@ -14,9 +14,13 @@ from rotateconv.quantization.bits import Bits
 STREAMS = ("weight", "dense", "scale", "angle", "mantissa", "exponent", "integer")
 """The streams of a packed file, all of them there."""
 
-OPTIONAL = ("index", "profile")
-"""Streams of models with kernels of a codebook or masked ones (older files hold the positions of these themselves), and
-with quantized profiles."""
+OPTIONAL = (
+    "index",
+    "profile",
+    *(f"{kind}{bits}" for kind in ("weight", "angle") for bits in range(1, 9)),
+)
+"""Streams of models with kernels of a codebook or masked ones (older files hold the positions of these themselves),
+with quantized profiles, and with layers that have bits of their own: a stream for each number of bits."""
 
 LARGEST_INPUT = 2**24
 """Numbers of an image above which an input size is refused: 3 x 2,364 x 2,364."""
@@ -52,7 +56,7 @@ class PackedDescription:
         layers: Options of the RotateConv2d layers that the model does not have by itself, by name.
         bits: Of weights, angles and dense layers, as in quantize.
         levels: Of weights, as weight_levels in quantize.
-        profile_bits: As in quantize.
+        profile_bits, layer_bits: As in quantize.
         layout: Hash of the names, kinds and shapes of its tensors.
         build: Arguments of build_model; None for a model that it did not build.
         classes: Names of the classes, in the order of the outputs; None where pack was given none.
@@ -69,6 +73,7 @@ class PackedDescription:
     layout: str
     levels: int | None = None
     profile_bits: int | None = None
+    layer_bits: dict[str, list[int]] | None = None
     build: dict[str, Any] | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
@@ -85,6 +90,11 @@ class PackedDescription:
         for key in ("levels", "profile_bits"):
             if (value := getattr(self, key)) is not None and not _is_size(value):
                 raise InputError(f"{key} must be a whole number above 0")
+        if self.layer_bits is not None:
+            if not isinstance(self.layer_bits, dict):
+                raise InputError("layer_bits must be an object")
+            for value in self.layer_bits.values():
+                check_list("layer_bits", value)
         if self.input_size is not None and math.prod(self.input_size) > LARGEST_INPUT:
             size = " x ".join(map(str, self.input_size))
             raise InputError(f"input_size {size} is larger than {LARGEST_INPUT:,} numbers")
@@ -95,7 +105,8 @@ class PackedDescription:
     def widths(self) -> Bits:
         """Its bits as one value."""
         weight, angle, dense = self.bits
-        return Bits(weight, angle, dense, self.levels, self.profile_bits)
+        own = {name: (bits[0], bits[1]) for name, bits in (self.layer_bits or {}).items()}
+        return Bits.of(weight, angle, dense, self.levels, self.profile_bits, own)
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds: plain values without what is None; layers of the same options together, as "lines"."""
@@ -199,6 +210,7 @@ def _is_size(value: object) -> bool:
 
 _LISTS: dict[str, tuple[Callable[[object], bool], str, int | None]] = {
     "bits": (_is_size, "three whole numbers", 3),
+    "layer_bits": (_is_size, "two whole numbers for each name", 2),
     "classes": (_is_text, "texts", None),
     "mean": (_is_number, "finite numbers", None),
     "std": (_is_above_0, "finite numbers above 0", None),

@@ -1,5 +1,6 @@
 """The quantized tensors of a model as streams of codes, one stream per kind of code, and back."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -39,32 +40,35 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             exponent             of every tensor of bfloat16 the largest exponent, then how far each is below it:
                                  few of these distances are common
             integer              as int64: all lowest bytes first, all highest bytes last
+            weight3, angle2, ..  of tensors with bits of their own, a stream for each number of bits
             index                of every slice with a kernel of a codebook, or with a pattern of positions; there is
                                  such a stream only where the model has masked layers or codebooks
     """
-    weights: dict[str, list[Tensor]] = {"weight": [], "dense": [], "profile": []}
-    scales, angles, mantissas, exponents, integers = [], [], [], [], []
-    indices: list[Tensor] = []
+    codes: dict[str, list[Tensor]] = {"weight": [], "dense": [], "angle": []}
     widths = {"weight": 8, "dense": 8, "angle": 8}
+    scales, mantissas, exponents, integers = [], [], [], []
+    indices: list[Tensor] = []
     for entry in tensors:
         values = entry.tensor.detach().cpu()
-        widths["weight" if entry.kind == "codebook" else entry.kind] = entry.bits
+        if entry.codebook is not None or entry.kind in ("weight", "dense", "profile", "angle"):
+            widths[entry.stream] = entry.bits
+            found = codes.setdefault(entry.stream, [])
         if entry.codebook is not None:
             index, factor = nearest_multiple(values, entry.codebook.detach().cpu())
-            codes, scale = encode_weight(factor, entry.levels)
-            weights["weight"].append(to_digits(codes.flatten(), entry.levels))
+            digits, scale = encode_weight(factor, entry.levels)
+            found.append(to_digits(digits.flatten(), entry.levels))
             scales.append(scale)
             indices.append(index.flatten().to(torch.uint8))
         elif entry.positions is not None:
             numbers, index = _encode_positions(values.flatten(0, -2).long(), entry.positions)
             integers.append(numbers)
             indices.append(index)
-        elif entry.kind in weights:
-            codes, scale = encode_weight(entry.rows.detach().cpu(), entry.levels)
-            weights[entry.kind].append(to_digits(codes.flatten(), entry.levels))
+        elif entry.kind in ("weight", "dense", "profile"):
+            digits, scale = encode_weight(entry.rows.detach().cpu(), entry.levels)
+            found.append(to_digits(digits.flatten(), entry.levels))
             scales.append(scale)
         elif entry.kind == "angle":
-            angles.append(encode_angle(values, entry.bits, entry.period)[~entry.unused().cpu()])
+            found.append(encode_angle(values, entry.bits, entry.period)[~entry.unused().cpu()])
         elif entry.kind == "bf16":
             half = to_bf16(values).flatten().view(torch.int16).int() & 0xFFFF
             mantissas.append(((half >> 15 << 7) | (half & 0x7F)).to(torch.uint8))
@@ -72,16 +76,15 @@ def encode(tensors: Sequence[Entry]) -> Streams:
             exponents.append(_below_largest(exponent))
         else:
             integers.append(values.flatten().long())
-    streams = {name: _joined(codes, torch.uint8) for name, codes in weights.items() if codes or name != "profile"}
+    streams = {name: _joined(parts, torch.uint8) for name, parts in codes.items()}
     streams["scale"] = _planes(_joined(scales, torch.int16))
-    streams["angle"] = _joined(angles, torch.uint8)
     streams["mantissa"] = _joined(mantissas, torch.uint8)
     streams["exponent"] = _joined(exponents, torch.uint8)
     streams["integer"] = _planes(_joined(integers, torch.int64))
     if indices:
         streams["index"] = _joined(indices, torch.uint8)
         widths["index"] = max(1, int(streams["index"].amax()).bit_length() if len(streams["index"]) else 1)
-    return {name: (codes, widths.get(name, 8)) for name, codes in streams.items()}
+    return {name: (digits, widths.get(name, 8)) for name, digits in streams.items()}
 
 
 def check_counts(tensors: Sequence[Entry], stored: Mapping[str, Stored]) -> None:
@@ -90,30 +93,29 @@ def check_counts(tensors: Sequence[Entry], stored: Mapping[str, Stored]) -> None
     How many angles have an effect is known from the weights alone, and what positions take from their values: here
     they are not more than there could be.
     """
-    needed = dict.fromkeys(STREAMS, 0)
-    fewer = {"angle"}
+    needed = Counter(dict.fromkeys((*STREAMS, *stored), 0))
+    fewer = {name for name in needed if name.startswith("angle")}
     if "index" in stored:
-        needed["index"] = 0
         fewer |= {"index", "integer"}
     for entry in tensors:
         count = entry.tensor.numel()
         if entry.kind == "codebook":
             slices = count // entry.tensor[0, 0].numel()
             needed["scale"] += 2 * entry.tensor.shape[0]
-            needed["weight"] += slices
-            needed["index"] = needed.get("index", 0) + slices
+            needed[entry.stream] += slices
+            needed["index"] += slices
         elif entry.positions is not None and "index" in stored:
             kept = entry.tensor.shape[-1]
             needed["integer"] += 8 * (1 + max(count, _MOST_PATTERNS * kept))
             needed["index"] += count // kept
         elif entry.kind in ("weight", "dense", "profile"):
             needed["scale"] += 2 * len(entry.rows)
-            needed[entry.kind] = needed.get(entry.kind, 0) + count
+            needed[entry.stream] += count
         elif entry.kind == "bf16":
             needed["mantissa"] += count
             needed["exponent"] += count + 1
         else:
-            needed[entry.kind] += count * (8 if entry.kind == "integer" else 1)
+            needed[entry.stream] += count * (8 if entry.kind == "integer" else 1)
     for name, most in needed.items():
         count = stored[name].count if name in stored else 0
         if count > most or (count < most and name not in fewer):
@@ -141,7 +143,7 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
             _check(entry, (index < len(entry.codebook)).all())
         if entry.kind in ("weight", "dense", "profile", "codebook"):
             shape = shape if entry.kind == "codebook" else entry.rows.shape
-            digits = reader.take("weight" if entry.kind == "codebook" else entry.kind, count).view(shape)
+            digits = reader.take(entry.stream, count).view(shape)
             codes = from_digits(digits, entry.levels)
             exponents = reader.take("scale", len(entry.rows))
             _check(entry, (digits < entry.levels).all() & _within(exponents, *EXPONENT_RANGE))
@@ -152,7 +154,7 @@ def decode(tensors: Sequence[Entry], streams: Callable[[str], Tensor]) -> None:
         elif entry.kind == "angle":
             unused = entry.unused().cpu()
             value = torch.zeros(shape, dtype=torch.float32)
-            codes = reader.take("angle", int((~unused).sum()))
+            codes = reader.take(entry.stream, int((~unused).sum()))
             _check(entry, _within(codes.int(), 0, 2**entry.bits - 1))
             value[~unused] = decode_angle(codes, entry.bits, entry.period)
         elif entry.kind == "bf16":

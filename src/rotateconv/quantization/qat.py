@@ -1,6 +1,6 @@
 """Quantization-aware training: forward and backward with fake-quantized numbers, steps on the exact ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -37,7 +37,7 @@ class QuantizedTraining:
 
     Args:
         model: The plain model, not a wrapper of it.
-        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits: As in quantize.
+        weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits: As in quantize.
         scales: "searched", or "learned": then `scales` holds parameters that the optimizer takes too.
 
     Attributes:
@@ -70,10 +70,11 @@ class QuantizedTraining:
         dense_bits: int = 8,
         weight_levels: int | None = None,
         profile_bits: int | None = None,
+        layer_bits: Mapping[str, tuple[int, int]] | None = None,
         scales: Literal["searched", "learned"] = "searched",
     ) -> None:
         self.model = model
-        self.bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+        self.bits = Bits.of(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits)
         tensors = entries(model, self.bits)  # bits out of range are the caller's mistake now, not at the first step
         if scales not in ("searched", "learned"):
             raise InputError(f"scales must be 'searched' or 'learned', got {scales!r}")

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -37,6 +38,7 @@ def quantize(
     dense_bits: int = 8,
     weight_levels: int | None = None,
     profile_bits: int | None = None,
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
     calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
     scales: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
@@ -71,6 +73,9 @@ def quantize(
             2 with 1 bit.
         profile_bits: Of the profiles of RotateConv2d, 2 to 8, with 2^profile_bits - 1 levels and a scale per profile;
             None for bfloat16, which in a small model is a tenth of the file.
+        layer_bits: Other weight_bits and angle_bits for layers by their name, or a pattern such as "layer1.*"; the last
+            that fits counts. Such a weight has 2^bits levels where `weight_levels` is even, else as many as its bits
+            have by themselves.
         calibration: Batches of images, as `recalibrate` takes them: the batch norms of the copy measure their
             statistics again behind the quantized weights. None keeps those of the training, which with 3 bits and
             fewer no longer fit.
@@ -81,7 +86,8 @@ def quantize(
         The copy, with dtypes, devices and training flags as they were. Quantizing it again changes nothing.
 
     Raises:
-        ValueError: If bits are out of their range, a number is not finite, or the calibration has no image.
+        ValueError: If bits are out of their range, a pattern of `layer_bits` fits no layer that has such bits, a
+            number is not finite, or the calibration has no image.
 
     Example:
         >>> layer = quantize(RotateConv2d(16, 16, 3), weight_bits=3, angle_bits=4)
@@ -92,7 +98,7 @@ def quantize(
         Han, Mao, Dally, "Deep Compression", ICLR 2016. Li, Zhang, Liu, "Ternary Weight Networks", 2016. Rastegari,
         Ordonez, Redmon, Farhadi, "XNOR-Net", ECCV 2016, section 3.1.
     """
-    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits)
+    bits = Bits.of(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits)
     quantized, tensors = quantized_entries(model, bits, scales)
     if calibration is not None:
         recalibrate(quantized, calibration)
@@ -124,6 +130,7 @@ class Entry:
         layers: The layers that an angle belongs to, else empty; nearly always one.
         positions: Of a kernel, where the tensor counts them; else None.
         codebook: (K, k, k), whose multiples the slices of the tensor are; else None.
+        own_bits: Whether the bits are of `layer_bits`.
     """
 
     name: str
@@ -134,6 +141,13 @@ class Entry:
     layers: tuple[RotateConv2d, ...] = ()
     positions: int | None = None
     codebook: Tensor | None = None
+    own_bits: bool = False
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream of its codes in a packed file."""
+        name = "weight" if self.kind == "codebook" else self.kind
+        return f"{name}{self.bits}" if self.own_bits else name
 
     @property
     def period(self) -> float:
@@ -154,7 +168,7 @@ def entries(model: nn.Module, bits: Bits) -> list[Entry]:
     """Every tensor of a model's state dict once, in its order, but the angles at the end.
 
     Raises:
-        ValueError: If bits are out of their range, or a tensor is complex.
+        ValueError: If bits are out of their range, a pattern fits no layer with such bits, or a tensor is complex.
     """
     bits.check()
     profile: Kind = "bf16" if bits.profile is None else "profile"
@@ -194,7 +208,31 @@ def entries(model: nn.Module, bits: Bits) -> list[Entry]:
             found[id(tensor)] = Entry(
                 name, tensor, kind, bits_of[kind], levels.get(kind, 0), owners, positions, codebook
             )
-    return sorted(found.values(), key=lambda entry: entry.kind == "angle")
+    tensors = sorted(found.values(), key=lambda entry: entry.kind == "angle")
+    return _with_own_bits(tensors, bits) if bits.layers else tensors
+
+
+def _with_own_bits(tensors: list[Entry], bits: Bits) -> list[Entry]:
+    owners = [
+        entry.name.rpartition(".")[0] if entry.kind in ("weight", "codebook", "angle") else "" for entry in tensors
+    ]
+    for pattern, _ in bits.layers:
+        if not any(fnmatchcase(layer, pattern) for layer in owners if layer):
+            names = ", ".join([*dict.fromkeys(filter(None, owners))][:2])
+            some = f"{names}, ... are" if names else "the model has none"
+            raise InputError(f"layer_bits names {pattern}, and no layer with weight_bits is called so: {some}")
+    return [_with_last(entry, layer, bits) if layer else entry for entry, layer in zip(tensors, owners, strict=True)]
+
+
+def _with_last(entry: Entry, layer: str, bits: Bits) -> Entry:
+    """The entry with the bits of the last pattern that fits its layer."""
+    fitting = [own for pattern, own in bits.layers if fnmatchcase(layer, pattern)]
+    if not fitting:
+        return entry
+    weight, angle = fitting[-1]
+    if entry.kind == "angle":
+        return replace(entry, bits=angle, own_bits=True)
+    return replace(entry, bits=weight, levels=bits.own_levels(weight), own_bits=True)
 
 
 @torch.no_grad()

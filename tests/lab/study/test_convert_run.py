@@ -16,7 +16,7 @@ from torch import nn
 
 from rotateconv import RotateConv2d, convert, quantize, recalibrate
 from rotateconv.errors import ConfigError, RunError, RunInterrupted
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
@@ -24,14 +24,14 @@ from rotateconv.lab.files import read_json
 from rotateconv.lab.study.angles import starting_model
 from rotateconv.lab.study.conversions import conversion_from_json
 from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
-from rotateconv.lab.study.events import LayerFitted, ModelFitted
+from rotateconv.lab.study.events import BitsAllocated, LayerFitted, ModelFitted
 from rotateconv.lab.train import build, pretrained
 from rotateconv.lab.train.build import build_configured, build_from
 from rotateconv.lab.train.checkpoint import list_checkpoints, load_checkpoint, weights_bytes
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.events import CheckpointSaved, RunWarning
 from rotateconv.lab.train.fit import fit
-from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
+from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.lab.train.pretrained import load_source
 from rotateconv.lab.train.run_folder import read_config, read_records, read_summary
 from rotateconv.lab.train.weights import load_weights, read_weights_file
@@ -481,6 +481,18 @@ def test_a_teacher_that_is_not_the_source_teaches(dense: Path, tmp_path: Path, d
         convert_run(settings(dense, epochs=1, teacher=str(teacher)), tmp_path / name, data=data)
     losses = [read_records(tmp_path / name)[0].train_loss for name in ("own", "other")]
     assert losses[0] != losses[1]
+
+
+def test_a_conversion_into_a_budget(dense: Path, tmp_path: Path, data: ImageData) -> None:
+    config = changed(fine_tuning(read_config(dense), str(dense)), {"convert_taps": "profile", "qat": True})
+    seen: list[object] = []
+    convert_run(config, tmp_path / "run", data=data, budget=5_000, on_event=seen.append)
+    trained = load_run(tmp_path / "run")
+    (allocated,) = (event.allocation for event in seen if isinstance(event, BitsAllocated))
+    assert trained.config.bits == allocated.bits
+    assert allocated.bits.levels is not None
+    pack_model(trained.model, trained.data, tmp_path / "file", allocated.bits, fold_norms=True)
+    assert (tmp_path / "file").stat().st_size <= allocated.bytes <= 5_000
 
 
 def test_evaluate_model_is_evaluate(dense: Path, data: ImageData) -> None:

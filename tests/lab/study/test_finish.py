@@ -13,10 +13,11 @@ from rotateconv.lab import finish, fit
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.study.finish import finishing
-from rotateconv.lab.train.load import evaluate_model, load_run
+from rotateconv.lab.train.load import evaluate_model, load_run, pack_model
 from rotateconv.lab.train.run_folder import INITIAL, WEIGHTS, read_config
 from rotateconv.lab.train.weights import read_weights_file
 from rotateconv.models import CONVS
+from rotateconv.quantization.bits import Bits
 from small import StopAt, assert_same_run, tiny_config
 
 BITS = {"weight_bits": 2, "angle_bits": 3, "dense_bits": 6}
@@ -42,7 +43,7 @@ def test_every_kind_starts_from_its_own_float_model_and_is_kept_quantized(
     config = read_config(tmp_path / "small")
     first = read_config(tmp_path / "float")
     assert (config.source, config.teacher) == (str(tmp_path / "float"), str(wide))
-    assert (config.epochs, config.lr, config.qat, config.bits) == (2, first.lr / 2, True, (2, 3, 6, None, None))
+    assert (config.epochs, config.lr, config.qat, config.bits) == (2, first.lr / 2, True, Bits(2, 3, 6))
     assert (config.conv, config.width, config.seed) == (first.conv, first.width, first.seed)
     trained, began = (read_weights_file(tmp_path / name) for name in (f"float/{WEIGHTS}", f"small/{INITIAL}"))
     assert trained.keys() == began.keys()
@@ -90,4 +91,28 @@ def test_what_cannot_be_finished_is_refused(tmp_path: Path, data: ImageData) -> 
         finishing(tmp_path / "float" / WEIGHTS)
     with pytest.raises(ConfigError, match="weight_bits must be a whole number from 1 to 8"):
         finish(tmp_path / "float", tmp_path / "other", weight_bits=9, data=data)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("conv", "tight", "loose"), [("rotate2p", 1_900, 2_300), ("conv3x3", 2_400, 3_200)])
+def test_a_budget_is_kept_by_the_file_of_the_trained_model(
+    conv: str, tight: int, loose: int, tmp_path: Path, data: ImageData
+) -> None:
+    fit(tiny_config(conv=conv, width=2.0, epochs=4), tmp_path / "float", data=data)
+    found = {}
+    for budget in (tight, loose):
+        run = tmp_path / f"small{budget}"
+        finish(tmp_path / "float", run, budget=budget, dense_bits=6, profile_bits=6, data=data)
+        trained = load_run(run)
+        found[budget] = trained.config.bits
+        assert trained.config.bits is not None
+        pack_model(trained.model, trained.data, tmp_path / "file", trained.config.bits, fold_norms=True)
+        assert (tmp_path / "file").stat().st_size <= budget
+        # The same call goes on with the run, and finds the same bits.
+        assert finish(tmp_path / "float", run, budget=budget, dense_bits=6, profile_bits=6, data=data, resume=True)
+    assert found[tight] != found[loose]
+    with pytest.raises(ConfigError, match="budget chooses the bits of weights and angles: leave these out"):
+        finish(tmp_path / "float", tmp_path / "other", budget=tight, weight_bits=2, data=data)
+    with pytest.raises(ValueError, match="nothing fits in 500 bytes"):
+        finish(tmp_path / "float", tmp_path / "other", budget=500, data=data)
     assert not (tmp_path / "other").exists()

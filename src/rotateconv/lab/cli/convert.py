@@ -6,18 +6,20 @@ from typing import Annotated
 
 from rich.console import Console
 
-from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli import bits, keys, options
 from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.study.conversions import ConversionRecord, states_table
+from rotateconv.lab.study.shrinking import bytes_in
 from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
     ("Your own model and its weights:", "rotateconv convert net.pt --model mine:net --data folder --data-dir photos"),
     ("To few bits at once:", "rotateconv convert runs/dense --taps free --qat --out runs/small"),
+    ("Into 28 KB, more bits where they help most:", "rotateconv convert runs/dense --taps profile --budget 28KB"),
     ("Layer by layer, in three stages:", "rotateconv convert runs/dense --stages 3 --epochs 6"),
 )
 NAMES = {
@@ -51,6 +53,16 @@ def convert(
             options.CONVERSION,
         ),
     ] = 1,
+    budget: Annotated[
+        str | None,
+        options.value(
+            "--budget",
+            "BYTES",
+            "Train with --qat for a packed file of so many bytes (40KB, 40000): bits of weights and angles are "
+            "chosen for each part of the model.",
+            show_default=False,
+        ),
+    ] = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
     out: Annotated[Path | None, options.value("--out", "RUN", "The run folder; runs/SOURCE-TAPS.", options.RUN)] = None,
@@ -67,18 +79,24 @@ def convert(
     without_torchrun("convert", jobs=False)
     values, called = keys.read(RunConfig, changes, NAMES)
     values = {"convert_taps": "free", "convert_fit": "outputs", **values, **overridden(set_ or ())}
+    size = None if budget is None else bytes_in(budget)
+    if size is not None:
+        bits.refuse(values, called)
+        values["qat"] = True
     settings = fine_tuned(source, model, config, values, called)
     run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
     options.use_device(device)
-    _convert(settings, run, stages=stages, overwrite=overwrite, trackers=options.trackers(log_with))
+    _convert(settings, run, stages=stages, budget=size, overwrite=overwrite, trackers=options.trackers(log_with))
 
 
-def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, trackers: tuple[str, ...]) -> None:
+def _convert(
+    settings: RunConfig, run: Path, *, stages: int, budget: int | None, overwrite: bool, trackers: tuple[str, ...]
+) -> None:
     """Convert, and show how it goes."""
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import FittingProgress, TrainingProgress
     from rotateconv.lab.study.convert_run import convert_run
-    from rotateconv.lab.study.events import ConversionEvent, LayerFitted, ModelFitted, StageStart
+    from rotateconv.lab.study.events import BitsAllocated, ConversionEvent, LayerFitted, ModelFitted, StageStart
     from rotateconv.lab.train.trackers import Trackers
 
     console = make_console()
@@ -91,6 +109,8 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
         match event:
             case LayerFitted():
                 fitting.show(event)
+            case BitsAllocated(found):
+                say(console, f"bits: {bits.described(found.bits)}; about {found.bytes:,} bytes packed, norms folded")
             case ModelFitted():
                 say(console, str(event.report))
                 if settings.factory is not None:
@@ -118,7 +138,9 @@ def _convert(settings: RunConfig, run: Path, *, stages: int, overwrite: bool, tr
 
     try:
         with going_on(kept), closing(Trackers(trackers)) as tracked:
-            result = convert_run(settings, run, data=images, stages=stages, overwrite=overwrite, on_event=on_event)
+            result = convert_run(
+                settings, run, data=images, stages=stages, budget=budget, overwrite=overwrite, on_event=on_event
+            )
     finally:
         fitting.bar.stop()
         for shown in progress:

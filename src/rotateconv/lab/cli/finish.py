@@ -1,17 +1,21 @@
 """`rotateconv finish`: a trained float model becomes one of few bits, the same way for every kind of layer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli import bits, keys, options
+from rotateconv.lab.cli.console import facts, make_console
+from rotateconv.lab.cli.errors import without_torchrun
 from rotateconv.lab.cli.train import run_training
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.run_config import FINISHED_KEYS
+from rotateconv.lab.study.shrinking import bytes_in
 
 EXAMPLES = options.examples(
     ("To 3-bit weights and 4-bit angles:", "rotateconv finish runs/lines --weight-bits 3 --angle-bits 4"),
+    ("Into 28 KB, more bits where they help most:", "rotateconv finish runs/lines --budget 28KB"),
     (
         "A ternary model that learns from a wider one:",
         "rotateconv finish runs/narrow --weight-bits 2 --teacher runs/dense",
@@ -27,6 +31,15 @@ def finish(
     changes: keys.Given | None = None,
     set_: options.Set = None,
     download: options.Download = False,
+    budget: Annotated[
+        str | None,
+        options.value(
+            "--budget",
+            "BYTES",
+            "Bytes of the packed file (40KB, 40000): bits of weights and angles are chosen for each part of the model.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, options.value("--out", "RUN", "The run folder; runs/SOURCE-wBITS-aBITS.", options.RUN)
     ] = None,
@@ -44,7 +57,10 @@ def finish(
     from rotateconv.lab.study.finish import finishing
 
     values, called = keys.read(RunConfig, changes)
-    settings = finishing(source, {**values, **overridden(set_ or ())}, called)
+    values |= overridden(set_ or ())
+    settings = finishing(source, values, called)
+    if budget is not None:
+        settings = _within(budget, settings, source, values, called, download=download)
     run = out
     if run is None:
         run = Path("runs", f"{source.resolve().name}-w{settings.weight_bits}-a{settings.angle_bits}")
@@ -52,3 +68,24 @@ def finish(
     again = (run / "config.json").is_file() and not overwrite
     trackers = options.trackers(log_with)
     run_training(settings, run, resume=again, overwrite=overwrite, download=download, trackers=trackers)
+
+
+def _within(
+    budget: str, settings: RunConfig, source: Path, values: dict[str, Any], called: dict[str, str], *, download: bool
+) -> RunConfig:
+    """Return the configuration with the bits that a budget leaves, and print them."""
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.data.description import DataDescription
+    from rotateconv.lab.study.budget import within_budget
+    from rotateconv.lab.train.pretrained import load_source
+
+    without_torchrun("finish --budget", jobs=False)
+    bits.refuse(values, called)
+    size = bytes_in(budget)
+    console = make_console()
+    images = load_shown(settings.images, console, download=download)
+    data = DataDescription.of(images)
+    model = load_source(str(source), None, data)
+    settings, found = within_budget(settings, model, data, images.train, size)
+    facts(console, {"bits": bits.described(found.bits), "packed": f"about {found.bytes:,} bytes, norms folded"})
+    return settings

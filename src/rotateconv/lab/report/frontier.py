@@ -61,12 +61,17 @@ class Point:
 
     @property
     def bits(self) -> str:
-        """Of a weight, with the levels where they are not 2^bits - 1; of an angle and a profile where there are any."""
+        """Of a weight, with the levels where they are not 2^bits - 1; of an angle and a profile where there are any.
+
+        Then the bits that layers have of their own, by name.
+        """
         bits = self.group.config.bits
         assert bits is not None
         levels = "" if bits.levels is None else f" ({bits.levels} levels)"
         profile = "" if bits.profile is None else f", {bits.profile} a profile"
-        return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if self.family == "RotateConv" else "")
+        lines = self.family == "RotateConv"
+        own = "".join(f", {w}{f' + {a}' if lines else ''} in {name}" for name, (w, a) in bits.layers)
+        return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if lines else "") + own
 
     @property
     def accuracy(self) -> Sample:

@@ -20,6 +20,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json, write_bytes, write_json
 from rotateconv.lab.parts import Execution
 from rotateconv.lab.plain import to_json
+from rotateconv.lab.study.budget import within_budget
 from rotateconv.lab.study.conversions import (
     Accuracies,
     ConversionRecord,
@@ -27,7 +28,7 @@ from rotateconv.lab.study.conversions import (
     conversion_from_json,
     markdown,
 )
-from rotateconv.lab.study.events import LayerFitted, ModelFitted, OnConversionEvent, StageStart
+from rotateconv.lab.study.events import BitsAllocated, LayerFitted, ModelFitted, OnConversionEvent, StageStart
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
@@ -80,6 +81,7 @@ def convert_run(
     *,
     data: ImageData,
     stages: int = 1,
+    budget: int | None = None,
     overwrite: bool = False,
     on_event: OnConversionEvent | None = None,
 ) -> ConversionRecord:
@@ -96,6 +98,8 @@ def convert_run(
         data: the images.
         stages: 1 converts all layers at once; n converts a n-th of them at a time, those with the least residual
             first, with a n-th of the epochs each, in runs beside `out`: OUT-stage1, ...
+        budget: with `qat`, bytes of the packed file, in place of bits of weights and angles: `allocate_bits` chooses
+            them for the parts of the fitted model.
         overwrite: start again.
         on_event: called with the events.
 
@@ -113,6 +117,11 @@ def convert_run(
     fitted = copy_model(source)
     layers = convert_source(fitted, conversion, description, data.train, lambda *fit: report(LayerFitted(*fit)))
     calibrated = copy_model(fitted)
+    recalibrate(calibrated, calibration_batches(calibrated, how, description, data.train))
+    if budget is not None:
+        config, allocation = within_budget(config, calibrated, description, data.train, budget)
+        report(BitsAllocated(allocation))
+    assert config.source is not None
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
         check_run(run, settings, **going_on(run, overwrite))
@@ -121,7 +130,6 @@ def convert_run(
     if done is not None:
         return done
 
-    recalibrate(calibrated, calibration_batches(calibrated, how, description, data.train))
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
     before = {name: evaluate_model(model, how, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}

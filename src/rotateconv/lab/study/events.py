@@ -8,6 +8,7 @@ from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.shrinking import Trial
 from rotateconv.lab.train.events import Event, RunEnd, RunWarning
 from rotateconv.lab.train.run_results import EpochRecord
+from rotateconv.quantization.allocate import Allocation
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ class LayerFitted:
 
 
 @dataclass(frozen=True)
+class BitsAllocated:
+    """The bits that a budget of bytes leaves a model are chosen."""
+
+    allocation: Allocation
+
+
+@dataclass(frozen=True)
 class ModelFitted:
     """A trained model is converted and not trained yet: validation accuracies in percent, and its layers.
 
@@ -141,7 +149,7 @@ TaskEvent = RunEvent | RunTrained | RunDiverged | RunDied | RunStopped
 StudyEvent = StudyStart | TaskEvent | RecordsChanged
 SearchEvent = StudyStart | TaskEvent | RunPruned
 ShrinkEvent = RungStart | TrialEnd | LayerFitted | StudyStart | TaskEvent | RunWarning
-ConversionEvent = LayerFitted | ModelFitted | StageStart | Event
+ConversionEvent = LayerFitted | BitsAllocated | ModelFitted | StageStart | Event
 OnTaskEvent = Callable[[TaskEvent], None]
 OnStudyEvent = Callable[[StudyEvent], None]
 OnSearchEvent = Callable[[SearchEvent], None]

@@ -6,11 +6,15 @@ from typing import Any
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig, changed
+from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.run_config import FINISHED_KEYS
+from rotateconv.lab.run_config import FINISHED_KEYS, texts_of
+from rotateconv.lab.study.budget import within_budget
 from rotateconv.lab.study.convert_run import fine_tuning
 from rotateconv.lab.train.events import OnEvent
 from rotateconv.lab.train.fit import fit
+from rotateconv.lab.train.pretrained import load_source
 from rotateconv.lab.train.run_folder import SUMMARY, read_config
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.quantization.bits import Bits
@@ -54,7 +58,9 @@ def finish(
     angle_bits: int = 5,
     weight_levels: int | None = None,
     profile_bits: int | None = None,
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
     dense_bits: int = 8,
+    budget: int | None = None,
     teacher: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
     data: ImageData | None = None,
@@ -71,7 +77,9 @@ def finish(
     Args:
         source: folder of a finished run without `qat`; not changed.
         out: the new run folder, which names its source and keeps the weights that it began with.
-        weight_bits, angle_bits, weight_levels, profile_bits, dense_bits: as in `rotateconv.quantize`.
+        weight_bits, angle_bits, weight_levels, profile_bits, layer_bits, dense_bits: as in `rotateconv.quantize`.
+        budget: bytes of the packed file, in place of bits of weights and angles: `allocate_bits` chooses them for each
+            part of the model on training images.
         teacher: folder of the run to learn from; None for `source` itself.
         changes: other keys of the configuration, such as `epochs` and `lr`.
         data, resume, overwrite, on_event: as in `rotateconv.lab.fit`.
@@ -90,9 +98,19 @@ def finish(
         ...     summary = finish(f"{folder}/float", f"{folder}/small", weight_bits=3, angle_bits=4)
         ...     kept = read_config(Path(folder, "small"))
         >>> summary.steps, kept.bits, kept.lr
-        (21, Bits(weight=3, angle=4, dense=8, levels=None, profile=None), 0.1)
+        (21, Bits(weight=3, angle=4, dense=8, levels=None, profile=None, layers=()), 0.1)
     """
-    bits = Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits).arguments
+    bits = {
+        **Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits).arguments,
+        "layer_bits": None if layer_bits is None else texts_of(layer_bits),
+    }
     named = {} if teacher is None else {"teacher": str(teacher)}
     config = finishing(source, {**bits, **named, **(changes or {})})
+    if budget is not None:
+        if (weight_bits, angle_bits, weight_levels, layer_bits) != (4, 5, None, None):
+            raise ConfigError("budget chooses the bits of weights and angles: leave these out, or budget")
+        data = data or load_images(config.images)
+        description = DataDescription.of(data)
+        model = load_source(str(source), None, description)
+        config, _ = within_budget(config, model, description, data.train, budget)
     return fit(config, out, data=data, resume=resume, overwrite=overwrite, on_event=on_event)
