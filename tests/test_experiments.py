@@ -16,7 +16,6 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.canvas import picture_name
 from rotateconv.lab.report.figures import picture_names
-from rotateconv.lab.report.frontier import frontier_picture
 from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, gathered
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.plan import Study, plan
@@ -105,7 +104,7 @@ def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
         elif kind == "sizes" and found.sizes:
             names = [picture_name(study, "sizes")]
         elif kind == "frontier" and found.files:
-            names = [frontier_picture(study)]
+            names = [picture_name(study, "frontier")]
         for name in names:
             assert (page.parent / PICTURES / name).is_file(), name
 

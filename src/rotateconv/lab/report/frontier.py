@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotateconv.lab.report.canvas import bar, legend, make_figure, save, scale_bytes
+from rotateconv.lab.report.canvas import legend, make_figure, mark, save, scale_bytes
 from rotateconv.lab.report.colors import layers_color
 from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, corrected
 from rotateconv.lab.report.tables import difference, multiply_adds, number, spread
@@ -183,16 +183,6 @@ def rivalry_table(found: Sequence[Rivalry]) -> Table:
     return Table((*head, "difference, points", "p, corrected"), tuple(rows), 1)
 
 
-def frontier_picture(study: str) -> str:
-    """Return the name of a study's picture of accuracy against bytes, as `draw_frontier` draws it.
-
-    Example:
-        >>> frontier_picture("gpu/bytes")
-        'gpu-bytes-frontier.png'
-    """
-    return f"{study.replace('/', '-')}-frontier.png"
-
-
 def draw_frontier(points: Sequence[Point], path: Path) -> None:
     """Draw test accuracy over bytes of the packed file: a color a kind of layers, a line through each family's best."""
     first = points[0].group
@@ -209,25 +199,12 @@ def draw_frontier(points: Sequence[Point], path: Path) -> None:
                 best.append(point)
         if best:
             color = layers_color(best[-1].group.label)
-            axes.plot(
-                *zip(*((point.packed / 1e3, point.accuracy.mean) for point in best), strict=True),
-                line,
-                color=color,
-                linewidth=1.2,
-            )
+            places = ([point.packed / 1e3 for point in best], [point.accuracy.mean for point in best])
+            axes.plot(*places, line, color=color, linewidth=1.2)
         for point in own:
             color = layers_color(point.group.label)
-            bars = [[length] for length in bar(point.accuracy)]
-            axes.errorbar(
-                [point.packed / 1e3],
-                [point.accuracy.mean],
-                yerr=bars,
-                color=color,
-                marker=marker,
-                markerfacecolor=color if point.accuracy.n > 1 else "white",
-                capsize=2,
-                elinewidth=0.8,
-            )
+            face = color if point.accuracy.n > 1 else "white"
+            mark(axes, point.packed / 1e3, point.accuracy, color, marker, face)
             name = point.group.label.partition(" x")[0]  # whatever its width
             entries.append((f"{family}: {name}", color, color, marker))
     sizes = [point.packed / 1e3 for point in points]

@@ -9,7 +9,7 @@ from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.report.blocks import fill_blocks
 from rotateconv.lab.report.canvas import picture_name
 from rotateconv.lab.report.figures import picture_names
-from rotateconv.lab.report.frontier import frontier_picture, make_points, points_table, rivalries, rivalry_table
+from rotateconv.lab.report.frontier import make_points, points_table, rivalries, rivalry_table
 from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
 from rotateconv.lab.report.tables import (
     STUDY,
@@ -222,7 +222,7 @@ def _sizes(study: str, sizes: SizesTable, folder: str) -> str:
 def _frontier(study: str, found: StudyRecord, folder: str) -> str:
     groups = make_groups(found.runs)
     points = make_points(groups, found.files)
-    parts = [protocol([point.group for point in points]), _image(frontier_picture(study), folder)]
+    parts = [protocol([point.group for point in points]), _image(picture_name(study, "frontier"), folder)]
     rivals = rivalries(points)
     if rivals:
         parts += [rivalry_table(rivals).markdown(), _RIVALRIES]

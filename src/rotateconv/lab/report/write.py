@@ -10,7 +10,7 @@ from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks, read_page
 from rotateconv.lab.report.canvas import picture_name
 from rotateconv.lab.report.figures import draw_sizes, draw_study
-from rotateconv.lab.report.frontier import draw_frontier, frontier_picture, make_points
+from rotateconv.lab.report.frontier import draw_frontier, make_points
 from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, gathered, to_markdown
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
@@ -57,7 +57,7 @@ def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ())
         elif kind == "frontier" and found.files:
             _make(folder)
             points = make_points(make_groups(found.runs), found.files)
-            draw_frontier(points, folder / frontier_picture(study))
+            draw_frontier(points, folder / picture_name(study, "frontier"))
     write_bytes(page, filled.encode())
 
 
