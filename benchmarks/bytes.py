@@ -67,6 +67,7 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
                     options = [*points["float"], "--conv", conv, "--width", f"{wide:g}", "--seed", str(seed)]
                     yield Run(name, ("train", *options, "--data-dir", data_dir, "--out", name), quantized=False)
             bits = {key: point[key] for key in point if key.endswith(("_bits", "_levels"))}
+            mixed = f"-{point.get('label', 'mixed')}" if "layer_bits" in bits else ""
             taken = "" if trained == "conv3x3" else f"-of-{trained}"
             form = f"{point['taps']}-taps{taken}" if "taps" in point else point.get("conv", trained)
             levels = f"l{bits['weight_levels']}" if "weight_levels" in bits else ""
@@ -74,7 +75,7 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
             profile = f"p{bits['profile_bits']}" if "profile_bits" in bits else ""
             extra = point.get("options", [])
             more = "".join(f"-{word.lstrip('-').replace('=', '-')}" for word in extra if word != "--set")
-            name = f"{form}-x{width:g}-w{bits['weight_bits']}{levels}{angles}{profile}{more}-s{seed}"
+            name = f"{form}-x{width:g}-w{bits['weight_bits']}{levels}{angles}{profile}{mixed}{more}-s{seed}"
             options = [f"--{key.replace('_', '-')}={value}" for key, value in bits.items()]
             if "taps" in point:
                 command = ["convert", source, "--taps", point["taps"], "--qat"]

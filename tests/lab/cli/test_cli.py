@@ -33,6 +33,7 @@ from rotateconv.lab.train.events import Event, StepEnd
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import read_config, read_records
 from rotateconv.models import MODELS
+from rotateconv.quantization.bits import Bits
 from small import Tiny, small_digits
 
 COMMANDS = [name for name in app if not name.startswith("-")]
@@ -135,7 +136,7 @@ def test_finish_trains_to_few_bits_and_goes_on() -> None:
     assert "trained with 2-bit weights" in run(*words)
     config = read_config(Path("runs/float-w2-a3"))
     assert (config.conv, config.source, config.teacher) == ("rotate2p", "float", "wide")
-    assert (config.qat, config.bits) == (True, (2, 3, 8, None, None))
+    assert (config.qat, config.bits) == (True, Bits(2, 3, 8))
     assert "is finished already" in run(*words)
     assert "2 bits per weight, 3 per angle" in run("pack", "runs/float-w2-a3", "--out", "small.rcp")
     assert "resume it unchanged" in invoke([*words, "--lr", "0.01"]).stderr

@@ -50,9 +50,10 @@ class Point:
 
     @property
     def layers(self) -> str:
-        """What its layers are called, what they were fitted to if not to 3x3, shared angles, and its setting."""
+        """What its layers are called, what they were fitted to if not to 3x3, shared angles, teacher and setting."""
         config = self.group.config
-        setting = f", {self.setting}" if self.setting else ""
+        own = ", its source as teacher" if config.width < 1 and config.teacher == config.source is not None else ""
+        setting = own + (f", {self.setting}" if self.setting else "")
         if config.convert_taps is None:
             return f"{self.group.label}{setting}"
         fitted = "" if config.conv == "conv3x3" else f" of {config.conv}"
