@@ -84,7 +84,9 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
             else:
                 command = ["finish", source]
             usual = [] if any(word.startswith("--epochs=") for word in extra) else points["finish"]
-            common = [*usual, "--teacher", dense, "--data-dir", data_dir, "--out", name]
+            # Of the dense model of full width, but where a row was made while `convert` let the source teach.
+            teacher = source if point.get("teacher") == "source" else dense
+            common = [*usual, "--teacher", teacher, "--data-dir", data_dir, "--out", name]
             yield Run(name, (*command, *options, *extra, *common), quantized=True)
 
 

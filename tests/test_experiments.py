@@ -143,7 +143,8 @@ def test_the_record_of_bytes_is_of_its_points(study: str) -> None:
         kept = config.bits._asdict() if config.bits else {}
         bits = {f"--{key}-bits={kept[key]}" for key in ("weight", "angle", "profile") if kept.get(key)}
         levels = {f"--weight-levels={config.weight_levels}"} if config.weight_levels else set()
-        assert {word for word in command if "-bits=" in word or "-levels=" in word} == bits | levels
+        layers = {f"--layer-bits={','.join(config.layer_bits)}"} if config.layer_bits else set()
+        assert {word for word in command if "-bits=" in word or "-levels=" in word} == bits | levels | layers
 
 
 def test_the_entropy_of_a_slice_is_that_of_its_codes(tmp_path: Path) -> None:

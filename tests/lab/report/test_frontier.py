@@ -1,5 +1,6 @@
 """Laws of accuracy against bytes: what is compared with what, and what a verdict needs."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ def study(tmp_path: Path) -> Path:
     for name, (changes, size, accuracy) in POINTS.items():
         for seed in range(3):
             dense = f"f-dense-s{seed}"
-            own = {"conv": "conv3x3", "source": dense, "teacher": dense, "seed": seed, "qat": True}
+            own = {"conv": "conv3x3", "source": dense, "teacher": f"f-wide-s{seed}", "seed": seed, "qat": True}
             config = make_config("quick", changes={**own, **changes})
             write_run(tmp_path / "runs" / f"{name}-s{seed}", config, accuracy + 0.1 * seed)
             sizes[f"{name}-s{seed}"] = {"packed": size + seed, "compact": size + 1000, "slice_entropy": 7.9 + seed / 10}
@@ -54,6 +55,18 @@ def test_seeds_with_sources_of_their_own_are_one_point(study: Path) -> None:
     assert rows == [
         ("dense", "conv3x3 x0.50", "2", "19,001", "20,000", "78.10 ± 0.10", "78.10 ± 0.10", "3", "2.5 M", "1", "8.00")
     ]
+
+
+def test_a_narrow_model_that_its_source_taught_says_so(study: Path) -> None:
+    found = read_study(study)
+    runs = [
+        dataclasses.replace(run, config=dataclasses.replace(run.config, teacher=run.config.source))
+        if run.config.width < 1
+        else run
+        for run in found.runs
+    ]
+    names = {point.layers for point in make_points(make_groups(runs), found.files)}
+    assert names == {"conv3x3 x0.50, its source as teacher", "profile taps", "codebook16"}
 
 
 def test_a_budget_takes_what_fits_and_validation_chooses(study: Path) -> None:
