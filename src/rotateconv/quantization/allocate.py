@@ -113,7 +113,8 @@ def allocate_bits(
         return sum(of[part, step] for part, step in zip(parts, chosen, strict=True))
 
     choices = sorted(itertools.product(steps, repeat=len(parts)), key=lambda chosen: total(chosen, divergence))
-    rest = notes_bytes + _other_bytes(model, bits_of(choices[0], parts))
+    # The other streams grew by 0.7 % while a ResNet-20 was trained with its bits.
+    rest = notes_bytes + math.ceil(1.02 * _other_bytes(model, bits_of(choices[0], parts)))
     for chosen in choices:
         # As if no code were rarer than another: so it is, nearly, after a training with these bits.
         size = math.ceil(total(chosen, coded)) + rest
