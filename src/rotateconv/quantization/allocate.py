@@ -78,7 +78,7 @@ def allocate_bits(
     Example:
         >>> from rotateconv.models import build_model
         >>> found = allocate_bits(build_model("resnet20", "rotate2p"), [torch.randn(8, 3, 32, 32)], 26_000)
-        >>> found.bytes <= 26_000, found.bits.weight <= 4
+        >>> found.bytes <= 26_000, found.bits.levels == 2**found.bits.weight
         (True, True)
 
     Reference:
