@@ -1,4 +1,4 @@
-"""Other ways to train quantized angles, and bits that differ by layer: what each is worth beside the plain way.
+"""Other ways to train quantized angles: what each is worth beside the plain way.
 
     python benchmarks/estimators.py --source runs/bytes/f-conv3x3-x1-s0 --data-dir DATA --work runs/estimators
     python benchmarks/estimators.py --work runs/estimators --record experiments/bytes/estimators.json
@@ -9,9 +9,8 @@ Each variant is the same command, `rotateconv convert SOURCE --taps profile --qa
     annealed    θ + α (Q(θ) - θ), where α grows from 0 to 1 in the first 70 % of the steps
     frozen      layer by layer, from the first: between 20 and 80 % of the steps its angles become Q(θ) for good
     offset      the grid of an output channel's angles may lie anywhere: one of 16 offsets, of the least squared error
-    mixed       4 levels and 3-bit angles in the last stage, which has three quarters of the slices; 16 and 5 before
 
-No file holds an offset or bits by layer: the bytes of these two are computed, 2 for an offset and the bits themselves.
+No file holds an offset, so it counts as two bytes.
 """
 
 import argparse
@@ -20,24 +19,21 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rotateconv.lab.cli import run
 from rotateconv.lab.train import build_state, train_state
+from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.load import load_run
 from rotateconv.lab.train.run_folder import read_records, read_summary
-from rotateconv.quantization import qat, quantize
-from rotateconv.quantization.bits import levels_of
+from rotateconv.quantization import qat
 from rotateconv.quantization.pack import pack
 from rotateconv.quantization.primitives import decode_angle, encode_angle
-from rotateconv.quantization.quantize import Entry
-
-MIXED = {"stages.0.": (4, 5), "stages.1.": (4, 5)}
-"""Bits of weights and angles of what begins so."""
+from rotateconv.quantization.quantize import Entry, entries, quantize
 
 COMMAND = ("--taps=profile", "--qat", "--epochs=3", "--weight-bits=2", "--weight-levels=4", "--angle-bits=3")
 """Options of `rotateconv convert`."""
@@ -63,7 +59,7 @@ class Plain(qat.QuantizedTraining):
         self.passes += 1
 
     def angles(self) -> list[Entry]:
-        return [entry for entry in quantize.entries(self.model, self.bits) if entry.kind == "angle"]
+        return [entry for entry in entries(self.model, self.bits) if entry.kind == "angle"]
 
     def exchange(self, time: float) -> object:
         """Change the quantized angles of a pass."""
@@ -72,13 +68,17 @@ class Plain(qat.QuantizedTraining):
         """Change the exact ones behind it."""
 
 
-class Annealed(Plain):
+class FromExact(Plain):
+    """Knows the exact angles of a pass."""
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         self.exact = [entry.tensor.detach().clone() for entry in self.angles()]
         with super().__call__():
             yield
 
+
+class Annealed(FromExact):
     @torch.no_grad()
     def exchange(self, time: float) -> None:
         share = min(1.0, time / 0.7)
@@ -111,47 +111,23 @@ def nearest_with_offset(angle: Tensor, bits: int, period: float) -> Tensor:
     return found.gather(0, error.argmin(0)[None, :, None].expand_as(found[:1]))[0].to(angle.dtype)
 
 
-class Offset(Plain):
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        self.exact = [entry.tensor.detach().clone() for entry in self.angles()]
-        with super().__call__():
-            yield
-
+class Offset(FromExact):
     @torch.no_grad()
     def exchange(self, time: float) -> None:
         for entry, exact in zip(self.angles(), self.exact, strict=True):
             entry.tensor.copy_(nearest_with_offset(exact, entry.bits, entry.period))
 
 
-class Mixed(Plain):
-    pass
-
-
-VARIANTS = {"plain": Plain, "annealed": Annealed, "frozen": Frozen, "offset": Offset, "mixed": Mixed}
-_entries, _quantize = quantize.entries, quantize.quantize
-
-
-def mixed_entries(model: nn.Module, bits: qat.Bits) -> list[Entry]:
-    """As `entries`, with the bits of MIXED."""
-    found = []
-    for entry in _entries(model, bits):
-        own = next((own for start, own in MIXED.items() if entry.name.startswith(start)), None)
-        if own is not None and entry.kind == "weight":
-            entry = replace(entry, bits=own[0], levels=2 ** own[0] if entry.levels % 2 == 0 else levels_of(own[0]))
-        elif own is not None and entry.kind == "angle":
-            entry = replace(entry, bits=own[1])
-        found.append(entry)
-    return found
+VARIANTS = {"plain": Plain, "annealed": Annealed, "frozen": Frozen, "offset": Offset}
 
 
 @torch.no_grad()
 def quantize_with_offset(model: nn.Module, *args: int, **options: object) -> nn.Module:
     """As `quantize`, with angles on grids of their own."""
-    quantized = _quantize(model, *args, **options)
+    quantized = quantize(model, *args, **options)
     bits = options["angle_bits"]
-    for ours, exact in zip(train_state.angles(quantized), train_state.angles(model), strict=True):
-        ours.copy_(nearest_with_offset(exact, bits, 2 * math.pi))
+    for ours, exact in zip(rotate_layers(quantized).values(), rotate_layers(model).values(), strict=True):
+        ours.angle.copy_(nearest_with_offset(exact.angle, bits, 2 * math.pi))
     return quantized
 
 
@@ -159,30 +135,15 @@ def use(variant: str) -> None:
     """Exchange what the variant has otherwise, in every module that knows it."""
     kind = VARIANTS[variant]
     build_state.QuantizedTraining = kind
-    train_state.quantize = quantize_with_offset if variant == "offset" else _quantize
-    found = mixed_entries if variant == "mixed" else _entries
-    quantize.entries = qat.entries = found
+    train_state.quantize = quantize_with_offset if variant == "offset" else quantize
 
 
-def bytes_of(model: nn.Module, variant: str, bits: dict[str, int | None]) -> int:
-    """Bytes of the model's packed file; where no file can hold it, of what it would take."""
-    quantize.entries = qat.entries = _entries
-    plain = _quantize(model, **bits)
+def bytes_of(model: nn.Module, variant: str, bits: dict[str, Any]) -> int:
+    """Bytes of the model's packed file, and two for each offset, which no file can hold."""
     with tempfile.NamedTemporaryFile(suffix=".rcp") as file:
-        pack(plain, file.name, fold_norms=True, **bits)
+        pack(quantize(model, **bits), file.name, fold_norms=True, **bits)
         size = Path(file.name).stat().st_size
-    more = 0
-    if variant == "offset":
-        more = 16 * sum(len(angle) for angle in train_state.angles(model))
-    elif variant == "mixed":
-        ours, theirs = mixed_entries(model, qat.Bits(**short(bits))), _entries(model, qat.Bits(**short(bits)))
-        more = sum((a.bits - b.bits) * a.tensor.numel() for a, b in zip(ours, theirs, strict=True))
-    return size + more // 8
-
-
-def short(bits: dict[str, int | None]) -> dict[str, int | None]:
-    """The keys of `Bits`."""
-    return dict(zip(qat.Bits._fields, bits.values(), strict=True))
+    return size + (2 * sum(len(layer.angle) for layer in rotate_layers(model).values()) if variant == "offset" else 0)
 
 
 def measure_all() -> None:

@@ -5,10 +5,10 @@ Every key is declared here once. Options, TOML keys, `--set`, config.json and do
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -77,9 +77,15 @@ def bits_by_name(texts: Sequence[str], angle_bits: int = Bits().angle) -> dict[s
     return found
 
 
-def texts_of(layer_bits: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """Return the opposite of `bits_by_name`: what the key `layer_bits` holds."""
-    return tuple(f"{name}={weight}+{angle}" for name, (weight, angle) in layer_bits.items())
+def bits_keys(bits: Bits) -> dict[str, Any]:
+    """Return the keys of a configuration that hold these bits.
+
+    Example:
+        >>> bits_keys(Bits(layers=(("stages.0.*", (4, 5)),)))["layer_bits"]
+        ('stages.0.*=4+5',)
+    """
+    own = tuple(f"{name}={weight}+{angle}" for name, (weight, angle) in bits.layers)
+    return {**bits.arguments, "layer_bits": own or None}
 
 
 @one_sentence

@@ -7,7 +7,7 @@ from torch import nn
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
-from rotateconv.lab.run_config import texts_of
+from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.train.load import calibration_batches
 from rotateconv.quantization.allocate import Allocation, allocate_bits
 from rotateconv.quantization.bits import Bits
@@ -32,6 +32,4 @@ def within_budget(
     told = {"classes": data.classes, "mean": data.mean, "std": data.std, "input_size": data.input_shape}
     notes = len(json.dumps(json.dumps(told)))  # a text in the JSON of the file
     found = allocate_bits(model, drawn, budget, dense_bits=dense, profile_bits=config.profile_bits, notes_bytes=notes)
-    bits = found.bits.arguments
-    layers = texts_of(bits["layer_bits"] or {}) or None
-    return changed(config, {**bits, "layer_bits": layers}), found
+    return changed(config, bits_keys(found.bits)), found

@@ -9,7 +9,7 @@ from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.run_config import FINISHED_KEYS, texts_of
+from rotateconv.lab.run_config import FINISHED_KEYS, bits_keys
 from rotateconv.lab.study.budget import within_budget
 from rotateconv.lab.study.convert_run import fine_tuning
 from rotateconv.lab.train.events import OnEvent
@@ -100,10 +100,7 @@ def finish(
         >>> summary.steps, kept.bits, kept.lr
         (21, Bits(weight=3, angle=4, dense=8, levels=None, profile=None, layers=()), 0.1)
     """
-    bits = {
-        **Bits(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits).arguments,
-        "layer_bits": None if layer_bits is None else texts_of(layer_bits),
-    }
+    bits = bits_keys(Bits.of(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layer_bits))
     named = {} if teacher is None else {"teacher": str(teacher)}
     config = finishing(source, {**bits, **named, **(changes or {})})
     if budget is not None:

@@ -11,6 +11,7 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain
+from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.table import Table
 from rotateconv.quantization.bits import Bits
 
@@ -93,7 +94,7 @@ class Candidate(Plain):
             "convert_angle_groups": form.angle_groups,
             "convert_fit": "outputs",
         }
-        changes = {**({} if form.taps is None else lines), **self.bits.arguments, "qat": True, "epochs": epochs}
+        changes = {**({} if form.taps is None else lines), **bits_keys(self.bits), "qat": True, "epochs": epochs}
         return dataclasses.replace(base, **changes)
 
 
