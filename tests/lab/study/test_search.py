@@ -180,9 +180,9 @@ def test_a_run_without_a_test_evaluates_no_test_image(tmp_path: Path, monkeypatc
         return seen[-1]
 
     monkeypatch.setattr(loop, "evaluate", note)
-    assert training.train(tiny_config(), tmp_path / "run", data=data, tested=False) is None
+    last = training.train(tiny_config(), tmp_path / "run", data=data)
     assert [found.count for found in seen] == [len(data.validation)] * 3
-    assert len(read_records(tmp_path / "run")) == 3
+    assert read_records(tmp_path / "run")[2:] == [last]
     assert not (tmp_path / "run" / "summary.json").exists()
     summary = training.fit(tiny_config(), tmp_path / "run", data=data, resume=True)
     assert seen[-1].count == len(data.test)

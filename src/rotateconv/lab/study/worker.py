@@ -121,8 +121,8 @@ def do_task(
     """
     from rotateconv.lab.data.images import load_images
     from rotateconv.lab.train.events import RunEnd
-    from rotateconv.lab.train.fit import train
-    from rotateconv.lab.train.run_folder import going_on, read_records
+    from rotateconv.lab.train.fit import fit, train
+    from rotateconv.lab.train.run_folder import going_on
     from rotateconv.lab.train.trackers import Trackers
 
     sent_at = 0.0
@@ -146,17 +146,12 @@ def do_task(
             images[source] = load_images(source)
         if stopped():
             return RunStopped(task.name)
-        summary = train(
-            task.config,
-            task.out,
-            data=images[source],
-            start=task.start,
-            **going_on(task.out, task.overwrite),
-            tested=task.tested,
-            on_event=on_event,
-        )
-        if summary is None:
-            return RunTrained(task.name, read_records(task.out)[-1])
+        how, loaded = going_on(task.out, task.overwrite), images[source]
+        if not task.tested:
+            last = train(task.config, task.out, data=loaded, start=task.start, **how, on_event=on_event)
+            return RunTrained(task.name, last)
+        summary = fit(task.config, task.out, data=loaded, start=task.start, **how, on_event=on_event)
+        return RunEvent(task.name, RunEnd(summary))
     except DivergedError as error:
         return RunDiverged(task.name, explain(error).sentence)
     except (RunInterrupted, KeyboardInterrupt):
@@ -168,4 +163,3 @@ def do_task(
         return Failure(failure.code, failure.sentence)
     finally:
         tracked.close()
-    return RunEvent(task.name, RunEnd(summary))

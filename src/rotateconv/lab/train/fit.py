@@ -47,7 +47,7 @@ from rotateconv.lab.train.run_folder import (
     read_summary,
     write_summary,
 )
-from rotateconv.lab.train.run_results import RunSummary
+from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 from rotateconv.lab.train.saved_state import restore_state
 from rotateconv.lab.train.train_state import TrainingState
 
@@ -94,33 +94,47 @@ def fit(
         >>> summary.parameters, summary.steps, summary.test_accuracy > 10
         (7974, 21, True)
     """
-    summary = train(config, out, data=data, start=start, resume=resume, overwrite=overwrite, on_event=on_event)
-    assert summary is not None
-    return summary
+    run = Path(out)
+    if resume and (run / SUMMARY).is_file():
+        check_run(run, config, resume=resume, overwrite=overwrite)
+        final_weights(run)
+        return read_summary(run)
+    with _trained(config, run, data, start, resume, overwrite, on_event) as (state, report):
+        return _finish(state, report)
 
 
 def train(
     config: RunConfig,
-    out: str | Path,
+    out: Path,
     *,
-    data: ImageData | Callable[[ImageSource], ImageData] | None,
-    start: StartingPoint | Path | None = None,
+    data: ImageData,
+    start: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    tested: bool = True,
     on_event: OnEvent | None = None,
-) -> RunSummary | None:
-    """Train as `fit` does, and with `tested=False` leave the test split alone: None is returned, nothing is finished.
+) -> EpochRecord:
+    """Train as `fit` does, leave the test split alone, and return the record of the last epoch.
 
     For a choice among configurations, after which the test split still says something new: `fit` can go on with the
     run, and then evaluates.
     """
-    run = Path(out)
+    with _trained(config, out, data, start, resume, overwrite, on_event) as (state, _):
+        return read_records(state.run)[-1]
+
+
+@contextmanager
+def _trained(
+    config: RunConfig,
+    run: Path,
+    data: ImageData | Callable[[ImageSource], ImageData] | None,
+    start: StartingPoint | Path | None,
+    resume: bool,
+    overwrite: bool,
+    on_event: OnEvent | None,
+) -> Iterator[tuple[TrainingState, OnEvent]]:
+    """Give a run after its last epoch, while this process holds its folder, and what its events are reported to."""
     check = partial(check_run, run, config, resume=resume, overwrite=overwrite)
     check()
-    if resume and (run / SUMMARY).is_file():
-        final_weights(run)
-        return read_summary(run)
     if config.factory is not None and not resume:
         trust.allow(config.factory)  # the user's word; of a folder that goes on it was asked for when that was read
     accelerator = start_accelerator(config.precision)
@@ -140,7 +154,7 @@ def train(
         with _held(run, check) if accelerator.is_main_process else nullcontext():
             _begin(state, resume, report)
             train_epochs(state, TrainingMonitor(state, report, interrupts), choose_step(state, report))
-            return _finish(state, report) if tested else None
+            yield state, report
 
 
 def _check_same(run: Path, config: RunConfig, data: DataDescription) -> None:
