@@ -18,7 +18,6 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json, write_bytes, write_json
-from rotateconv.lab.parts import Execution
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.budget import within_budget
 from rotateconv.lab.study.conversions import (
@@ -113,6 +112,9 @@ def convert_run(
     conversion, how = config.conversion, config.execution
     assert config.source is not None
     assert conversion is not None
+    known = budget is None and stages == 1  # the settings of the run, before anything is fitted
+    if known and (done := _finished(out, config, overwrite)) is not None:
+        return done
     source = load_source(config.source, config.factory, description)
     fitted = copy_model(source)
     layers = convert_source(fitted, conversion, description, data.train, lambda *fit: report(LayerFitted(*fit)))
@@ -121,21 +123,16 @@ def convert_run(
     if budget is not None:
         config, allocation = within_budget(config, calibrated, description, data.train, budget)
         report(BitsAllocated(allocation))
-    assert config.source is not None
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
         check_run(run, settings, **going_on(run, overwrite))
-
-    done = None if overwrite else _finished(out)
-    if done is not None:
+    if not known and (done := _finished(*plan[-1], overwrite)) is not None:
         return done
 
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
     before = {name: evaluate_model(model, how, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
-    if config.factory is not None:
-        known = None if config.mean is None else report
-        check_normalization(source, config.source, how, data, before["source"], known)
+    check_normalization(config, source, data, before["source"], report)
     report(ModelFitted(**validation, report=layers))
     teacher = copy_model(source) if config.teacher == config.source else None
     for number, (run, settings) in enumerate(plan, start=1):
@@ -155,7 +152,7 @@ def convert_run(
     keeps_tuned = config.qat or tuned.accuracy >= validation["calibrated"]
     bits = config.bits
     result = ConversionRecord(
-        source=config.source,
+        source=str(config.source),
         model=config.factory or config.model,
         dataset=description.name,
         taps=conversion.rotate.taps,
@@ -178,33 +175,29 @@ def convert_run(
 
 
 def check_normalization(
-    source: nn.Module,
-    path: str,
-    execution: Execution,
-    data: ImageData,
-    found: Evaluation,
-    report: Callable[[RunWarning], object] | None,
+    config: RunConfig, source: nn.Module, data: ImageData, found: Evaluation, report: Callable[[RunWarning], object]
 ) -> None:
-    """Stop where a user's own model does not know the images as they are normalized here.
+    """Stop where a user's own model does not know the images as they are normalized here; a run's own knows them.
 
     A model that gets better when its norms are recalibrated on the very images that it was trained on was trained on
     other numbers: nearly always, another mean and standard deviation.
 
     Args:
+        config: whose source the model is.
         source: the model.
-        path: where it is from.
-        execution: of its run.
         data: the images.
         found: what it is worth on those of the validation split.
-        report: called with a warning where the user named the normalization; None where it is another's.
+        report: called with a warning where the user named the normalization.
 
     Raises:
-        ConfigError: so it is, and `report` is None.
+        ConfigError: so it is, and the user did not.
     """
+    if config.factory is None:
+        return
     description = DataDescription.of(data)
     again = copy_model(source)
-    recalibrate(again, calibration_batches(again, execution, description, data.train))
-    better = evaluate_model(again, execution, description, data.validation).accuracy
+    recalibrate(again, calibration_batches(again, config.execution, description, data.train))
+    better = evaluate_model(again, config.execution, description, data.validation).accuracy
     share = found.accuracy / 100
     noise = 300 * math.sqrt(max(share * (1 - share), 1 / found.count) / found.count)  # three standard errors, in points
     chance = 100 / len(description.classes)
@@ -212,17 +205,18 @@ def check_normalization(
         return
     mean, std = (" ".join(f"{number:.3f}" for number in values) for values in (description.mean, description.std))
     sentence = (
-        f"the model in {path} has {found.accuracy:.1f} % on the validation images and {better:.1f} % with its "
+        f"the model in {config.source} has {found.accuracy:.1f} % on the validation images and {better:.1f} % with its "
         f"norms recalibrated: it seems to know another normalization than mean {mean} and standard deviation {std}"
     )
-    if report is None:
+    if config.mean is None:
         raise ConfigError(f"{sentence}; give its own with --mean and --std")
     report(RunWarning(sentence))
 
 
-def _finished(out: Path) -> ConversionRecord | None:
-    """Return what a conversion found before, where the run folder holds the model that it kept."""
-    if not ((out / CONVERSION).is_file() and (out / SUMMARY).is_file()):
+def _finished(out: Path, settings: RunConfig, overwrite: bool) -> ConversionRecord | None:
+    """Return what a conversion found before, where the run folder, of these settings, holds the model that it kept."""
+    check_run(out, settings, **going_on(out, overwrite))
+    if overwrite or not ((out / CONVERSION).is_file() and (out / SUMMARY).is_file()):
         return None
     record = conversion_from_json(read_json(out / CONVERSION), out / CONVERSION)
     return record if read_summary(out).test_accuracy == getattr(record.test_accuracy, record.kept) else None

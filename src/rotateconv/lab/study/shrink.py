@@ -112,9 +112,7 @@ def shrink(
     source = load_source(config.source, config.factory, description)
     if record is None:
         found = evaluate_model(source, config.execution, description, data.validation)
-        if config.factory is not None:
-            known = None if config.mean is None else report
-            check_normalization(source, config.source, config.execution, data, found, known)
+        check_normalization(config, source, data, found, report)
         size, model = state_bytes(source), config.factory or config.model
         record = ShrinkRecord(config.source, model, description.name, budget, count, size, found.accuracy)
     untrained = Untrained(config, source, data, Files(description, count), out / _UNTRAINED, budget, dense_bits, report)
