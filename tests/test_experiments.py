@@ -14,10 +14,7 @@ from rotateconv.lab.cli.compare import planned
 from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
-from rotateconv.lab.report.canvas import picture_name
-from rotateconv.lab.report.figures import picture_names
-from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, gathered
-from rotateconv.lab.report.statistics import make_groups
+from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, make_block
 from rotateconv.lab.study.plan import Study, plan
 from rotateconv.lab.study.records import CONVERSIONS, RECORDS, StudyRecord, find_studies, read_study
 
@@ -97,15 +94,8 @@ def studies() -> dict[str, StudyRecord]:
 def test_pages_are_current(page: Path, studies: dict[str, StudyRecord]) -> None:
     text = page.read_text(encoding="utf-8")
     assert fill_page(text, studies) == text, f"rotateconv report experiments --page {page.relative_to(ROOT)}"
-    for kind, study in map(asked_for, blocks(text, "report")):
-        found, names = gathered(study, studies), []
-        if kind == "pictures" and found.runs:
-            names = picture_names(study, make_groups(found.runs))
-        elif kind == "sizes" and found.sizes:
-            names = [picture_name(study, "sizes")]
-        elif kind == "frontier" and found.files:
-            names = [picture_name(study, "frontier")]
-        for name in names:
+    for asked in blocks(text, "report"):
+        for name in make_block(*asked_for(asked), studies).pictures:
             assert (page.parent / PICTURES / name).is_file(), name
 
 

@@ -114,7 +114,7 @@ def test_the_page_has_the_tables_and_the_picture(study: Path, tmp_path: Path) ->
     assert "![bytes-frontier](results/bytes-frontier.png)" in text
     assert "| 20 KiB | profile taps, 2 (4 levels) + 3 bits, 20,001 B | 80.10 ± 0.10 | conv3x3 x0.50, 2 bits" in text
     assert (tmp_path / "results" / "bytes-frontier.png").read_bytes().startswith(b"\x89PNG")
-    assert make_block("frontier", "bytes", {"bytes": StudyRecord()}).startswith("Not measured yet")
+    assert make_block("frontier", "bytes", {"bytes": StudyRecord()}).text.startswith("Not measured yet")
 
 
 def test_the_picture_says_which_points_have_one_seed(study: Path, tmp_path: Path) -> None:

@@ -115,23 +115,23 @@ def test_the_angles_tables_say_what_shuffling_costs(comparison: Path) -> None:
     before = accuracy_text(make_groups(read_comparison(comparison).runs))
     write_analysis(run, analysis_of(crowded=True))
     studies = {"digits": read_comparison(comparison)}
-    text = make_block("angles", "digits", studies)
+    text = make_block("angles", "digits", studies).text
     assert "| resnet20 | rotate4 | 0.200 | 1.40 | 3 |" in text
     worst = "| resnet20 | rotate4 | stages.0 | 90.00 | 12.50 | 80.00 | 89.50 |"
     assert f"{worst} +0.0010 | +0.2000 | 0.1000 | 1 |" in text
     assert "rotate4-fixed" not in text
     assert "packed bytes" not in before
-    table = make_block("table", "digits", studies)
+    table = make_block("table", "digits", studies).text
     assert "| resnet20 | rotate4 | 121,242 | 50,000 |" in table
     assert "| resnet20 | rotate2 | 61,850 | - |" in table
     dense = [run for run in studies["digits"].runs if run.config.conv == "conv3x3"]
-    assert make_block("angles", "dense", {"dense": StudyRecord(tuple(dense))}) == "No model here has angles."
+    assert make_block("angles", "dense", {"dense": StudyRecord(tuple(dense))}).text == "No model here has angles."
 
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_shuffles_judged_on_images_that_were_trained_on_are_said_to_be(comparison: Path, seen: bool) -> None:
     write_analysis(comparison / "runs" / "resnet20-rotate4-seed0", analysis_of(crowded=True, seen=seen))
-    text = make_block("angles", "digits", {"digits": read_comparison(comparison)})
+    text = make_block("angles", "digits", {"digits": read_comparison(comparison)}).text
     assert ("The validation images were trained on too." in text) == seen
 
 

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from rotateconv.errors import RunError, nearest
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.report.blocks import fill_blocks
 from rotateconv.lab.report.canvas import picture_name
-from rotateconv.lab.report.figures import picture_names
-from rotateconv.lab.report.frontier import make_points, points_table, rivalries, rivalry_table
+from rotateconv.lab.report.figures import draw_sizes, draw_study, picture_names
+from rotateconv.lab.report.frontier import draw_frontier, make_points, points_table, rivalries, rivalry_table
+from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
 from rotateconv.lab.report.tables import (
     STUDY,
@@ -72,6 +75,15 @@ _CONVERSIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Block:
+    """What a page shows of a study: a text, the names of the pictures in it, and what draws them into a folder."""
+
+    text: str
+    pictures: Sequence[str] = ()
+    draw: Callable[[Path, Sequence[Published]], object] = lambda folder, published: None
+
+
 def fill_page(text: str, studies: Studies) -> str:
     """Return a Markdown page with its blocks made anew: `<!-- report: KIND STUDY -->` to `<!-- end -->`.
 
@@ -91,7 +103,7 @@ def fill_page(text: str, studies: Studies) -> str:
         Not measured yet: `rotateconv compare --config experiments/mnist/study.toml --out runs/mnist`
         <!-- end -->
     """
-    return fill_blocks(text, "report", lambda asked: _TABLE.sub(_folded, make_block(*asked_for(asked), studies)))
+    return fill_blocks(text, "report", lambda asked: _TABLE.sub(_folded, make_block(*asked_for(asked), studies).text))
 
 
 def _folded(table: re.Match[str]) -> str:
@@ -109,25 +121,30 @@ def asked_for(asked: str) -> tuple[str, str]:
     return kind, study
 
 
-def make_block(kind: str, study: str, studies: Studies, folder: str = f"{PICTURES}/") -> str:
-    """Return the text of a block; a study that lacks what it shows says so."""
+def make_block(kind: str, study: str, studies: Studies, folder: str = f"{PICTURES}/") -> Block:
+    """Return a block; a study that lacks what it shows says so."""
     if kind not in KINDS:
         raise RunError(f"a page asks for {kind!r}: {nearest(kind, KINDS)}")
     found = gathered(study, studies)
     if kind == "conversions":
-        return _conversions(found) if found.conversions else "Not measured yet: `rotateconv convert`"
+        return _conversions(found) if found.conversions else _missing("rotateconv convert")
     if kind == "sizes":
-        return _sizes(study, found.sizes, folder) if found.sizes else "Not measured yet: `rotateconv compare --sizes`"
+        return _sizes(study, found.sizes, folder) if found.sizes else _missing("rotateconv compare --sizes")
+    groups = make_groups(found.runs)
     if kind == "frontier":
-        return _frontier(study, found, folder) if found.files else "Not measured yet: `python benchmarks/bytes.py`"
+        return _frontier(study, found, groups, folder) if found.files else _missing("python benchmarks/bytes.py")
     if not found.runs:
         names = _named(study, studies)
-        commands = [f"`rotateconv compare --config experiments/{n}/study.toml --out runs/{n}`" for n in names]
-        return "Not measured yet: " + ", ".join(commands)
-    groups = make_groups(found.runs)
+        return _missing(*(f"rotateconv compare --config experiments/{n}/study.toml --out runs/{n}" for n in names))
     if kind == "pictures":
-        return "\n\n".join(_image(name, folder) for name in picture_names(study, groups))
-    return _TEXTS[kind](found, groups)
+        shown = picture_names(study, groups)
+        text = "\n\n".join(_image(name, folder) for name in shown)
+        return Block(text, shown, lambda folder, published: draw_study(study, groups, folder, published))
+    return Block(_TEXTS[kind](found, groups))
+
+
+def _missing(*commands: str) -> Block:
+    return Block("Not measured yet: " + ", ".join(f"`{command}`" for command in commands))
 
 
 def gathered(study: str, studies: Studies) -> StudyRecord:
@@ -147,7 +164,7 @@ def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
     parts = []
     for study, found in studies.items():
         kinds = ("table", "contrasts", "angles", *(["pictures"] if pictures else [])) if found.runs else ("table",)
-        parts += [f"# {study}", *(make_block(kind, study, studies, folder="") for kind in kinds)]
+        parts += [f"# {study}", *(make_block(kind, study, studies, folder="").text for kind in kinds)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,22 +232,24 @@ def _angles(found: StudyRecord, groups: Sequence[Group]) -> str:
     return "\n\n".join(parts)
 
 
-def _sizes(study: str, sizes: SizesTable, folder: str) -> str:
-    return f"{sizes_text(sizes)}\n\n{_image(picture_name(study, 'sizes'), folder)}"
+def _sizes(study: str, sizes: SizesTable, folder: str) -> Block:
+    name = picture_name(study, "sizes")
+    text = f"{sizes_text(sizes)}\n\n{_image(name, folder)}"
+    return Block(text, [name], lambda folder, _: draw_sizes(sizes, folder / name))
 
 
-def _frontier(study: str, found: StudyRecord, folder: str) -> str:
-    groups = make_groups(found.runs)
-    points = make_points(groups, found.files)
-    parts = [protocol([point.group for point in points]), _image(picture_name(study, "frontier"), folder)]
+def _frontier(study: str, found: StudyRecord, groups: Sequence[Group], folder: str) -> Block:
+    points, name = make_points(groups, found.files), picture_name(study, "frontier")
+    parts = [protocol([point.group for point in points]), _image(name, folder)]
     rivals = rivalries(points)
     if rivals:
         parts += [rivalry_table(rivals).markdown(), _RIVALRIES]
-    return "\n\n".join([*parts, points_table(points).markdown(), _FRONTIER, *_failures(groups)])
+    text = "\n\n".join([*parts, points_table(points).markdown(), _FRONTIER, *_failures(groups)])
+    return Block(text, [name], lambda folder, _: draw_frontier(points, folder / name))
 
 
-def _conversions(found: StudyRecord) -> str:
-    return f"{conversion_table(found.conversions).markdown()}\n\n{_CONVERSIONS}"
+def _conversions(found: StudyRecord) -> Block:
+    return Block(f"{conversion_table(found.conversions).markdown()}\n\n{_CONVERSIONS}")
 
 
 def _failures(groups: Sequence[Group]) -> list[str]:

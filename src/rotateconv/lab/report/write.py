@@ -8,10 +8,8 @@ from rotateconv.errors import RunError
 from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks, read_page
-from rotateconv.lab.report.canvas import picture_name
-from rotateconv.lab.report.figures import draw_sizes, draw_study
-from rotateconv.lab.report.frontier import draw_frontier, make_points
-from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, gathered, to_markdown
+from rotateconv.lab.report.figures import draw_study
+from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, make_block, to_markdown
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
@@ -45,19 +43,11 @@ def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ())
     """
     text = read_page(page)
     filled = fill_page(text, studies)
-    folder = page.parent / PICTURES
-    for kind, study in map(asked_for, blocks(text, "report")):
-        found = gathered(study, studies)
-        if kind == "pictures" and found.runs:
-            _make(folder)
-            draw_study(study, make_groups(found.runs), folder, published)
-        elif kind == "sizes" and found.sizes:
-            _make(folder)
-            draw_sizes(found.sizes, folder / picture_name(study, "sizes"))
-        elif kind == "frontier" and found.files:
-            _make(folder)
-            points = make_points(make_groups(found.runs), found.files)
-            draw_frontier(points, folder / picture_name(study, "frontier"))
+    for asked in blocks(text, "report"):
+        block = make_block(*asked_for(asked), studies)
+        if block.pictures:
+            _make(page.parent / PICTURES)
+            block.draw(page.parent / PICTURES, published)
     write_bytes(page, filled.encode())
 
 
