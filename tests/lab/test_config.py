@@ -11,11 +11,12 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.config import PRESETS, Bits, RunConfig, differences, from_json, make_config, to_json
+from rotateconv.lab.config import PRESETS, RunConfig, differences, from_json, make_config, to_json
 from rotateconv.lab.keys import expected, field_of, kinds_of
 from rotateconv.lab.run_config import PANELS, QAT_KEYS
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import CONVS, MODELS, build_model
+from rotateconv.quantization.bits import Bits
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 

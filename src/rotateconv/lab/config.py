@@ -9,25 +9,8 @@ from typing import Any
 from rotateconv._files import parse_json
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.keys import KeyValueError, field_of, from_text, read_toml
-from rotateconv.lab.run_config import QAT_KEYS, RunConfig
-from rotateconv.quantization.bits import Bits
-
-__all__ = [
-    "PRESETS",
-    "Bits",
-    "ConfigError",
-    "RunConfig",
-    "changed",
-    "changed_keys",
-    "current_keys",
-    "differences",
-    "from_json",
-    "make_config",
-    "overridden",
-    "recipe_for",
-    "to_json",
-    "to_toml",
-]
+from rotateconv.lab.run_config import QAT_KEYS
+from rotateconv.lab.run_config import RunConfig as RunConfig
 
 # He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2: SGD momentum 0.9,
 # weight decay 1e-4, batch 128, learning rate 0.1 divided by 10 at 32k and 48k of 64k steps, "determined on a

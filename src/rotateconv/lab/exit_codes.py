@@ -7,7 +7,7 @@ import errno
 import sys
 from dataclasses import dataclass
 
-from rotateconv.errors import FAULT, INTERRUPTED, MISTAKE, DivergedError, RotateConvError
+from rotateconv.errors import FAULT, INTERRUPTED, MISTAKE, RotateConvError
 
 # The machine's, where a disk refuses; with any other number a path was named that cannot be written to.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -21,13 +21,11 @@ class Failure:
         code: exit code of the process.
         sentence: for the user, on one line.
         unexpected: whether somebody should see the traceback: a fault of this library.
-        diverged: whether a training run diverged, so that other runs may still succeed.
     """
 
     code: int
     sentence: str
     unexpected: bool = False
-    diverged: bool = False
 
 
 class CommandError(RotateConvError):
@@ -43,14 +41,16 @@ def explain(error: BaseException) -> Failure:
 
     Example:
         >>> explain(RotateConvError("lr must be above 0, not -1"))
-        Failure(code=2, sentence='lr must be above 0, not -1', unexpected=False, diverged=False)
+        Failure(code=2, sentence='lr must be above 0, not -1', unexpected=False)
     """
     sentence = " ".join(str(error).split())
+    torch = sys.modules.get("torch")  # to load it takes seconds, and no error is of it before it is loaded
+    full = () if torch is None else (torch.OutOfMemoryError,)
     if isinstance(error, CommandError):
         return error.failure
     if isinstance(error, KeyboardInterrupt):
         return Failure(INTERRUPTED, sentence or "interrupted")
-    if isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError") or "can't allocate memory" in sentence:
+    if isinstance(error, (MemoryError, *full)) or "can't allocate memory" in sentence:
         return Failure(FAULT, "the memory is full: try a smaller batch_size, a smaller model or fewer jobs")
     if isinstance(error, OSError):
         return Failure(
@@ -59,7 +59,7 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, RotateConvError):
         cause = error.__cause__
         code = _disk_code(cause) if isinstance(cause, OSError) else error.exit_code
-        return Failure(code, sentence, diverged=isinstance(error, DivergedError))
+        return Failure(code, sentence)
     return Failure(
         FAULT, f"a fault of rotateconv, {type(error).__name__}: {sentence}; please report it", unexpected=True
     )
@@ -67,9 +67,3 @@ def explain(error: BaseException) -> Failure:
 
 def _disk_code(error: OSError) -> int:
     return FAULT if error.errno in _MACHINE else MISTAKE
-
-
-def _is(error: BaseException, module: str, name: str) -> bool:
-    """Whether `error` is of a class whose module is imported by then; importing it here would take seconds."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(error, kind)

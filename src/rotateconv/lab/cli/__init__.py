@@ -3,6 +3,7 @@
 What needs torch or Matplotlib a command imports after it has refused what it can, for which nobody should wait.
 """
 
+import importlib
 import inspect
 import sys
 import warnings
@@ -13,24 +14,6 @@ from cyclopts.completion.detect import ShellDetectionError
 
 from rotateconv import __version__
 from rotateconv.errors import INTERRUPTED, ConfigError
-from rotateconv.lab.cli import (
-    analyse,
-    bench,
-    compare,
-    convert,
-    evaluate,
-    export,
-    finish,
-    info,
-    pack,
-    predict,
-    record,
-    report,
-    search,
-    shrink,
-    train,
-    unpack,
-)
 from rotateconv.lab.cli.console import leave_stdout, prepare_streams
 from rotateconv.lab.cli.errors import report as report_failure
 from rotateconv.lab.cli.errors import show_warning
@@ -52,12 +35,13 @@ app = App(
     ),
 )
 _COMMANDS = (
-    *(train, compare, search, evaluate, predict, convert, finish, shrink),
-    *(pack, unpack, export, info, report, record, analyse, bench),
+    *("train", "compare", "search", "evaluate", "predict", "convert", "finish", "shrink"),
+    *("pack", "unpack", "export", "info", "report", "record", "analyse", "bench"),
 )
-for _place, _file in enumerate(_COMMANDS):
-    _command = getattr(_file, _file.__name__.rpartition(".")[2])  # of the same name
-    if _file not in (unpack, report, record, bench):
+for _place, _name in enumerate(_COMMANDS):
+    _file = importlib.import_module(f"{__name__}.{_name}")
+    _command = getattr(_file, _name)
+    if _name not in ("unpack", "report", "record", "bench"):
         _command = opens_runs(_command)
     _text = unwrapped(inspect.getdoc(_command) or "")
     app.command(_command, help=_text, help_epilogue=_file.EXAMPLES, sort_key=_place)

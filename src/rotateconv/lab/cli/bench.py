@@ -76,7 +76,7 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
 
     from rotateconv.lab.bench import cases, report, run
     from rotateconv.lab.bench import targets as wanted
-    from rotateconv.lab.files import disk_errors, write_bytes, write_json
+    from rotateconv.lab.files import make_folder, write_bytes, write_json
     from rotateconv.lab.train.device import chosen_device, is_indexed
 
     options.use_device(name)
@@ -87,8 +87,7 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
         torch.cuda.set_device(chosen)
     device = chosen.type
     if out is not None:
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     console = make_console()
 
     def tell(case: cases.Case, rows: "list[Row | LostRow]", record: "BenchRecord") -> None:

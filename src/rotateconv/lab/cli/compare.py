@@ -1,7 +1,5 @@
 """`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
-from contextlib import closing
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,13 +7,11 @@ from annotated_types import Ge, Le
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from rotateconv.errors import FAULT, ConfigError
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, keys, options
-from rotateconv.lab.cli.console import make_console
-from rotateconv.lab.cli.errors import going_on, refuse, without_torchrun
-from rotateconv.lab.cli.settings import check_names, data_name, described
+from rotateconv.lab.cli.errors import refuse, without_torchrun
+from rotateconv.lab.cli.settings import data_name, described
 from rotateconv.lab.config import RunConfig, overridden
-from rotateconv.lab.exit_codes import CommandError, Failure
 from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
 from rotateconv.lab.run_config import Names
 
@@ -101,55 +97,23 @@ def compare(
         refuse({"--together": together}, f"--on {on}")
     plan = planned(config, study, changes, set_)
     out = out if out is not None else Path("runs", f"compare-{data_name(plan.base)}")
-    widths = _widths(bits) if sizes else None
+    widths = None if bits is None else _widths(bits)
     trackers = options.trackers(log_with)
+    from rotateconv.lab.cli.comparison import run_comparison
 
-    from rotateconv.lab.cli.comparison import show_comparison, show_sizes
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.study_progress import StudyProgress
-    from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.report.comparison import write_comparison, write_sizes
-    from rotateconv.lab.study import run as library
-    from rotateconv.lab.study.events import RecordsChanged, StudyEvent
-    from rotateconv.lab.study.sizes import SizesTable, measure_sizes
-    from rotateconv.lab.train.run_folder import read_config
-
-    for run in with_ or ():
-        read_config(run)  # a folder that cannot be measured in the end is refused at the beginning
-    with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
-        for model, conv in product(plan.models, plan.convs):
-            check_names(plan.base.data, model, conv)
-        console = make_console()
-        images = load_shown(plan.base.images, console, download=download)
-        data = DataDescription.of(images)
-        with going_on(), closing(StudyProgress(console, plan.base, plan.seeds, data, out)) as progress:
-
-            def on_event(event: StudyEvent) -> None:
-                progress(event)
-                if isinstance(event, RecordsChanged):
-                    write_comparison(event.records, plan.contrasts, out)
-
-            records = library.compare(
-                plan,
-                data,
-                out,
-                jobs=jobs,
-                together=1 if together is None else together,
-                executor=executor,
-                overwrite=overwrite,
-                trackers=trackers,
-                on_event=on_event,
-            )
-    groups = write_comparison(records, plan.contrasts, out)
-    show_comparison(console, groups, out)
-    if widths is not None:
-        runs = [out / "runs" / run.name for group in groups for run in group.runs]
-        table = SizesTable(images.name, tuple(measure_sizes([*runs, *(with_ or [])], images, widths)))
-        write_sizes(table, out)
-        show_sizes(console, table, out)
-    if failed := sum(record.summary is None for record in records):
-        message = f"{failed} of {len(records)} runs diverged: {out / 'comparison.md'} says where"
-        raise CommandError(Failure(FAULT, message))
+    run_comparison(
+        plan,
+        out,
+        executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device),
+        jobs=jobs,
+        together=1 if together is None else together,
+        overwrite=overwrite,
+        download=download,
+        trackers=trackers,
+        sizes=sizes,
+        widths=widths,
+        others=with_ or (),
+    )
 
 
 def planned(
@@ -172,12 +136,8 @@ def planned(
     return Study(base, **chosen, contrasts=contrasts_from(in_file.get("contrasts", {})))
 
 
-def _widths(text: str | None) -> tuple[int, ...]:
+def _widths(text: str) -> tuple[int, ...]:
     """Return the bits of --bits."""
-    from rotateconv.lab.study.sizes import BITS
-
-    if text is None:
-        return BITS
     names = [name.strip() for name in text.split(",")]
     if not all(name.isdigit() for name in names):
         raise ConfigError(f"--bits must be whole numbers with commas between, such as 32,8,4, not {text!r}")

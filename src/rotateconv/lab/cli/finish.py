@@ -60,7 +60,7 @@ def finish(
     values |= overridden(set_ or ())
     settings = finishing(source, values, called)
     if budget is not None:
-        settings = _within(budget, settings, source, values, called, download=download)
+        settings = _within(budget, settings, values, called, download=download)
     run = out
     if run is None:
         run = Path("runs", f"{source.resolve().name}-w{settings.weight_bits}-a{settings.angle_bits}")
@@ -71,21 +71,17 @@ def finish(
 
 
 def _within(
-    budget: str, settings: RunConfig, source: Path, values: dict[str, Any], called: dict[str, str], *, download: bool
+    budget: str, settings: RunConfig, values: dict[str, Any], called: dict[str, str], *, download: bool
 ) -> RunConfig:
     """Return the configuration with the bits that a budget leaves, and print them."""
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.study.budget import within_budget
-    from rotateconv.lab.train.pretrained import load_source
 
     without_torchrun("finish --budget", jobs=False)
     bits.refuse(values, called)
     size = bytes_in(budget)
     console = make_console()
     images = load_shown(settings.images, console, download=download)
-    data = DataDescription.of(images)
-    model = load_source(str(source), None, data)
-    settings, found = within_budget(settings, model, data, images.train, size)
+    settings, found = within_budget(settings, images, size)
     facts(console, {"bits": bits.described(found.bits), "packed": f"about {found.bytes:,} bytes, norms folded"})
     return settings

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rotateconv.errors import RunError
 from rotateconv.lab.cli import bits, keys, options
 from rotateconv.lab.cli.console import facts, make_console, say
 from rotateconv.lab.cli.errors import refuse
@@ -57,8 +56,7 @@ def pack(
         refuse({"--data-dir": data_dir}, "--no-evaluate and no --calibrate")
 
     from rotateconv.lab.cli.loading import load_shown, validation_accuracy
-    from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.train.load import CALIBRATION, calibration_batches, load_run, pack_model
+    from rotateconv.lab.train.load import CALIBRATION, calibration_batches, check_images, load_run, pack_model
     from rotateconv.quantization.pack import describe_packed, load_packed
     from rotateconv.quantization.quantize import quantize
 
@@ -71,8 +69,7 @@ def pack(
         trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data_dir=str(data_dir)))
     if calibrate:
         images = load_shown(trained.config.images, console)
-        if DataDescription.of(images) != data:
-            raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
+        check_images(run, data, images)
         batches = calibration_batches(model, trained.config.execution, data, images.train)
         model = quantize(model, **chosen.arguments, calibration=batches).cpu()
         statistics = f"recalibrated on {min(CALIBRATION, len(images.train)):,} training images"

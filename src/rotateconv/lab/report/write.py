@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rotateconv.errors import RunError
-from rotateconv.lab.files import disk_errors, write_bytes
+from rotateconv.lab.files import make_folder, write_bytes
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.report.blocks import blocks, read_page
 from rotateconv.lab.report.figures import draw_study
@@ -26,7 +26,7 @@ def write_report(
         published: Points beside ours.
         kinds: Of the pictures: png, svg or pdf. The report shows the first of them that is no PDF.
     """
-    _make(out)
+    make_folder(out)
     for study, found in studies.items():
         for kind in kinds if found.runs else ():
             draw_study(study, make_groups(found.runs), out, published, kind)
@@ -46,7 +46,7 @@ def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ())
     for asked in blocks(text, "report"):
         block = make_block(*asked_for(asked), studies)
         if block.pictures:
-            _make(page.parent / PICTURES)
+            make_folder(page.parent / PICTURES)
             block.draw(page.parent / PICTURES, published)
     write_bytes(page, filled.encode())
 
@@ -81,8 +81,3 @@ def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Pa
             write_bytes(file.with_name(name), (json.dumps(values, indent=1) + "\n").encode())
             written.append(file.with_name(name))
     return written
-
-
-def _make(folder: Path) -> None:
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)

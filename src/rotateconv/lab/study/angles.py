@@ -18,7 +18,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.train.build import rotate_layers
-from rotateconv.lab.train.load import evaluate_model, load_run
+from rotateconv.lab.train.load import check_images, evaluate_model, load_run
 from rotateconv.lab.train.pretrained import initial_model
 from rotateconv.lab.train.run_folder import read_records, read_summary
 from rotateconv.nn.conv import RotateConv2d
@@ -157,8 +157,7 @@ def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
     """
     run = Path(run)
     trained = load_run(run)
-    if DataDescription.of(images) != trained.data:
-        raise RunError(f"{run} was trained on other images of {trained.data.name}: give it the same --data-dir")
+    check_images(run, trained.data, images)
 
     def accuracy(model: nn.Module) -> float:
         return evaluate_model(model, trained.config.execution, trained.data, images.validation).accuracy

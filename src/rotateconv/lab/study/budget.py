@@ -6,29 +6,33 @@ from torch import nn
 
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.data.sets import Split
+from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.train.load import calibration_batches
+from rotateconv.lab.train.pretrained import load_source
 from rotateconv.quantization.allocate import Allocation, allocate_bits
 from rotateconv.quantization.bits import Bits
 
 
 def within_budget(
-    config: RunConfig, model: nn.Module, data: DataDescription, images: Split, budget: int
+    config: RunConfig, images: ImageData, budget: int, model: nn.Module | None = None
 ) -> tuple[RunConfig, Allocation]:
     """Return a recipe with the bits, part by part of the model, with which its packed file fits into a budget.
 
     Args:
-        config: With `qat`, and no other bits than `dense_bits` and `profile_bits`.
-        model: Before its training with quantized numbers.
-        data, images: That it was trained on.
+        config: With a source and `qat`, and no other bits than `dense_bits` and `profile_bits`.
+        images: That the model was trained on.
         budget: In bytes, of the file of `rotateconv pack --fold-norms`.
+        model: Before its training with quantized numbers; None for the source as it is.
 
     Raises:
         InputError: Nothing fits.
     """
     dense = config.dense_bits or Bits().dense
-    drawn = calibration_batches(model, config.execution, data, images)
+    data = DataDescription.of(images)
+    if model is None:
+        model = load_source(str(config.source), config.factory, data)
+    drawn = calibration_batches(model, config.execution, data, images.train)
     told = {"classes": data.classes, "mean": data.mean, "std": data.std, "input_size": data.input_shape}
     notes = len(json.dumps(json.dumps(told)))  # a text in the JSON of the file
     found = allocate_bits(model, drawn, budget, dense_bits=dense, profile_bits=config.profile_bits, notes_bytes=notes)

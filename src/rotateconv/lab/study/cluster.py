@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotateconv._files import atomic_replace
 from rotateconv.errors import FAULT, MISTAKE, ConfigError, first_line
 from rotateconv.lab.exit_codes import Failure
-from rotateconv.lab.files import disk_errors
+from rotateconv.lab.files import make_folder, write_bytes
 from rotateconv.lab.study.events import RunDied, RunEvent, RunStopped, TaskEvent
 from rotateconv.lab.study.executor import POLL
 from rotateconv.lab.study.worker import Result, Task, do_task
@@ -139,10 +138,8 @@ class RayExecutor:
         """Let Ray find a node for a run."""
         if self.proof is None:
             self.proof = self.out / TOKEN
-            with disk_errors(self.out):
-                self.out.mkdir(parents=True, exist_ok=True)
-                with atomic_replace(self.proof) as temporary:
-                    temporary.write_text(self.token, encoding="utf-8")
+            make_folder(self.out)
+            write_bytes(self.proof, self.token.encode())
         self._start(
             Attempt(
                 task=replace(task, out=task.out.resolve()),

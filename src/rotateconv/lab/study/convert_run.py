@@ -121,7 +121,7 @@ def convert_run(
     calibrated = copy_model(fitted)
     recalibrate(calibrated, calibration_batches(calibrated, how, description, data.train))
     if budget is not None:
-        config, allocation = within_budget(config, calibrated, description, data.train, budget)
+        config, allocation = within_budget(config, data, budget, calibrated)
         report(BitsAllocated(allocation))
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:

@@ -6,7 +6,6 @@ from typing import Any
 
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig, changed
-from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.run_config import FINISHED_KEYS, bits_keys
@@ -14,7 +13,6 @@ from rotateconv.lab.study.budget import within_budget
 from rotateconv.lab.study.convert_run import fine_tuning
 from rotateconv.lab.train.events import OnEvent
 from rotateconv.lab.train.fit import fit
-from rotateconv.lab.train.pretrained import load_source
 from rotateconv.lab.train.run_folder import SUMMARY, read_config
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.quantization.bits import Bits
@@ -107,7 +105,5 @@ def finish(
         if (weight_bits, angle_bits, weight_levels, layer_bits) != (4, 5, None, None):
             raise ConfigError("budget chooses the bits of weights and angles: leave these out, or budget")
         data = data or load_images(config.images)
-        description = DataDescription.of(data)
-        model = load_source(str(source), None, description)
-        config, _ = within_budget(config, model, description, data.train, budget)
+        config, _ = within_budget(config, data, budget)
     return fit(config, out, data=data, resume=resume, overwrite=overwrite, on_event=on_event)

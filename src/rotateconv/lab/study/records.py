@@ -13,7 +13,7 @@ from typing import Any
 from rotateconv._files import JSON_BYTES, parse_json, read_regular
 from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig
-from rotateconv.lab.files import disk_errors, read_json, read_json_list, write_bytes
+from rotateconv.lab.files import make_folder, read_json, read_json_list, write_bytes
 from rotateconv.lab.keys import read_toml
 from rotateconv.lab.naming import run_name
 from rotateconv.lab.plain import Plain, from_json
@@ -259,8 +259,7 @@ def write_study(runs: Sequence[RunRecord], path: Path) -> None:
     text = "".join(
         json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n" for line in lines
     )
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, text.encode())
 
 

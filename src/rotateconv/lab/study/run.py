@@ -29,8 +29,6 @@ from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.events import RunEnd, ignore
 from rotateconv.lab.train.run_folder import SUMMARY, check_run, going_on, is_run
 
-__all__ = ["compare"]
-
 
 def compare(
     study: Study,

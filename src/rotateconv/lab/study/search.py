@@ -14,7 +14,7 @@ import torch
 from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig, changed, changed_keys, from_json, to_json, to_toml
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.files import disk_errors, write_bytes
+from rotateconv.lab.files import make_folder, write_bytes
 from rotateconv.lab.study.events import (
     OnSearchEvent,
     RunDiverged,
@@ -206,8 +206,7 @@ def _distributions(optuna: Any, config: RunConfig, ranges: Ranges) -> dict[str, 
 
 def _open(optuna: Any, file: Path, config: RunConfig, prune: bool) -> "optuna.Study":
     """Return the study in a file, which is made where there is none; RunError where it is of another configuration."""
-    with disk_errors(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     pruners = optuna.pruners
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{file}")

@@ -15,7 +15,7 @@ from rotateconv.lab import config as configuration
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.files import disk_errors, read_json, write_bytes, write_json
+from rotateconv.lab.files import disk_errors, make_folder, read_json, write_bytes, write_json
 from rotateconv.lab.plain import from_json, to_json
 from rotateconv.lab.study.convert_run import check_normalization
 from rotateconv.lab.study.events import (
@@ -153,8 +153,7 @@ class _Search:
 
     def run(self) -> ShrinkRecord:
         """Do the rungs, and write the best of all that was tried."""
-        with disk_errors(self.out):
-            (self.out / _UNTRAINED).mkdir(parents=True, exist_ok=True)
+        make_folder(self.out / _UNTRAINED)
         write_bytes(self.out / _SETTINGS, configuration.to_json(self.config).encode())
         try:
             candidates = self._try_untrained()

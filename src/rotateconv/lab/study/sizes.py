@@ -5,7 +5,7 @@ import math
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,12 +142,7 @@ def current_label(label: str) -> str:
     return f"{old['model']}, {layers}"
 
 
-def measure_sizes(
-    runs: Sequence[str | Path],
-    data: ImageData,
-    bits: Sequence[int] = BITS,
-    on_row: Callable[[int, int], None] | None = None,
-) -> list[SizeRow]:
+def measure_sizes(runs: Sequence[str | Path], data: ImageData, bits: Sequence[int] = BITS) -> list[SizeRow]:
     """Evaluate finished runs at several bits; runs that differ in the seed alone make one row.
 
     The norms of a model that is quantized after its training are recalibrated, as with `pack --calibrate`. A run of
@@ -157,7 +152,6 @@ def measure_sizes(
         runs: Their folders.
         data: The images that they were trained on; the test split is evaluated.
         bits: Of a weight, each 32 or from 1 to 8.
-        on_row: Called as on_row(done, total) after every evaluation.
 
     Raises:
         RunError: A folder that is no finished run.
@@ -173,15 +167,13 @@ def measure_sizes(
     names = [Path(run).resolve().name for run in runs]
     jobs = [(name, run, width) for name, run in zip(names, loaded, strict=True) for width in _bits_of(run.config, bits)]
     found: dict[tuple[str, bool, int, bool], list[SizeRow]] = {}
-    for done, (name, trained, width) in enumerate(jobs, start=1):
+    for name, trained, width in jobs:
         config = trained.config
         # Neither lines nor masks, codebooks or factors.
         dense = config.conv.startswith("conv") and not rotate_layers(trained.model)
         size, accuracy = _measure(trained.model, config, description, data, width)
         key = f"{config.factory or config.model}, {layers_label(config)}", dense, width, config.qat
         found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
-        if on_row is not None:
-            on_row(done, len(jobs))
     return with_differences([_joined(rows) for rows in found.values()])
 
 

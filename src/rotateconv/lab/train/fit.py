@@ -19,7 +19,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.files import disk_errors, write_bytes
+from rotateconv.lab.files import make_folder, write_bytes
 from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.build_state import build_state, start_accelerator
@@ -170,8 +170,7 @@ def _check_same(run: Path, config: RunConfig, data: DataDescription) -> None:
 @contextmanager
 def _held(run: Path, check: Callable[[], None]) -> Iterator[None]:
     """Hold the run folder; what was checked before may have changed until it was held, so it is checked again."""
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with locked(run):
         check()
         yield

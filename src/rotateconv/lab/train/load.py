@@ -14,7 +14,7 @@ from rotateconv.errors import ConfigError, InputError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
-from rotateconv.lab.data.sets import Split
+from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.parts import Architecture, Execution
 from rotateconv.lab.train.build import build_configured, outline_configured
 from rotateconv.lab.train.checkpoint import LARGEST, load_checkpoint, read_weights
@@ -118,6 +118,12 @@ def _last_weights(run: Path) -> dict[str, Tensor]:
     for path in checkpoint.damaged:
         warnings.warn(f"the checkpoint {path} is damaged: this is {checkpoint.path}", stacklevel=3)
     return checkpoint.weights.get("average", checkpoint.weights["model"])
+
+
+def check_images(run: Path, data: DataDescription, images: ImageData) -> None:
+    """Raise RunError unless these are the images that a run was trained on."""
+    if DataDescription.of(images) != data:
+        raise RunError(f"{run} was trained on other images of {data.name}: give it the same --data-dir")
 
 
 def pack_model(
