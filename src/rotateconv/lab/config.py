@@ -96,12 +96,9 @@ def make_config(
 
 
 def changed(config: RunConfig, values: Mapping[str, object], called: Mapping[str, str] | None = None) -> RunConfig:
-    """Return a configuration with other values, by key; ConfigError where one has no meaning.
+    """Return a configuration with other values by key; ConfigError where one has no meaning.
 
-    Args:
-        config: what the other keys are of.
-        values: by key.
-        called: what the user calls a key, for the sentence about a mistake; else the key.
+    The error says what the user calls the key, where that is known.
     """
     try:
         return dataclasses.replace(config, **values)  # type: ignore[arg-type]

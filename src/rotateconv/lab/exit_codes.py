@@ -15,12 +15,9 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, er
 
 @dataclass(frozen=True)
 class Failure:
-    """How a command ends that could not do its work.
+    """How a command ends that could not do its work: its exit code, and a sentence for the user on one line.
 
-    Args:
-        code: exit code of the process.
-        sentence: for the user, on one line.
-        unexpected: whether somebody should see the traceback: a fault of this library.
+    An unexpected one is a fault of this library, whose traceback somebody should see.
     """
 
     code: int

@@ -101,11 +101,7 @@ class BenchRecord(Plain):
 
 
 def record_from_json(value: object, where: str | Path) -> BenchRecord:
-    """Return the record in a bench.json.
-
-    Raises:
-        RunError: It is something else.
-    """
+    """Return the record in a bench.json; RunError for anything else."""
     if not (isinstance(value, Mapping) and value.get("schema") == SCHEMA):
         raise RunError(f"{where} is no record of this version's bench: run it again with --out")
     rows = {key: [_with_case(row) for row in value.get(key, ())] for key in ("rows", "targets")}

@@ -27,21 +27,14 @@ def run_bench(
     seconds: float = 1.0,
     on_case: Callable[[Case, list[Row | LostRow], BenchRecord], None] | None = None,
 ) -> BenchRecord:
-    """Time cases, and those of targets, and judge the targets.
+    """Time cases, and those of targets, and judge the targets; BenchError where a form differs from the plain one.
 
-    Args:
-        cases: each is timed once, whatever else needs it.
-        targets: their cases are timed too.
-        device: "cpu" or "cuda".
-        seconds: for each form of each case, about.
-        on_case: called with every case, its rows, and the record so far.
+    A case is timed once, whatever else needs it; `seconds` are for each form of each, about. `on_case` is called with
+    every case, its rows, and the record so far.
 
     Returns:
         The record, with a row for each form of each case, and one without times for a case that does not fit into the
         memory.
-
-    Raises:
-        BenchError: If a form differs from the plain form.
     """
     rates: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
     rows: list[Row | LostRow] = []

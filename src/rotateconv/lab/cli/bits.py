@@ -42,12 +42,9 @@ class Asked:
     ] = None
 
     def choose(self, source: Path, trained: Bits | None, default: Bits) -> Bits:
-        """Return the bits that were asked for, else those that a model has; a warning where they are not the same.
+        """Return the bits that were asked for, else those that a model was trained with or has, else the default.
 
-        Args:
-            source: Of the model, for the warning.
-            trained: Bits that the model was trained with or has, None for one that is not quantized.
-            default: For a model that is not quantized.
+        A warning about the source says where they are others than its own.
         """
         own = trained or default
         weight = own.weight if self.weight_bits is None else self.weight_bits

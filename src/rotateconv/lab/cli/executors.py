@@ -56,11 +56,7 @@ Gpus = Annotated[
 def chosen_executor(
     on: str, out: Path, *, jobs: int | None, cpus: int | None, gpus: float | None, device: str | None
 ) -> "Iterator[Executor | None]":
-    """Give the executor that the options name, and close it; None for the processes of this machine.
-
-    Raises:
-        ConfigError: No such place, options of the other one, or no cluster there.
-    """
+    """Give the executor that the options name, and close it; None for the processes of this machine."""
     if on == "local":
         refuse({"--cpus-per-run": cpus, "--gpus-per-run": gpus}, "--on local")
         options.use_device(device)

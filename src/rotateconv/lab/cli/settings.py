@@ -23,16 +23,9 @@ def fine_tuned(
 ) -> RunConfig:
     """Return the recipe that goes on from a trained model: a run's own, or what file and options say.
 
-    Args:
-        source: a run folder, or a file of weights.
-        factory: the function that builds the model of a file of weights.
-        file: TOML file.
-        values: by key; for a run folder, those that differ from its own recipe.
-        called: what the user calls the keys of `values`.
-
     Raises:
-        ConfigError: a weights file without a function that builds its model, or the function, a recipe or a data set
-            with a run folder.
+        ConfigError: a weights file without the function, `factory`, that builds its model; or the function, a recipe or
+            a data set with a run folder.
         RunError: no run folder.
     """
     from rotateconv.lab.study.convert_run import fine_tuning
@@ -65,9 +58,7 @@ def described(
 ) -> RunConfig:
     """Return the configuration of a file and a command line, and refuse what the file, not the user, asks for.
 
-    Args:
-        file, values, called, overrides, foreign: as of `make_config`.
-        models: that are trained, in place of the configuration's.
+    `models` are trained in place of the configuration's.
 
     Raises:
         RunError: the file names a function that builds the model, and the user never did.

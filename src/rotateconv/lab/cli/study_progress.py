@@ -18,12 +18,7 @@ from rotateconv.lab.train.events import EpochEnd, RunEnd, RunStart, RunWarning, 
 class StudyProgress:
     """An event callback of `compare`, `search` and `shrink`, to be closed: bars on a terminal, a line a run elsewhere.
 
-    Args:
-        console: where it is shown.
-        base: the recipe that the runs share.
-        seeds: of each configuration; None where all runs have that of the recipe.
-        data: the images.
-        out: the folder.
+    The number of seeds is that of each configuration; None where all runs have that of the recipe.
     """
 
     def __init__(self, console: Console, base: RunConfig, seeds: int | None, data: DataDescription, out: Path) -> None:

@@ -80,12 +80,6 @@ def decode_images(
 ) -> Decoded:
     """Decode files as RGB, all resized and cropped to `image_size` or all of the same size.
 
-    Args:
-        folder: what `paths` are relative to.
-        paths: of the images.
-        image_size, max_pixels: as of `decode_image`.
-        progress: called as progress(done, total), in the calling thread.
-
     Raises:
         DataError: If no file decodes, or sizes differ without an `image_size`, or as of `decode_image`.
     """

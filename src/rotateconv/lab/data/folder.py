@@ -23,15 +23,10 @@ NAMED = 3  # bad images that a message names; the rest are counted
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of an image folder, in order.
+    """The files of an image folder, in order: of all images path and label, those of train first.
 
-    Args:
-        classes: sorted names of the class folders.
-        paths: of all images relative to the folder, those of train first.
-        labels: of all images, (N,), int64.
-        train_count: how many images are those of train.
-        key: a hash of every path, size, time of change and place on the disk: equal only if nothing was changed.
-        hidden: names of files that were left out.
+    `key` is a hash of every path, size, time of change and place on the disk: equal only if nothing was changed.
+    `hidden` are files that were left out.
     """
 
     classes: tuple[str, ...]
@@ -54,15 +49,7 @@ def load_folder(
 
     Every file below a class folder counts as an image, hidden ones excepted. The decoded images are cached in
     `folder`/.rotateconv, or in the user's cache directory where that cannot be written; changed files or a
-    damaged cache are decoded again.
-
-    Args:
-        folder: holds train/<class>/* and test/<class>/*.
-        image_size: height and width in pixels: the shorter side is resized to it and the middle of the longer
-            one kept; None keeps the images as they are, and then all must have the same size.
-        skip_bad_images: leave out images that do not decode, with a warning that names and counts them.
-        progress: called as progress(done, total) while images are decoded; not at all on a cached folder.
-        max_image_pixels: of an image, above which it is refused; None for `MAX_PIXELS`.
+    damaged cache are decoded again. The options are those of `load_data`.
 
     Raises:
         DataError: If folders or images are missing or do not agree, or images do not decode.
@@ -95,11 +82,7 @@ def load_folder(
 
 
 def list_folder(folder: Path) -> Listing:
-    """Find the classes and images of a folder without opening any.
-
-    Raises:
-        DataError: If there is no train or test, they differ in their classes, or a class has no image.
-    """
+    """Find the classes and images of a folder without opening any; DataError where train and test do not agree."""
     classes = {}
     for split in SPLITS:
         root = folder / split

@@ -21,11 +21,8 @@ VERSION = "3-"  # to be raised when the same files decode to other images
 def read_cache(folder: Path, image_size: int | None, key: str, content: Callable[[], str]) -> Decoded | None:
     """Return the images cached for `folder`, or None if there are none, or of other files, or damaged ones.
 
-    Args:
-        folder: of the images.
-        image_size: they were decoded to.
-        key: of paths, sizes, times and places on the disk: if it is that of the cache, no file was changed.
-        content: gives a hash of the contents of all files, for a folder that was copied or touched.
+    `key` is of paths, sizes, times and places on the disk: if it is that of the cache, no file was changed. `content`
+    gives a hash of the contents of all files, for a folder that was copied or touched.
     """
     for path in _places(folder, image_size):
         if not path.is_file():

@@ -105,13 +105,7 @@ def build_data(
 ) -> ImageData:
     """Hold a validation split out of `train` and measure the constants on what is left.
 
-    Args:
-        name: as in `ImageData`.
-        classes: as in `ImageData`.
-        train: the whole official training set.
-        test: the official test set.
-        flip: as in `ImageData`.
-        most_validation: the most images held out; a tenth of `train` is, where that is less (and without it).
+    A tenth of `train` is held out, or `most_validation` images where these are less.
 
     Raises:
         DataError: If a split is empty, labels lie outside the classes, or images differ in shape.
@@ -169,12 +163,6 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and standard deviation of each channel in units of 0..1, from exact counts of the 256 values.
 
     The standard deviation of a constant channel is given as 1, so that it can be divided by.
-
-    Args:
-        images: (N, C, H, W), uint8.
-
-    Returns:
-        (mean, std), C numbers each; the same on any number of threads.
 
     Example:
         >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))

@@ -8,14 +8,6 @@ from rotateconv.lab.parts import ImageSource
 def load_images(source: ImageSource, *, download: bool = False, progress: Progress | None = None) -> ImageData:
     """Return the images of a run, whole in memory.
 
-    Args:
-        source: `images` of its configuration.
-        download: fetch missing files.
-        progress: called as progress(done, total) while the images of a folder are decoded.
-
-    Raises:
-        DataError: see `load_data`.
-
     Example:
         >>> from rotateconv.lab.config import RunConfig
         >>> load_images(RunConfig(data="digits").images).name

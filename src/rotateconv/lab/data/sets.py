@@ -81,13 +81,6 @@ def load_digits(folder: Path, *, download: bool) -> ImageData:
 
     The set has no official split. A fifth of each class is the test set and a tenth of the rest validates,
     both drawn with the library's fixed seed. Values 0..16 become 0..255.
-
-    Args:
-        folder: not looked at: the images come with scikit-learn.
-        download: nothing is left to do for it, for the same reason.
-
-    Raises:
-        DataError: If scikit-learn cannot be imported.
     """
     try:
         from sklearn import datasets

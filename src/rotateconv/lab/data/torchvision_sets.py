@@ -27,11 +27,7 @@ NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTT
 
 
 def load_mnist(folder: Path, *, download: bool) -> ImageData:
-    """MNIST, 1 x 28 x 28, from `folder`/MNIST/raw; a tenth of the training set validates.
-
-    Raises:
-        DataError: If files are missing or damaged, or the download fails.
-    """
+    """MNIST, 1 x 28 x 28, from `folder`/MNIST/raw; a tenth of the training set validates."""
     reader = _reader("MNIST")
     files = {Path("MNIST", "raw", name): checksum for name, checksum in MNIST_FILES.items()}
 
@@ -43,34 +39,17 @@ def load_mnist(folder: Path, *, download: bool) -> ImageData:
 
 
 def load_cifar10(folder: Path, *, download: bool) -> ImageData:
-    """CIFAR-10, 3 x 32 x 32, from `folder`/cifar-10-batches-py; 5,000 training images validate.
-
-    Raises:
-        DataError: If files are missing or damaged, or the download fails.
-    """
+    """CIFAR-10, 3 x 32 x 32, from `folder`/cifar-10-batches-py; 5,000 training images validate."""
     return _load_cifar("cifar10", "CIFAR10", folder, download)
 
 
 def load_cifar100(folder: Path, *, download: bool) -> ImageData:
-    """CIFAR-100 (fine labels), 3 x 32 x 32, from `folder`/cifar-100-python; 5,000 training images validate.
-
-    Raises:
-        DataError: If files are missing or damaged, or the download fails.
-    """
+    """CIFAR-100 (fine labels), 3 x 32 x 32, from `folder`/cifar-100-python; 5,000 training images validate."""
     return _load_cifar("cifar100", "CIFAR100", folder, download)
 
 
 def load_svhn(folder: Path, *, download: bool, svhn_extra: bool) -> ImageData:
-    """SVHN, 3 x 32 x 32, from `folder`/*_32x32.mat; 6,000 training images validate.
-
-    Args:
-        folder: where the files are.
-        download: fetch what is missing.
-        svhn_extra: add the 531,131 images of extra_32x32.mat to the training set.
-
-    Raises:
-        DataError: If files are missing or damaged, or the download fails.
-    """
+    """SVHN, 3 x 32 x 32, from `folder`/*_32x32.mat; 6,000 training images validate."""
     reader = _reader("SVHN")
     names = ("test", "train", "extra") if svhn_extra else ("test", "train")
     listed = [reader.split_list[name] for name in names]

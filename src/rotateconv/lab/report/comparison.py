@@ -17,13 +17,8 @@ from rotateconv.lab.study.sizes import SizesTable
 def write_comparison(runs: Sequence[RunRecord], controls: Mapping[str, Sequence[str]], out: Path) -> list[Group]:
     """Write comparison.json, comparison.md and comparison.png, and return the groups of their rows.
 
-    Args:
-        runs: Of the comparison, as far as they are done; without any nothing is written.
-        controls: As `Study.contrasts`.
-        out: Folder of the comparison; its runs are in `out`/runs.
-
-    Raises:
-        RunError: The disk takes nothing more.
+    The runs are in `out`/runs, as far as they are done; without any nothing is written. `controls` are as
+    `Study.contrasts`.
     """
     groups = make_groups(runs)
     if groups:

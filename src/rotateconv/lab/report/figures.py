@@ -29,17 +29,10 @@ _PANELS = (
 def draw_study(
     study: str, groups: Sequence[Group], folder: Path, published: Sequence[Published] = (), kind: str = "png"
 ) -> list[str]:
-    """Draw the pictures of a study into a folder that exists, and return their names.
+    """Draw the pictures of a study into a folder that exists, as png, svg or pdf, and return their names.
 
-    They are curves, accuracy against parameters, and the angles of the first analysed run of rotate4 and rotate2p, or
-    of another group where both are missing.
-
-    Args:
-        study: Its name, from which the files are called.
-        groups: Of `make_groups`, at least one.
-        folder: Of the pictures.
-        published: Points beside ours, of which those of the study's data are drawn.
-        kind: Of the files: png, svg or pdf.
+    They are curves, accuracy against parameters, beside the published points of the study's data, and the angles of the
+    first analysed run of rotate4 and rotate2p, or of another group where both are missing.
     """
     names = picture_names(study, groups, kind)
     draw_curves(groups, folder / names[0])
@@ -144,12 +137,7 @@ def draw_parameters(groups: Sequence[Group], path: Path, published: Sequence[Pub
     """Draw test accuracy over parameters, with error bars of ± the standard deviation.
 
     A color is a kind of layer, a marker a model; hollow are dense models narrowed to the size of another; crosses are
-    published points. Groups without a result are left out.
-
-    Args:
-        groups: Of `make_groups`.
-        path: Of the picture, PNG, SVG or PDF.
-        published: Points beside ours; those of the groups' data are drawn.
+    published points of the groups' data. Groups without a result are left out.
     """
     figure, (axes,) = make_figure(1, 1, 5.4, _title(groups))
     models = list(dict.fromkeys(group.model for group in groups))

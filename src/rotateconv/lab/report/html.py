@@ -43,14 +43,7 @@ def run_page(details: RunDetails) -> str:
 def comparison_page(
     name: str, groups: Sequence[Group], controls: Mapping[str, Sequence[str]], runs: Sequence[RunDetails]
 ) -> str:
-    """Return the page of a comparison: its tables and curves, and a part to open for each run.
-
-    Args:
-        name: Of the comparison.
-        groups: Of `make_groups`, at least one with a result.
-        controls: As `Study.contrasts`.
-        runs: Those that get a part of their own.
-    """
+    """Return the page of a comparison: its tables and curves, and a part to open for each run."""
     curves = [
         line_chart(title, [_series(group, quantity) for group in groups], log="loss" in title)
         for title, quantity in (

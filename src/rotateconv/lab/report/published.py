@@ -33,11 +33,6 @@ class Published(Plain):
 
 
 def find_published(paths: Iterable[str | Path]) -> list[Published]:
-    """Return the points of every published.toml in or below the folders.
-
-    Raises:
-        ConfigError: A file is no TOML.
-        RunError: A point lacks a key, or has another.
-    """
+    """Return the points of every published.toml in or below the folders; RunError where one is none."""
     files = [file for path in paths for file in sorted(Path(path).rglob(PUBLISHED))]
     return [from_json(Published, point, file) for file in files for point in read_toml(file).get("point", [])]

@@ -18,14 +18,8 @@ def draw_angles(
     """Draw what the angles of a run did.
 
     Panels: mean movement of each layer, accuracy lost when a layer's angles are shuffled, all angles before and after.
-
-    Args:
-        analysis: Of a model with angles.
-        path: Of the picture; PNG, SVG or PDF.
-        epochs: For each epoch the mean movement of each layer, a line over the bars of the end; None where a run
-            did not record it.
-        title: Of the picture.
-        color: That the model's layers have in every picture.
+    `epochs` has for each epoch the mean movement of each layer, a line over the bars of the end; None where a run did
+    not record it.
     """
     angles = analysis.angles
     assert angles is not None

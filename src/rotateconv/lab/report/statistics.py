@@ -163,8 +163,7 @@ class Contrast:
 def make_groups(runs: Sequence[RunRecord]) -> list[Group]:
     """Return a group per configuration, in the order of models, settings and `CONVS`, narrowed ones after their twins.
 
-    Raises:
-        RunError: A configuration has the same seed twice.
+    RunError where a configuration has the same seed twice.
     """
     found: dict[RunConfig, list[RunRecord]] = {}
     for run in runs:

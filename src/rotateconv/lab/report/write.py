@@ -18,13 +18,9 @@ from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, read_size
 def write_report(
     studies: Studies, out: Path, published: Sequence[Published] = (), kinds: Sequence[str] = ("png",)
 ) -> Path:
-    """Write report.md and the pictures that it shows into a folder, and return its path.
+    """Write report.md and its pictures, of each kind of png, svg and pdf, into a folder, and return its path.
 
-    Args:
-        studies: As from `rotateconv.lab.study.records.find_studies`.
-        out: The folder.
-        published: Points beside ours.
-        kinds: Of the pictures: png, svg or pdf. The report shows the first of them that is no PDF.
+    The report shows the first of the kinds that is no PDF.
     """
     make_folder(out)
     for study, found in studies.items():
@@ -36,11 +32,7 @@ def write_report(
 
 
 def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ()) -> None:
-    """Make the blocks of a page anew, and draw the pictures that it shows into the folder `PICTURES` beside it.
-
-    Raises:
-        RunError: The page cannot be read, or asks for what there is not.
-    """
+    """Make the blocks of a page anew, and draw the pictures that it shows into the folder `PICTURES` beside it."""
     text = read_page(page)
     filled = fill_page(text, studies)
     for asked in blocks(text, "report"):
@@ -58,9 +50,6 @@ def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Pa
         studies: As from `rotateconv.lab.study.records.find_studies`.
         file: The record, records.jsonl.
         add: Runs and sizes join those that are there, and conversions stay as they are.
-
-    Raises:
-        RunError: No run, two runs of one name, or sizes of two studies.
     """
     runs = [run for found in studies.values() for run in found.runs]
     measured = {name: found.sizes for name, found in studies.items() if found.sizes}

@@ -127,11 +127,7 @@ class RunAnalysis(Plain):
 
 
 def analysis_from_json(value: object, where: str | Path) -> RunAnalysis:
-    """Return the analysis in a run's analysis.json or in a study's record, of version 0.1 too.
-
-    Raises:
-        RunError: It is something else.
-    """
+    """Return the analysis in a run's analysis.json or in a study's record, of version 0.1 too; RunError for others."""
     return from_json(RunAnalysis, _without_kuiper(value), where)
 
 
@@ -146,11 +142,6 @@ def _without_kuiper(value: Any) -> Any:
 
 def analyse(run: str | Path, images: ImageData, draws: int = 3) -> RunAnalysis:
     """Return what a finished run's angles did, and how much of its accuracy fits into a packed file.
-
-    Args:
-        run: Its folder.
-        images: That the run was trained on.
-        draws: Shuffles of each layer.
 
     Raises:
         RunError: Other images, or a start that does not follow from its seed here.
@@ -180,13 +171,8 @@ def analyse_angles(
 ) -> AngleAnalysis:
     """Return what the angles did between two states of a model, layer by layer and all together.
 
-    Shuffling permutes the angles of `end` over the slices of a layer; weights and the statistics of norms stay.
-
-    Args:
-        start, end: Models of the same RotateConv2d layers, at least one; `end` is left as it was.
-        accuracy: Measures `end`.
-        draws: Shuffles of each layer.
-        seed: Of the permutations.
+    Shuffling permutes the angles of `end` over the slices of a layer; weights and the statistics of norms stay. `end`
+    is left as it was, and `accuracy` measures it. Both states have the same RotateConv2d layers, at least one.
     """
     layers, starts = rotate_layers(end), rotate_layers(start)
     before = {name: starts[name].angle.detach().flatten().cpu().double() for name in layers}

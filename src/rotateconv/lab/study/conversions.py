@@ -72,11 +72,7 @@ _RENAMED = {"net": "model", "lines": "taps", "quantised": "bits"}  # keys of ver
 
 
 def conversion_from_json(value: object, where: str | Path) -> ConversionRecord:
-    """Return the conversion in a conversion.json, or in a record of several, of version 0.1 too.
-
-    Raises:
-        RunError: It is something else.
-    """
+    """Return the conversion in a conversion.json, or in a record of several, of version 0.1 too; else RunError."""
     if isinstance(value, Mapping):
         value = {_RENAMED.get(key, key): item for key, item in value.items()}
     return from_json(ConversionRecord, value, where)

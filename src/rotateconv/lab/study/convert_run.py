@@ -53,10 +53,6 @@ def fine_tuning(config: RunConfig, source: str) -> RunConfig:
 
     A user's own model was trained by another recipe, of which the learning rate says nothing: it gets a twentieth.
 
-    Args:
-        config: that the model was, or would be, trained with.
-        source: the trained model, as `RunConfig.source`.
-
     Example:
         >>> from rotateconv.lab.config import make_config
         >>> config = fine_tuning(make_config("quick"), "runs/dense")
@@ -180,17 +176,15 @@ def check_normalization(
     """Stop where a user's own model does not know the images as they are normalized here; a run's own knows them.
 
     A model that gets better when its norms are recalibrated on the very images that it was trained on was trained on
-    other numbers: nearly always, another mean and standard deviation.
+    other numbers: nearly always, another mean and standard deviation. It is a ConfigError, or where the user named
+    these a warning.
 
     Args:
         config: whose source the model is.
         source: the model.
         data: the images.
-        found: what it is worth on those of the validation split.
-        report: called with a warning where the user named the normalization.
-
-    Raises:
-        ConfigError: so it is, and the user did not.
+        found: what it is worth on the validation split.
+        report: called with the warning.
     """
     if config.factory is None:
         return

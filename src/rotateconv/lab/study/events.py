@@ -13,14 +13,7 @@ from rotateconv.quantization.allocate import Allocation
 
 @dataclass(frozen=True)
 class StudyStart:
-    """A study begins, or goes on.
-
-    Attributes:
-        runs: Of the whole study.
-        finished: Before this call.
-        jobs: Runs at a time.
-        threads: Of each of them.
-    """
+    """A study begins, or goes on: all runs, those finished before, runs at a time, and the threads of each."""
 
     runs: int
     finished: int
@@ -84,12 +77,7 @@ class RecordsChanged:
 
 @dataclass(frozen=True)
 class LayerFitted:
-    """A layer of a model that is converted is fitted.
-
-    Attributes:
-        done, total: Fits, of which there are two for each layer where images are looked at.
-        name: Of the layer.
-    """
+    """A layer of a model that is converted is fitted; where images are looked at, there are two fits for each layer."""
 
     done: int
     total: int
@@ -105,13 +93,9 @@ class BitsAllocated:
 
 @dataclass(frozen=True)
 class ModelFitted:
-    """A trained model is converted and not trained yet: validation accuracies in percent, and its layers.
+    """A trained model is converted and not trained yet: what became of its layers, and validation accuracies.
 
-    Attributes:
-        source: Accuracy of the trained model.
-        fitted: Of the model with the nearest RotateConv layers.
-        calibrated: Of that with its norms recalibrated.
-        report: What became of each convolution.
+    They are of the trained model, of that with the nearest RotateConv layers, and of this with its norms recalibrated.
     """
 
     source: float

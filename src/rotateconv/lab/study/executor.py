@@ -46,12 +46,6 @@ def run_tasks(tasks: Iterable[Task], executor: Executor, count: int, on_event: O
     A run that diverges, or whose process is killed, is reported and leaves the others alone; any other failure stops
     all.
 
-    Args:
-        tasks: the runs; each is asked for when there is room for it, after the events of those that made the room.
-        executor: does them.
-        count: number of tasks.
-        on_event: called with the events; it may cancel runs.
-
     Raises:
         RunInterrupted: a first Ctrl-C; the runs have saved themselves. A second one leaves at once.
         CommandError: a run failed in another way.

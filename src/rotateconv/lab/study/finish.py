@@ -23,11 +23,6 @@ def finishing(
 ) -> RunConfig:
     """Return the recipe of `finish`: that of the run, as `fine_tuning` has it, with quantized numbers from its start.
 
-    Args:
-        source: run folder of a trained float model.
-        changes: other values by key, such as `weight_bits`, `teacher` and `epochs`.
-        called: what the user calls the keys of `changes`.
-
     Raises:
         RunError: no run folder, or a run that is not finished.
         ConfigError: a run that is quantized already, a key that stays, or a value that a key cannot have.

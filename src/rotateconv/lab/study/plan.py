@@ -54,10 +54,7 @@ class Study:
 
 
 def contrasts_from(value: object) -> dict[str, tuple[str, ...]]:
-    """Return `Study.contrasts` from what a study.toml holds under that key.
-
-    Raises:
-        ConfigError: It is no table of lists of names.
+    """Return `Study.contrasts` from what a study.toml holds under that key; ConfigError for anything else.
 
     Example:
         >>> contrasts_from({"rotate4": ["mask4", "line"]})
@@ -72,12 +69,7 @@ def contrasts_from(value: object) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A configuration of a study.
-
-    Attributes:
-        config: Of its runs, which differ in the seed.
-        equal_to: The convolution whose size the narrowed dense model has, or None.
-    """
+    """A configuration of runs that differ in the seed; a narrowed dense model names the convolution it is equal to."""
 
     config: RunConfig
     equal_to: str | None = None
@@ -95,9 +87,6 @@ def plan(study: Study, data: DataDescription) -> list[Entry]:
     """Return a study's configurations: for each model the dense one, then the others as named.
 
     A narrowed dense model follows the first one that it is as large as.
-
-    Raises:
-        ConfigError: An unknown name, or a model that cannot be built as configured.
     """
     entries: list[Entry] = []
     convs = sorted(study.convs, key=lambda conv: conv != BASELINE)

@@ -68,12 +68,9 @@ def _no_sigint() -> Iterator[None]:
 
 
 class LocalExecutor:
-    """An `Executor` of processes, each of which does one run after another.
+    """An `Executor` of processes with so many threads, each of which does one run after another.
 
-    Args:
-        jobs: runs at a time.
-        threads: of each process.
-        together: runs at a time in one process, which take turns (`rotateconv.lab.study.turns`).
+    More than one run `together` in a process take turns (`rotateconv.lab.study.turns`).
     """
 
     def __init__(self, jobs: int, threads: int, together: int = 1) -> None:
@@ -148,13 +145,7 @@ def default_jobs() -> int:
 def local_executor(count: int, jobs: int | None = None, together: int = 1) -> LocalExecutor:
     """Return the executor of so many runs on this machine: `jobs` at a time, each with its share of the cores.
 
-    Args:
-        count: runs altogether.
-        jobs: at a time; None for `together` in each of `default_jobs` processes.
-        together: of these, in one process.
-
-    Raises:
-        ConfigError: `jobs` or `together` is less than 1.
+    Without `jobs` they are `together` in each of `default_jobs` processes; ConfigError where a number is less than 1.
     """
     for name, number in (("jobs", jobs), ("together", together)):
         if number is not None and number < 1:

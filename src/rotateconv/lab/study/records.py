@@ -127,12 +127,7 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
 
 
 def read_study(folder: Path) -> StudyRecord:
-    """Return what is recorded of a study.
-
-    Raises:
-        RunError: A file is damaged or of another format.
-        ConfigError: Its study.toml is.
-    """
+    """Return what is recorded of a study; RunError or ConfigError where a file is damaged."""
     file = folder / CONVERSIONS
     conversions = read_json_list(file) if file.is_file() else []
     files = read_json(folder / FILES) if (folder / FILES).is_file() else {}
@@ -152,11 +147,7 @@ def read_sizes(folder: Path) -> SizesTable | None:
 
 
 def read_comparison(folder: Path) -> StudyRecord:
-    """Return the finished runs of a comparison's folder, and those that `comparison.json` says have no result.
-
-    Raises:
-        RunError: A file is damaged.
-    """
+    """Return the finished runs of a comparison's folder, and those that `comparison.json` says have no result."""
     file = folder / "comparison.json"
     runs = [read_run(path.parent) for path in sorted((folder / "runs").glob(f"*/{SUMMARY}"))]
     equal_to: dict[str, str | None] = {}
@@ -180,15 +171,7 @@ def read_comparison(folder: Path) -> StudyRecord:
 
 
 def read_run(folder: Path, failed: str | None = None) -> RunRecord:
-    """Return what a run found.
-
-    Args:
-        folder: Of the run.
-        failed: Why it has no result; None for a finished run.
-
-    Raises:
-        RunError: A file is missing or damaged.
-    """
+    """Return what a run found, or why it failed; RunError where a file is missing or damaged."""
     path = folder / ANALYSIS
     analysis = analysis_from_json(short(read_json(path)), path) if path.is_file() else None
     return RunRecord(
@@ -214,12 +197,8 @@ def portable(config: RunConfig) -> RunConfig:
 def add_runs(runs: Sequence[RunRecord], path: Path) -> list[RunRecord]:
     """Return the runs of a record with more of them, in the order of their names: seeds that came from elsewhere.
 
-    Args:
-        runs: More of them; one replaces the run of its name.
-        path: The record's file; one that is not there has no run.
-
-    Raises:
-        RunError: A line is damaged or of another format, or two of `runs` have one name.
+    A run takes the place of the one of its name. RunError where the file, which need not be there, is damaged, or where
+    two of `runs` have one name.
     """
     new = {run.name: run for run in runs}
     if len(new) < len(runs):
@@ -243,11 +222,7 @@ def _read(path: Path) -> list[RunRecord]:
 
 
 def write_study(runs: Sequence[RunRecord], path: Path) -> None:
-    """Write the record of a study, whole or not at all; `read_study` gives the same runs back.
-
-    Raises:
-        RunError: No run, or a disk that takes nothing.
-    """
+    """Write the record of a study, whole or not at all, for `read_study`; RunError without a run."""
     if not runs:
         raise RunError(f"expected a finished run to write into {path}, found none")
     values = [run.to_json() for run in runs]

@@ -90,11 +90,7 @@ class RunDetails:
 
 
 def read_details(run: str | Path) -> RunDetails:
-    """Return what a page shows of a finished run, from its folder alone.
-
-    Raises:
-        RunError: It is not finished, or damaged.
-    """
+    """Return what a page shows of a finished run, from its folder alone; RunError where it is not finished."""
     run = Path(run)
     if not (run / SUMMARY).is_file():
         raise RunError(f"the run in {run} is not finished: resume it, or leave it out")

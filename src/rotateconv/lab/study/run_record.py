@@ -81,11 +81,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str | Path) -> "RunRecord":
-        """Return what `to_json` described.
-
-        Raises:
-            RunError: A key is missing or unknown, or its value has another type.
-        """
+        """Return what `to_json` described; RunError for anything else."""
         if value.keys() != _KEYS:
             raise RunError(
                 f"{where} has a run with {', '.join(sorted(value))}, not {', '.join(sorted(_KEYS))}: write it again"

@@ -18,12 +18,7 @@ ONNX, PACKED = "model.onnx", "model.rcp"
 
 @dataclass(frozen=True)
 class Files:
-    """Writes the files of models.
-
-    Attributes:
-        data: What the models are for.
-        count: The file that counts.
-    """
+    """Writes the files of models for these data, and knows which of the two counts."""
 
     data: DataDescription
     count: Count

@@ -30,17 +30,9 @@ FAR = 1.2
 
 @dataclass(frozen=True)
 class Untrained:
-    """The first rung of a search.
+    """The first rung of a search: the forms of `source` at the bits that fit in `budget`, without training.
 
-    Attributes:
-        config: Of the training, with its source.
-        source: The trained model.
-        images: To be fitted, recalibrated and evaluated on.
-        files: Writes and weighs the candidates.
-        folder: Keeps the packed file of each, and the weights that a form was fitted with.
-        budget: Bytes.
-        dense_bits: Of stem, 1x1 and linear layers.
-        report: Called with the layers that were fitted.
+    `folder` keeps the packed file of each, and the weights that a form was fitted with.
     """
 
     config: RunConfig

@@ -167,10 +167,7 @@ class ShrinkRecord(Plain):
 
 
 def bytes_in(text: str) -> int:
-    """Return a number of bytes as people write it; KB and MB are thousands, KiB and MiB powers of two.
-
-    Raises:
-        ConfigError: It is something else, or less than a byte.
+    """Return a number of bytes as people write it; KB and MB are thousands, KiB and MiB powers of two; or ConfigError.
 
     Example:
         >>> [bytes_in(text) for text in ("40KB", "40 kB", "40000", "0.1MB", "1KiB")]
@@ -191,9 +188,7 @@ def largest_bits(
 ) -> Iterator[tuple[int, int]]:
     """Yield the pairs of bits that fit and that no larger pair that fits contains: more bits of one form are better.
 
-    Args:
-        weights, angles: Bits to choose from, rising.
-        fits: Whether so many bits of a weight and of an angle do; fewer of both must fit too.
+    The bits to choose from are rising; where so many of a weight and of an angle fit, fewer of both must fit too.
 
     Example:
         >>> list(largest_bits(range(2, 9), range(3, 6), lambda weight, angle: weight + angle <= 9))

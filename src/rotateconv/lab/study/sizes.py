@@ -79,11 +79,7 @@ class SizesTable:
 
     @classmethod
     def from_json(cls, value: Sequence[object], where: str | Path) -> "SizesTable":
-        """Return what `to_json` described.
-
-        Raises:
-            RunError: Something of a row is missing or of another type, or there is no row.
-        """
+        """Return what `to_json` described; RunError for anything else."""
         dataset, rows = "", []
         for item in value:
             if not isinstance(item, dict) or not isinstance(item.get("dataset"), str):
@@ -110,11 +106,7 @@ class SizesTable:
         ]
 
     def merged(self, more: "SizesTable") -> "SizesTable":
-        """Return it with the rows of more runs, as `merge_sizes` does.
-
-        Raises:
-            RunError: They cannot be merged, or are of two data sets.
-        """
+        """Return it with the rows of more runs, as `merge_sizes` does; RunError for another data set."""
         if more.dataset != self.dataset:
             raise RunError(f"sizes on {self.dataset} and {more.dataset} make no table: record those of one data set")
         return SizesTable(self.dataset, tuple(merge_sizes(self.rows, more.rows)))
@@ -147,11 +139,6 @@ def measure_sizes(runs: Sequence[str | Path], data: ImageData, bits: Sequence[in
 
     The norms of a model that is quantized after its training are recalibrated, as with `pack --calibrate`. A run of
     quantization-aware training has its own bits alone, and its statistics.
-
-    Args:
-        runs: Their folders.
-        data: The images that they were trained on; the test split is evaluated.
-        bits: Of a weight, each 32 or from 1 to 8.
 
     Raises:
         RunError: A folder that is no finished run.

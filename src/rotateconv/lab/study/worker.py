@@ -28,14 +28,9 @@ _EVERY = 0.2  # seconds between two steps that are reported
 
 @dataclass(frozen=True)
 class Task:
-    """A run to be done.
+    """A run to be done: `fit` with this configuration and start, or, where it is not `tested`, `train`.
 
-    Attributes:
-        name: Of the run, in events.
-        config, out, start: As of `fit`, which goes on with a run that is in `out`.
-        overwrite: Whether such a run is begun again.
-        trackers: Of `rotateconv.lab.train.trackers`, which get the run's numbers too.
-        tested: Whether the test split is evaluated in the end; without it, `RunTrained` is the last event.
+    A run that is in `out` goes on, or is begun again with `overwrite`. `trackers` get its numbers too.
     """
 
     name: str
@@ -54,12 +49,9 @@ Result = RunEvent | RunTrained | RunDiverged | RunStopped | Failure
 def work(connection: Connection, command: list[str], gpu: str | None, together: int) -> None:
     """Do tasks until the other end of the connection closes, which ends the process whatever it does.
 
-    Args:
-        connection: brings tasks, and names of runs that shall save themselves and stop; takes events, and last a
-            `Failure`.
-        command: that the run folders name as the one which made them.
-        gpu: the only one to be seen, as CUDA_VISIBLE_DEVICES has it, or None for all.
-        together: whether more than one task may run at a time, which then take turns.
+    The connection brings tasks, and names of runs that shall save themselves and stop; it takes events, and last a
+    `Failure`. `command` is what the run folders name as the one which made them, `gpu` the only one to be seen, as
+    CUDA_VISIBLE_DEVICES has it; where more than one task may run at a time, they take turns.
     """
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -111,13 +103,10 @@ def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stopping: set[st
 def do_task(
     task: Task, send: Callable[[RunEvent], object], stopped: Callable[[], bool], images: "dict[ImageSource, ImageData]"
 ) -> Result:
-    """Do a run and return its last event.
+    """Do a run and return its last event; the others are sent, a few times a second.
 
-    Args:
-        task: the run.
-        send: called with its other events, a few times a second.
-        stopped: whether it shall save itself and end; asked at every step.
-        images: what the process has loaded before, by where they are from.
+    At every step it is asked whether the run is stopped, to save itself and end. `images` are what the process has
+    loaded before, by where they are from.
     """
     from rotateconv.lab.data.images import load_images
     from rotateconv.lab.train.events import RunEnd

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 class RunningAverage:
     """average = decay · average + (1 - decay) · model, of parameters and buffers; the model itself at first.
 
-    An index or a count among the buffers has no average: it is copied.
-
-    Args:
-        model: whose copy becomes the average.
-        decay: between 0 and 1.
-        beside: what is learned beside the model, such as scales.
-
-    Attributes:
-        module: the average of the model.
-        beside: that of the tensors beside it.
-        n_averaged: how many updates are done; the caller counts, for an update that is captured counts only once.
+    An index or a count among the buffers has no average: it is copied. `beside` is averaged too: what is learned beside
+    the model, such as scales. `n_averaged` is counted by the caller, for an update that is captured counts only once.
     """
 
     def __init__(self, model: nn.Module, decay: float, beside: Collection[Tensor] = ()) -> None:

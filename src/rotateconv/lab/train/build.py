@@ -22,11 +22,7 @@ from rotateconv.nn.outline import outlined
 
 
 def build_configured(architecture: Architecture, data: DataDescription) -> nn.Module:
-    """Return a configuration's model for these data, with fresh weights.
-
-    Raises:
-        ValueError: an unknown name, a factory that builds no model, or no convolution to convert.
-    """
+    """Return a configuration's model for these data, with fresh weights."""
     if architecture.factory is not None:
         model = build_from(architecture.factory)
     else:
@@ -54,11 +50,7 @@ def rotate_layers(model: nn.Module) -> dict[str, RotateConv2d]:
 
 
 def outline_configured(architecture: Architecture, data: DataDescription) -> nn.Module:
-    """Return a configuration's model, which is not a user's own, for the price of neither memory nor time.
-
-    Raises:
-        ConfigError: its sizes are beyond any memory.
-    """
+    """Return a configuration's model, which is not a user's own, for the price of neither memory nor time."""
     try:
         with outlined():
             return build_configured(architecture, data)
@@ -92,11 +84,7 @@ def configured_cost(architecture: Architecture, data: DataDescription) -> ModelC
 
 
 def conversion_filter(model: nn.Module, only: str | None) -> Callable[[str, nn.Conv2d], bool] | None:
-    """Return the filter that `convert` takes for the names in `convert_only`; None where there are none.
-
-    Raises:
-        ConfigError: a name or pattern that no convolution of the model has.
-    """
+    """Return the filter that `convert` takes for the names in `convert_only`; ConfigError where no layer has one."""
     if only is None:
         return None
     patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
@@ -109,12 +97,9 @@ def conversion_filter(model: nn.Module, only: str | None) -> Callable[[str, nn.C
 
 
 def build_from(factory: str) -> nn.Module:
-    """Return the model that the function "package.module:function" builds, called without arguments.
+    """Return the model that the function "package.module:function" builds without arguments; else ConfigError.
 
     The module is looked for where Python looks, and in the current folder.
-
-    Raises:
-        ConfigError: the name has another form, does not import, or gives no nn.Module.
 
     Example:
         >>> type(build_from("torchvision.models:resnet18")).__name__  # doctest: +SKIP

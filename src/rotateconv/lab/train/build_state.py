@@ -51,13 +51,8 @@ def build_state(
 ) -> TrainingState:
     """Return the run before its first step; every process gets the same initial weights.
 
-    Args:
-        config: of the run.
-        accelerator: that it is trained by.
-        images: that it is trained on.
-        run: its folder.
-        start: models that are loaded already, or a folder that may hold the weights to start from, such as that of a
-            run that goes on, in place of those that the configuration names.
+    `start` are models that are loaded already, or a folder that may hold the weights to start from, such as that of a
+    run that goes on, in place of those that the configuration names.
 
     Raises:
         ValueError: the configuration asks for what the model, the data or the teacher cannot do.

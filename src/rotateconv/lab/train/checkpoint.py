@@ -32,13 +32,9 @@ LARGEST = 2**36
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint as read from the disk.
+    """A whole checkpoint as read from the disk: the weights of "model" and "average", and what was saved beside them.
 
-    Args:
-        path: its folder.
-        weights: by name of the model ("model", "average"): the state dict.
-        state: what was saved beside them.
-        damaged: newer checkpoints that were passed over because they are damaged.
+    `damaged` are newer ones that were passed over.
     """
 
     path: Path
@@ -49,11 +45,6 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, models: Mapping[str, nn.Module], state: Mapping[str, Any]) -> Path:
     """Write the next numbered checkpoint, remove all but the last two, and return its folder.
-
-    Args:
-        folder: where the checkpoints of the run are.
-        models: models by name; each becomes NAME.safetensors.
-        state: nested dicts and lists of tensors, numbers, strings and None.
 
     Raises:
         RunError: the disk takes nothing more; the earlier checkpoints are still there. Or `folder` is a link.
@@ -89,11 +80,7 @@ def save_checkpoint(folder: Path, models: Mapping[str, nn.Module], state: Mappin
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, naming damaged newer ones; None where there is none yet.
-
-    Raises:
-        RunError: there are checkpoints, and all of them are damaged.
-    """
+    """Return the newest checkpoint that is whole, or None; RunError where there are some, and all are damaged."""
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -118,11 +105,7 @@ def read_pickled(data: bytes) -> Any:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the folders of all checkpoints, the newest last.
-
-    Raises:
-        RunError: `folder` is a link, to what may be anything of anybody's.
-    """
+    """Return the folders of all checkpoints, the newest last; RunError where `folder` is a link."""
     if folder.is_symlink():
         raise RunError(f"{folder} is a link, and checkpoints are kept in the run folder itself: remove the link")
     found = (path for path in folder.glob("[0-9]*") if path.name == f"{_number(path.name):06d}")
@@ -201,12 +184,9 @@ def weights_bytes(model: nn.Module) -> bytes:
 
 
 def read_weights(data: bytes) -> dict[str, Tensor]:
-    """Return the state dict in the bytes of a safetensors file, ours or anybody's.
+    """Return the state dict in the bytes of a safetensors file, ours or anybody's; ValueError for anything else.
 
     Metadata that name a tensor are the other names of that tensor (`weights_bytes`); all else there is left alone.
-
-    Raises:
-        ValueError: the bytes are something else.
     """
     try:
         tensors: dict[str, Tensor] = load_tensors(data)

@@ -12,24 +12,16 @@ VARIABLE = "ROTATECONV_DEVICE"
 
 
 def choose_device(name: str) -> None:
-    """Let this process, and those that it starts, compute on a device.
+    """Let this process, and those that it starts, compute on a device: cpu, cuda, cuda:1 (the second GPU) or mps.
 
-    Args:
-        name: "cpu", "cuda", "cuda:1" (the second GPU) or "mps".
-
-    Raises:
-        ConfigError: no such name, or this machine has no such device.
+    ConfigError where this machine has no such device.
     """
     _check(name, "--device")
     os.environ[VARIABLE] = name
 
 
 def chosen_device() -> torch.device:
-    """Return the chosen device, without a choice the machine's accelerator, or else the CPU.
-
-    Raises:
-        ConfigError: the variable ROTATECONV_DEVICE names none that is there.
-    """
+    """Return the chosen device, without a choice the machine's accelerator, or else the CPU."""
     name = os.environ.get(VARIABLE)
     if name:
         _check(name, VARIABLE)

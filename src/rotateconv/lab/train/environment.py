@@ -126,11 +126,7 @@ class EnvironmentHistory:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str | Path) -> "EnvironmentHistory":
-        """Return what `to_json` described.
-
-        Raises:
-            RunError: Something else.
-        """
+        """Return what `to_json` described; RunError for anything else."""
         first = {key: item for key, item in value.items() if key != "resumed"}
         stages = [Stage(0, from_json(Environment, first, where))]
         for entry in value.get("resumed", []):

@@ -48,11 +48,6 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes
     In a process group each process gives its own batches, no image in two of them, and every process gets the
     sums over all. The training flags of the model's modules are restored afterwards.
 
-    Args:
-        model: maps images to (batch, classes) scores.
-        batches: pairs of images and int64 labels, on the model's device.
-        classes: names of the classes, as many as the model has outputs.
-
     Raises:
         ValueError: no image at all, or another number of outputs than classes.
 

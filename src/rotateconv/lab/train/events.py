@@ -9,17 +9,7 @@ from rotateconv.lab.train.run_results import EpochRecord, RunSummary
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run begins, or goes on.
-
-    Attributes:
-        run: Its folder.
-        device: That it trains on.
-        processes: That train it together.
-        parameters: Of the model.
-        num_samples: Training images of an epoch.
-        epochs, steps: Of the whole run.
-        epoch, step: Finished already.
-    """
+    """A run begins, or goes on after so many epochs and steps; an epoch has so many training images."""
 
     run: Path
     device: str
@@ -34,15 +24,9 @@ class RunStart:
 
 @dataclass(frozen=True)
 class StepEnd:
-    """A training step is done.
+    """A training step is done, of the run's `steps`; `epoch` and `step` are finished.
 
-    Attributes:
-        epoch: Finished epochs.
-        step: Finished steps of the run.
-        steps: Of the whole run.
-        num_samples: Images of this epoch so far.
-        loss: Mean of this epoch so far; None where it was not read from the device yet.
-        seconds: Of this epoch so far.
+    Images, mean loss (None where it was not read from the device yet) and seconds are of this epoch so far.
     """
 
     epoch: int

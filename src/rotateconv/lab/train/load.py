@@ -91,11 +91,7 @@ def check_build(
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:
-    """Return the weights of a run that is finished, or that ended before its summary was written.
-
-    Raises:
-        RunError: they cannot be read, or are not those that the summary names.
-    """
+    """Return the weights of a run that ended; RunError where they are not those that its summary, if any, names."""
     path = run / WEIGHTS
     try:
         data = read_regular(path, LARGEST)
@@ -145,18 +141,7 @@ def pack_model(
 def evaluate_model(
     model: nn.Module, execution: Execution, data: DataDescription, split: Split, batch_size: int = 512
 ) -> Evaluation:
-    """Evaluate a model on a GPU if there is one, in a run's precision and memory format, normalised as in training.
-
-    Args:
-        model: moved to that device.
-        execution: of the run's configuration.
-        data: that the model was trained on.
-        split: the images.
-        batch_size: images at a time.
-
-    Raises:
-        ValueError: the split is empty.
-    """
+    """Evaluate a model in a run's precision, images normalised as in training; it is moved to a GPU if there is one."""
     batches = _batches(model, execution, data, split, batch_size)
     low = torch.float16 if execution.precision == "fp16" else torch.bfloat16
     with torch.autocast(batches.device.type, dtype=low, enabled=execution.precision != "no"):
@@ -166,11 +151,8 @@ def evaluate_model(
 def calibration_batches(model: nn.Module, execution: Execution, data: DataDescription, split: Split) -> Batches:
     """Return images that a model was trained on, as `recalibrate` and `quantize` take them: not augmented.
 
-    Args:
-        model: moved to a GPU if there is one.
-        execution: of the run's configuration; its seed draws the images.
-        data: that the model was trained on.
-        split: the training images; `CALIBRATION` of them are drawn, or all.
+    `CALIBRATION` of the training images, or all, are drawn by the run's seed; the model is moved to a GPU if there is
+    one.
     """
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(execution.seed))[:CALIBRATION]
     parts = max(1, math.ceil(len(drawn) / 512))

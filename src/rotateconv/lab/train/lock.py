@@ -24,11 +24,7 @@ _PATIENCE = 10.0  # seconds that a system gets to let go of what a dead process 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run folder, which exists, for this process alone.
-
-    Raises:
-        RunError: another process holds it.
-    """
+    """Hold a run folder, which exists, for this process alone; RunError where another one has it."""
     lock = FileLock(run / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -52,11 +48,6 @@ def take_over(run: Path, dead: Collection[str], patience: float = _PATIENCE) -> 
 
     The server of a shared disk may keep the lock of a machine that is gone. Such a lock is put aside; one of anybody
     else stays.
-
-    Args:
-        run: the folder; it need not exist.
-        dead: names of attempts that are dead.
-        patience: seconds to wait for the lock first.
     """
     if not (run / LOCK).exists():
         return

@@ -28,12 +28,7 @@ class TrainingMonitor:
         self.read_every = 1 if self.alone and state.accelerator.device.type == "cpu" else 20
 
     def between_steps(self) -> None:
-        """Report the step; stop or save where that is due.
-
-        Raises:
-            DivergedError: a loss since the last look is not finite.
-            RunInterrupted: asked to stop.
-        """
+        """Report the step; stop or save where that is due."""
         state, config = self.state, self.state.config
         last = state.step % len(state.batches) == 0
         due = config.checkpoint_steps > 0 and state.step % config.checkpoint_steps == 0

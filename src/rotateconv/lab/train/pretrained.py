@@ -25,12 +25,7 @@ from rotateconv.quantization.pack_description import PackedDescription
 
 
 def load_source(path: str, factory: str | None, data: DataDescription) -> nn.Module:
-    """Return the trained model at `path`, on the CPU, in evaluation mode.
-
-    Args:
-        path: a run folder, or a file of weights.
-        factory: what builds the model of a file of weights.
-        data: the images of the run that needs it; the model must know the same ones.
+    """Return the trained model of a run folder, or of a file of weights and what builds it: on the CPU, for evaluation.
 
     Raises:
         ConfigError: a file without a factory, weights that do not fit, or a model that does not take these images.
@@ -60,11 +55,6 @@ def load_packed_file(
     path: str | Path, factory: str | None = None, *, fused: bool = False
 ) -> tuple[nn.Module, PackedDescription]:
     """Return the model in a packed file, as `load_packed` does, and what the file says of it.
-
-    Args:
-        path: A file of `pack`.
-        factory: Of a model that is the user's own: the function "package.module:function" that builds it.
-        fused: As in `load_packed`.
 
     Raises:
         ConfigError: A factory where the file needs none, none where it needs one, or one that builds no model.
@@ -105,13 +95,7 @@ def initial_model(
 
     With `config.source` it has that model's values: those that the run folder kept when it began, else the source
     is loaded, and converted unless its own configuration says that it was converted so already. Where it is dense and
-    the run's layers are of another kind, they are fitted to its kernels.
-
-    Args:
-        config: of the run.
-        data: its images.
-        run: its folder, where there is one.
-        images: that it is trained on, where layers may have to be fitted to what they compute.
+    the run's layers are of another kind, they are fitted to its kernels, or to what these compute on the images.
 
     Raises:
         ConfigError, RunError: as `load_source`; or the source has other tensors than the run's model.
@@ -145,17 +129,11 @@ def convert_source(
     images: Split | None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a trained model, in place.
-
-    Args:
-        source: in evaluation mode.
-        conversion: of the configuration that it is for.
-        data, images: that are trained on; images are needed where layers are fitted to what they compute.
-        progress: as of `convert`.
+    """Convert a trained model in evaluation mode, in place.
 
     Raises:
         ValueError: there is nothing to convert.
-        RunError: images are needed, and there are none.
+        RunError: layers are fitted to what they compute on images, and there are none.
     """
     batches = None
     if conversion.convert_fit == "outputs":

@@ -14,10 +14,8 @@ from rotateconv.lab.train.train_state import TrainingState
 def rehearse(state: TrainingState) -> None:
     """Do with a model all that the run will do with it, on two images, and leave it as it was.
 
-    The run's own memory format, precision, quantization and processes; the fewest images that a batch will have.
-
-    Raises:
-        ConfigError: what the model does not do, and what may help.
+    The run's own memory format, precision, quantization and processes; the fewest images that a batch will have. A
+    ConfigError says what the model does not do, and what may help.
     """
     config = state.config
     size = _smallest_batch(state)

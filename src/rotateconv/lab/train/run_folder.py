@@ -121,12 +121,10 @@ def read_description(run: Path) -> DataDescription:
 
 
 def read_config(run: Path, *, factory: str | None = None, trusting: bool = False) -> RunConfig:
-    """Return the configuration of a run folder.
+    """Return the configuration of a run folder, which may be anybody's.
 
-    Args:
-        run: the folder, which may be anybody's.
-        factory: that the user has named now; the file may name the same.
-        trusting: for a caller that only shows the configuration and never builds its model.
+    It may name the function that builds its model where the user has named it before, or now (`factory`), or where the
+    caller only shows the configuration and never builds its model (`trusting`).
 
     Raises:
         RunError: there is none, or it names a function that the user never named (`rotateconv.lab.train.trust`).
@@ -157,11 +155,7 @@ def append_record(run: Path, record: EpochRecord) -> None:
 
 
 def read_records(run: Path) -> list[EpochRecord]:
-    """Return the lines of metrics.jsonl; a last line that a crash cut off is left out.
-
-    Raises:
-        RunError: Another line is damaged.
-    """
+    """Return the lines of metrics.jsonl; a last line that a crash cut off is left out."""
     path = run / "metrics.jsonl"
     try:
         lines = read_regular(path, JSON_BYTES).split(b"\n")[:-1] if path.exists() else []

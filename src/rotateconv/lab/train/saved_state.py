@@ -46,11 +46,7 @@ def save_state(state: TrainingState) -> Path | None:
 
 
 def restore_state(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Put a fresh state where the checkpoint was written.
-
-    Raises:
-        RunError: it is of another configuration or model.
-    """
+    """Put a fresh state where the checkpoint was written; RunError for another model."""
     rest = checkpoint.state
     try:
         _check_config(state.config, rest)

@@ -14,17 +14,11 @@ Compute = Callable[[TrainingState, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def training_loss(scores: Tensor, labels: Tensor, config: RunConfig, teacher_scores: Tensor | None = None) -> Tensor:
-    """Return the mean loss of a batch: cross-entropy, or with a teacher what follows.
+    """Return the mean loss of a batch: cross-entropy, or with a teacher's scores what follows.
 
         (1 - a) · cross-entropy + a · T² · KL(softmax(teacher / T) || softmax(scores / T))
 
     with a = config.teacher_weight and T = config.teacher_temperature; T² keeps the gradient's size.
-
-    Args:
-        scores: (batch, classes).
-        labels: (batch,) int64.
-        config: of the run.
-        teacher_scores: (batch, classes), or None.
 
     Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
     """

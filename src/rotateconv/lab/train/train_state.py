@@ -27,17 +27,11 @@ from rotateconv.quantization.quantize import quantize
 class TrainingState:
     """A run in motion.
 
-    Args:
-        config: of the run.
+    Attributes:
         run: its folder, which may not be there yet.
-        accelerator: device, precision and processes.
-        data: description of the images.
-        model: the plain one; `prepared` is the same wrapped for precision and processes.
-        optimizer: over `param_groups`.
-        average: running average of the model and of the learned scales of its weights, or None.
-        teacher: model to distil from, or None.
+        prepared: the model, wrapped for precision and processes.
+        average: of the model and of the learned scales of its weights, or None.
         qat: lends the model its quantized numbers, where the run trains for them.
-        train: the images that are trained on.
         batches, validation, test: all images in batches; validation is None where it is trained on.
         infinite: names of tensors that are not finite from the start, such as a mask of minus infinity.
         start_angles: per layer, before the first step; they follow from the seed.

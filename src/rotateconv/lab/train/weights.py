@@ -24,9 +24,6 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     A state dict may also stand under the key state_dict, model_state_dict or model of what torch.save wrote, and
     its names may begin with the "module." of nn.DataParallel and the "_orig_mod." of torch.compile; AveragedModel's
     counter is left out.
-
-    Raises:
-        ConfigError: no such file, or it holds something else.
     """
     path = Path(path)
     try:
