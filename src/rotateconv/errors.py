@@ -1,7 +1,8 @@
 """The exceptions of rotateconv: each message is one sentence, and each class knows the exit code of a command."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 """Exit codes of a command: the user's mistake; ours or the machine's; interrupted."""
@@ -68,6 +69,20 @@ class BenchError(RotateConvError, RuntimeError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its class: those of torch go on with advice."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def on_one_line(error: BaseException) -> str:
+    """Return an error's text without breaks, or its class."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def needing(extra: str, what: str, error_class: type[InputError] = ConfigError) -> Iterator[None]:
+    """Let imports that fail inside name the extra of this package that they belong to, behind what needs them."""
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:  # a package that is there may fail in any way of these two
+        raise error_class(f"{what} ({on_one_line(error)}): pip install 'rotateconv[{extra}]'") from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

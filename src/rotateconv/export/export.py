@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rotateconv._files import atomic_write, check_target
 from rotateconv.convert.fuse import WRAPPERS, fuse
-from rotateconv.errors import InputError
+from rotateconv.errors import InputError, needing
 from rotateconv.export.preprocessing import add_preprocessing, normalized
 from rotateconv.nn import arguments
 from rotateconv.quantization.bits import Bits
@@ -216,12 +216,10 @@ def export_torch(
 
 def _onnx() -> tuple[Any, Any]:
     """The packages onnx and onnxruntime."""
-    try:
+    with needing("export", "export to ONNX needs more packages", InputError):
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx.export uses it, and says so in a traceback
-    except (ImportError, RuntimeError) as error:
-        raise InputError(f"export to ONNX needs more packages ({error}): pip install 'rotateconv[export]'") from None
     return onnx, onnxruntime
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv._files import limited_memory, read_regular
-from rotateconv.errors import ConfigError, DataError, InputError, first_line
+from rotateconv.errors import ConfigError, DataError, InputError, first_line, needing
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.preprocessing import Preprocessing
@@ -180,11 +180,9 @@ def _description(path: Path, values: dict[str, Any]) -> DataDescription:
 
 def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     """An ONNX file as a function, and its metadata. Nothing in it runs code, and no other file is read for it."""
-    try:
+    with needing("export", "ONNX files need more packages", InputError):
         import onnx
         import onnxruntime
-    except (ImportError, RuntimeError) as error:
-        raise InputError(f"ONNX files need more packages ({error}): pip install 'rotateconv[export]'") from None
     try:
         data = read_regular(path, LARGEST_ONNX)
     except OSError as error:

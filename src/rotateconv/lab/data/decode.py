@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rotateconv.errors import DataError
+from rotateconv.errors import DataError, needing
 
 Progress = Callable[[int, int], None]  # images done, images in total
 CHUNK = 64  # images a task: small enough for a smooth progress bar, large enough that tasks cost nothing
@@ -48,7 +48,9 @@ def decode_image(path: Path, image_size: int | None = None, max_pixels: int = MA
     Raises:
         DataError: Pillow is missing, the image has too many pixels, or numbers whose range nobody can know.
     """
-    Image, ImageOps, numpy = _libraries()  # noqa: N806
+    with needing("lab", "image folders need Pillow and NumPy, which do not import", DataError):
+        import numpy
+        from PIL import Image, ImageOps
     try:
         with Image.open(path) as image:
             if image_size is not None:
@@ -146,14 +148,3 @@ def _to_rgb(image: Any, file_format: str | None, path: Path, library: Any, numpy
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise DataError(f"{path} holds {kind}, whose range the file does not say: convert it to 8 or 16 bits")
     return image.convert("RGB")
-
-
-def _libraries() -> tuple[Any, Any, Any]:
-    try:
-        import numpy
-        from PIL import Image, ImageOps
-    except (ImportError, RuntimeError) as error:
-        raise DataError(
-            f"image folders need Pillow and NumPy, which do not import ({error}): pip install 'rotateconv[lab]'"
-        ) from None
-    return Image, ImageOps, numpy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rotateconv.errors import DataError
+from rotateconv.errors import DataError, needing
 from rotateconv.lab.data.decode import Progress
 from rotateconv.lab.data.folder import load_folder
 from rotateconv.lab.data.image_data import ImageData, Split, build_data, check_constants, hold_out
@@ -82,12 +82,8 @@ def load_digits(folder: Path, *, download: bool) -> ImageData:
     The set has no official split. A fifth of each class is the test set and a tenth of the rest validates,
     both drawn with the library's fixed seed. Values 0..16 become 0..255.
     """
-    try:
+    with needing("lab", "the data set digits needs scikit-learn, which does not import", DataError):
         from sklearn import datasets
-    except (ImportError, RuntimeError) as error:
-        raise DataError(
-            f"the data set digits needs scikit-learn, which does not import ({error}): pip install 'rotateconv[lab]'"
-        ) from None
     bunch = datasets.load_digits()
     images = torch.tensor(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # [N, 1, 8, 8]
     everything = Split(images, torch.tensor(bunch.target, dtype=torch.int64))

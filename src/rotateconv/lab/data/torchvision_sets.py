@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rotateconv.errors import DataError
+from rotateconv.errors import DataError, needing, on_one_line
 from rotateconv.lab.data.image_data import ImageData, Split, build_data
 
 # torchvision checks only the archives of MNIST, never the four files it reads; these are the official ones.
@@ -85,13 +85,8 @@ def _load_cifar(name: str, class_name: str, folder: Path, download: bool) -> Ima
 
 
 def _reader(class_name: str) -> Any:
-    try:
+    with needing("lab", "this data set needs torchvision, which does not import", DataError):
         from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise DataError(
-            f"this data set needs torchvision, which does not import ({_on_one_line(error)}): "
-            "pip install 'rotateconv[lab]'"
-        ) from None
     return getattr(datasets, class_name)
 
 
@@ -111,12 +106,12 @@ def _one_sentence(
     except NETWORK as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the answer of the server open
-        raise DataError(f"{failed} ({_on_one_line(error)}): {remedy}") from None
+        raise DataError(f"{failed} ({on_one_line(error)}): {remedy}") from None
     except OSError as error:
         raise DataError(f"{name}: cannot read or write in {folder.absolute()} ({error})") from None
     except Exception as error:  # on a damaged file, whatever its reader happens to trip over
         if download and _faults(folder, files)[0]:
-            raise DataError(f"{failed} ({_on_one_line(error)}): {remedy}") from None
+            raise DataError(f"{failed} ({on_one_line(error)}): {remedy}") from None
         _check_files(name, folder, files)
         raise
     finally:
@@ -148,7 +143,3 @@ def _faults(folder: Path, files: dict[Path, str]) -> tuple[list[Path], list[Path
 
 def _listed(paths: Iterable[Path]) -> str:
     return ", ".join(str(path) for path in paths)
-
-
-def _on_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotateconv.errors import FAULT, MISTAKE, ConfigError, first_line
+from rotateconv.errors import FAULT, MISTAKE, ConfigError, first_line, needing
 from rotateconv.lab.exit_codes import Failure
 from rotateconv.lab.files import make_folder, write_bytes
 from rotateconv.lab.study.events import RunDied, RunEvent, RunStopped, TaskEvent
@@ -221,12 +221,8 @@ def _ray() -> Any:
     """Return the module; nothing of it is imported where no cluster is asked for."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning less; a run without a GPU says "cpu"
-    try:
+    with needing("ray", "--on ray needs a package that does not import"):
         import ray
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"--on ray needs a package that does not import ({error}): pip install 'rotateconv[ray]'"
-        ) from None
     return ray
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotateconv.errors import ConfigError, RunError, first_line
+from rotateconv.errors import ConfigError, RunError, first_line, needing
 from rotateconv.lab.config import RunConfig, changed, changed_keys, from_json, to_json, to_toml
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.files import make_folder, write_bytes
@@ -172,12 +172,8 @@ def search(
 
 
 def _optuna() -> Any:
-    try:
+    with needing("search", "a search needs a package that does not import"):
         import optuna
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"a search needs a package that does not import ({error}): pip install 'rotateconv[search]'"
-        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

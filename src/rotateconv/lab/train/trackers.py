@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rotateconv.errors import ConfigError, first_line, nearest
+from rotateconv.errors import ConfigError, first_line, nearest, needing
 from rotateconv.lab.train.events import EpochEnd, Event, RunEnd, RunStart
 from rotateconv.lab.train.run_folder import read_config
 from rotateconv.lab.train.run_results import EpochRecord
@@ -29,12 +29,8 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"unknown tracker {name!r}: {nearest(name, TRACKERS)}")
-        try:
+        with needing(name, f"--log-with {name} needs a package that does not import"):
             importlib.import_module(TRACKERS[name])
-        except (ImportError, RuntimeError) as error:
-            raise ConfigError(
-                f"--log-with {name} needs a package that does not import ({error}): pip install 'rotateconv[{name}]'"
-            ) from None
 
 
 class Trackers:
