@@ -1,7 +1,6 @@
 """A finished run as a folder of the Hugging Face Hub's form: weights, compact ONNX, picture and card."""
 
 from pathlib import Path
-from typing import Any
 
 from rotateconv.errors import InputError, RunError
 from rotateconv.export.export import export_onnx
@@ -58,20 +57,13 @@ def save_for_hub(
     record, description = read_run(run), trained.data
     images = data if data is not None else load_images(trained.config.images)
     bits = bits or trained.config.bits or Bits(angle=4)
-    about: dict[str, Any] = {key: list(getattr(description, key)) for key in ("classes", "mean", "std")}
+    about = {key: found for key, found in description.about.items() if key != "input_size"}
     model = RotateConvNet.from_model(trained.model, **about)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-    done = export_onnx(
-        trained.model,
-        folder / ONNX,
-        input_size=list(description.input_shape),
-        compact=True,
-        **bits.arguments,
-        **about,
-        notes={"license": license},
-    )
+    notes = {"license": license}
+    done = export_onnx(trained.model, folder / ONNX, compact=True, **bits.arguments, **description.about, notes=notes)
     opened = open_file(folder / ONNX)
     compact = evaluate_model(opened.model, opened.config.execution, opened.data, images.test)
     own = "float32" if trained.config.bits is None else f"float32, each one of {trained.config.bits.weight} bits"

@@ -80,12 +80,11 @@ def export(
         if packed.input_size is None:
             raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
         own = packed.widths
-        size, classes, mean, std = packed.input_size, packed.classes, packed.mean, packed.std
+        about = {key: getattr(packed, key) for key in ("classes", "mean", "std", "input_size")}
     else:
         refuse({"--model": model}, "a run folder, which says what builds its model")
         trained = load_run(source)
-        trained_model, data, own = trained.model, trained.data, trained.config.bits
-        size, classes, mean, std = list(data.input_shape), list(data.classes), list(data.mean), list(data.std)
+        trained_model, about, own = trained.model, trained.data.about, trained.config.bits
     small = to == "onnx" and (own is not None if compact is None else compact)
     if not small and asked != bits.Asked():
         raise ConfigError(
@@ -96,17 +95,15 @@ def export(
         done = export_onnx(
             trained_model,
             out,
-            input_size=size,
             compact=small,
             preprocessing=with_preprocessing,
             **chosen.arguments,
-            classes=classes,
-            mean=mean,
-            std=std,
+            **about,
             notes=_notes(license),
         )
     else:
-        done = export_torch(trained_model, out, input_size=size, classes=classes, mean=mean, std=std)
+        done = export_torch(trained_model, out, **about)
+    size, classes = about["input_size"], about["classes"]
     allowed = f"{TOLERANCE:g} of the outputs' size may be"
     runtime = "ONNX Runtime" if to == "onnx" else "the loaded program"
     rows = {

@@ -57,6 +57,7 @@ def pack(
 
     from rotateconv.lab.cli.loading import load_shown, validation_accuracy
     from rotateconv.lab.train.load import CALIBRATION, calibration_batches, check_images, load_run, pack_model
+    from rotateconv.lab.train.weights import state_bytes
     from rotateconv.quantization.pack import describe_packed, load_packed
     from rotateconv.quantization.quantize import quantize
 
@@ -79,7 +80,7 @@ def pack(
     if evaluate:
         kept = load_packed(out, model=model if describe_packed(out).build is None else None)
         accuracy = validation_accuracy(dataclasses.replace(trained, model=kept), console)
-    dense = sum(tensor.numel() * tensor.element_size() for tensor in trained.model.state_dict().values())
+    dense = state_bytes(trained.model)
     facts(
         console,
         {

@@ -1,6 +1,7 @@
 """What a model must know of the images that it was trained on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rotateconv.lab.data.image_data import ImageData
 from rotateconv.lab.plain import Plain
@@ -28,6 +29,12 @@ class DataDescription(Plain):
     train: int
     validation: int
     test: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file of a model says of the images that it takes, as arguments of what writes it."""
+        lists = {"classes": self.classes, "mean": self.mean, "std": self.std, "input_size": self.input_shape}
+        return {key: list(found) for key, found in lists.items()}
 
     @classmethod
     def of(cls, data: ImageData) -> "DataDescription":

@@ -33,7 +33,6 @@ def within_budget(
     if model is None:
         model = load_source(str(config.source), config.factory, data)
     drawn = calibration_batches(model, config.execution, data, images.train)
-    told = {"classes": data.classes, "mean": data.mean, "std": data.std, "input_size": data.input_shape}
-    notes = len(json.dumps(json.dumps(told)))  # a text in the JSON of the file
+    notes = len(json.dumps(json.dumps(data.about)))  # a text in the JSON of the file
     found = allocate_bits(model, drawn, budget, dense_bits=dense, profile_bits=config.profile_bits, notes_bytes=notes)
     return changed(config, bits_keys(found.bits)), found

@@ -38,14 +38,4 @@ class Files:
 
     def export(self, model: nn.Module, bits: Bits, path: Path) -> int:
         """Write the compact ONNX file, and return its bytes."""
-        data = self.data
-        return export_onnx(
-            model,
-            path,
-            input_size=data.input_shape,
-            compact=True,
-            **bits.arguments,
-            classes=data.classes,
-            mean=data.mean,
-            std=data.std,
-        ).bytes
+        return export_onnx(model, path, compact=True, **bits.arguments, **self.data.about).bytes

@@ -126,16 +126,7 @@ def pack_model(
     model: nn.Module, data: DataDescription, path: str | Path, bits: Bits, *, fold_norms: bool = False
 ) -> None:
     """Pack a model, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
-    pack(
-        model,
-        path,
-        **bits.arguments,
-        fold_norms=fold_norms,
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
-        input_size=data.input_shape,
-    )
+    pack(model, path, **bits.arguments, fold_norms=fold_norms, **data.about)
 
 
 def evaluate_model(
