@@ -116,10 +116,8 @@ def convert_to(
     with torch.no_grad():
         for name, layer in layers.items():
             conv = model.get_submodule(name)
-            if (
-                isinstance(conv.bias, nn.Parameter) and layer.bias is not None
-            ):  # the same parameter, for an optimizer that holds it
-                conv.bias.copy_(layer.bias)
+            if isinstance(conv.bias, nn.Parameter) and layer.bias is not None:
+                conv.bias.copy_(layer.bias)  # the same parameter, for an optimizer that holds it
                 layer.bias = conv.bias
             new[conv] = layer
     for name, module in changed.named_modules():
@@ -129,15 +127,14 @@ def convert_to(
     return dataclasses.replace(report, entries=tuple(entries))
 
 
-def convert_layers(
-    model: nn.Module, make: Callable[..., nn.Module], *, where: Filter | None = None
-) -> ConversionReport:
+def convert_layers(model: nn.Module, make: Callable[..., nn.Module]) -> ConversionReport:
     """Replace convolutions of a model, in place, by the nearest layers of any kind that can be fitted to a kernel.
+
+    They are the convolutions that `convert` replaces.
 
     Args:
         model: Changed in place, unless an error is raised.
         make: Builds a layer from nn.Conv2d's arguments, such as an entry of `CONVS`; the layer has `fit`.
-        where: As in `convert`, as are the convolutions that are replaced.
 
     Returns:
         An entry for every convolution, as `convert` gives it.
@@ -162,7 +159,7 @@ def convert_layers(
                 layer.bias.copy_(conv.bias)  # type: ignore[operator]
         return layer.requires_grad_(conv.weight.requires_grad).train(conv.training)
 
-    return _convert(model, RotateConfig(), where, nearest, fitted=True)
+    return _convert(model, RotateConfig(), None, nearest, fitted=True)
 
 
 def convert_architecture(model: nn.Module, config: RotateConfig, *, where: Filter | None = None) -> None:

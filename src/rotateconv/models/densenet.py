@@ -26,10 +26,7 @@ class DenseNet(nn.Module):
 
     Args:
         depth: 40 and 100 in the paper.
-        conv: A name of `CONVS`, or any callable with the signature of `nn.Conv2d`, which keeps the
-            initialization it gives itself.
-        num_classes: Outputs of the linear layer.
-        in_channels: Channels of the image.
+        conv, num_classes, in_channels: As in `build_model`.
         width: Factor on the growth rate: round(growth · width) channels per layer.
         growth: Channels that each layer adds at width 1.
         dropout: Share of the values dropped after every convolution but the stem (the paper: 0.2 without data

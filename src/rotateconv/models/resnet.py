@@ -24,10 +24,7 @@ class ResNet(nn.Module):
 
     Args:
         depth: 6n + 2: 20, 32, 44, 56 and 110 in the paper.
-        conv: A name of `CONVS`, or any callable with the signature of `nn.Conv2d`, which keeps the
-            initialization it gives itself.
-        num_classes: Outputs of the linear layer.
-        in_channels: Channels of the image.
+        conv, num_classes, in_channels: As in `build_model`.
         width: Factor on the number of channels of every stage.
 
     Raises:

@@ -531,6 +531,8 @@ def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
     converted = [layer for layer in result.layers if layer.residual is not None]
     # The models built are the source and, to be evaluated at the end, the finished run's.
     assert counts == {"load_run": 1, "build_model": 2, "fit_line": len(converted)}
+    again = convert_run(config, tmp_path / "run", data=data)  # finished: nothing is loaded or fitted for it
+    assert (again, counts["load_run"], counts["fit_line"]) == (result, 1, len(converted))
 
 
 def test_a_run_with_a_source_goes_on_without_it(dense: Path, data: ImageData, tmp_path: Path) -> None:
