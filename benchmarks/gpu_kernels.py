@@ -41,10 +41,10 @@ def main(file: Path) -> None:
     rows = []
     for name, conv, low in product(("resnet20", "densenet40"), ("rotate4", "rotate2p", "rotate2"), (False, True)):
         model = build_model(name, conv).cuda().to(memory_format=torch.channels_last)
-        layers = [module for module in model.modules() if isinstance(module, RotateConv2d)]
-        sources = [source for layer in layers for source in layer.kernel_sources()]
+        layers = {layer: layer.kernel_sources() for layer in model.modules() if isinstance(layer, RotateConv2d)}
+        sources = [source for some in layers.values() for source in some]
 
-        def forward(layers: list[RotateConv2d] = layers, low: bool = low) -> tuple[torch.Tensor, ...]:
+        def forward(layers=layers, low: bool = low) -> tuple[torch.Tensor, ...]:  # type: ignore[no-untyped-def]
             with torch.autocast("cuda", torch.bfloat16, enabled=low):
                 return _kernels(layers, True)
 

@@ -1,7 +1,7 @@
 """The kernels of many layers as one node of the autograd graph, each with gradients of its own, or none."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +9,6 @@ from torch import Tensor
 from rotateconv.kernels import fused_native
 from rotateconv.kernels.fused import _fused_triton, fused_line_kernel, gradients
 from rotateconv.kernels.line import Path, line_kernel_gradients
-
-if TYPE_CHECKING:
-    from rotateconv.kernels.fused_triton_batch import Sources
 
 
 class BatchOptions(NamedTuple):
@@ -60,25 +57,25 @@ def fused_line_kernels(
     if profiles and not _fused_triton(angles[0]):
         weights = [weight * profile[:, None] for weight, profile in zip(weights, profiles, strict=True)]
         profiles = ()
-    kernels: tuple[Tensor, ...] = _LineKernels.apply(options, len(angles), *weights, *angles, *profiles)
+    kernels: tuple[Tensor, ...] = _LineKernels.apply(options, *weights, *angles, *profiles)
     return kernels
 
 
 class _LineKernels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, options: BatchOptions, count: int, *sources: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, options: BatchOptions, *sources: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         # Not by save_for_backward, which a first backward pass through any of the kernels would empty.
         ctx.sources = sources
         ctx.versions = [source._version for source in sources]
         ctx.options = options
         ctx.kinds = []  # of the compiled library
-        weights, angles = sources[:count], sources[count : 2 * count]
-        size, path, dtype, last, scales = options
-        if _fused_triton(angles[0]):
-            from rotateconv.kernels import fused_triton_batch
+        if _fused_triton(sources[0]):
+            from rotateconv.kernels.fused_triton_batch import line_kernels_forward
 
-            return tuple(fused_triton_batch.line_kernels_forward(_for_triton(sources, options, count), dtype, last))
+            return tuple(line_kernels_forward(sources, options))
+        size, path, dtype, last, scales = options
+        weights, angles = sources[: len(scales)], sources[len(scales) :]
         for weight, angle, scale in zip(weights, angles, scales, strict=True):
             kind = fused_native.find(weight, angle, size, path, scale, dtype, last)
             # A copy would need a gradient of its own.
@@ -101,33 +98,31 @@ class _LineKernels(torch.autograd.Function):
             )
         count = len(grads)
         size, path, _, _, scales = ctx.options
-        sources, needed = ctx.sources, ctx.needs_input_grad[2:]
+        sources, needed = ctx.sources, ctx.needs_input_grad[1:]
         found: list[Tensor | None] = [None] * len(sources)
         left: list[int] = []
         for i, grad in enumerate(grads):
             if grad is None or not any(needed[i::count]):
                 continue
-            arguments = grad, size, path, scales[i]
             if torch.is_grad_enabled() or not fused_native.has_memory(grad):
-                found[i::count] = _reference_gradients_of(sources[i::count], *arguments)
+                found[i::count] = _reference_gradients_of(sources[i::count], grad, size, path, scales[i])
             elif ctx.kinds and not fused_native.is_watched():
-                for_weight, for_angle = needed[i::count]
                 found[i::count] = fused_native.backward(
-                    ctx.kinds[i], sources[i], sources[count + i], grad, for_weight, for_angle
+                    ctx.kinds[i], sources[i], sources[count + i], grad, *needed[i::count]
                 )
             else:
                 left.append(i)
-        if left:
-            on_gpu = _fused_triton(sources[count])
-            (_gradients_by_triton if on_gpu else _gradients_in_one_piece)(left, sources, grads, ctx.options, found)
-        return None, None, *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
+        if left and _fused_triton(sources[0]):
+            from rotateconv.kernels.fused_triton_batch import line_kernels_backward
 
-
-def _for_triton(sources: Sequence[Tensor], options: BatchOptions, count: int) -> "Sources":
-    from rotateconv.kernels.fused_triton_batch import Sources
-
-    weights, angles, profiles = ([t.contiguous() for t in sources[at : at + count]] for at in (0, count, 2 * count))
-    return Sources(weights, angles, profiles, tuple(map(float, options.scales)), options.size, options.path)
+            wanted: list[Tensor | None] = [None] * count
+            for i in left:
+                wanted[i] = grads[i]
+            by_triton = line_kernels_backward(sources, wanted, ctx.options)
+            found = [other if mine is None else mine for mine, other in zip(by_triton, found, strict=True)]
+        elif left:
+            _gradients_in_one_piece(left, sources, grads, ctx.options, found)
+        return None, *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
 
 
 def _reference_gradients_of(
@@ -139,23 +134,6 @@ def _reference_gradients_of(
         return line_kernel_gradients(weight, angle, grad, size, path, scale)
     to_taps, to_angle = line_kernel_gradients(weight * profile[0][:, None], angle, grad, size, path, scale)
     return (to_taps * profile[0][:, None]).sum(-1, keepdim=True), to_angle, (to_taps * weight).sum(1)
-
-
-def _gradients_by_triton(
-    left: Sequence[int],
-    sources: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    options: BatchOptions,
-    found: list[Tensor | None],
-) -> None:
-    """Write the gradients of the layers `left` into `found`."""
-    from rotateconv.kernels.fused_triton_batch import line_kernels_backward
-
-    gone, count = set(range(len(grads))) - set(left), len(grads)
-    wanted = [None if i in gone else grad for i, grad in enumerate(grads)]
-    gradients = line_kernels_backward(_for_triton(sources, options, count), wanted, options.channels_last)
-    for i in left:
-        found[i::count] = [of_layers[i] for of_layers in gradients if of_layers]
 
 
 def _in_one_piece(weights: Sequence[Tensor], angles: Sequence[Tensor], options: BatchOptions) -> tuple[Tensor, ...]:

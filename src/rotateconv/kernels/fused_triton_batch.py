@@ -4,23 +4,25 @@ A table has the addresses and sizes of the layers, a list names the slices that 
 where the parameters lie, so that a training step finds them made, and a captured one may use them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 from rotateconv.kernels.fused_triton import compile_options, write_gradients, write_slices
-from rotateconv.kernels.line import Path
+
+if TYPE_CHECKING:
+    from rotateconv.kernels.fused_batch import BatchOptions
 
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator, no-untyped-def"
 # ruff: noqa: N803
 
-_COLUMNS = 6  # of the table, int64: addresses of weight, angle and profile, the first slice, slices, slices of a row
 _ALIGNMENT = 64  # slices: what begins at a multiple of them is aligned as convolutions and optimizers like it
 _TYPES = {
     torch.float64: tl.float64,
@@ -28,151 +30,151 @@ _TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The parameters of layers of one sort: contiguous, on one device, of the same dtypes and number of taps.
-
-    Attributes:
-        weights: (out, in, T), or (out, in, 1) for shared taps and with profiles.
-        angles: (out, in).
-        profiles: (out, k), or none at all.
-        scales: On the gradient of each angle.
-        size: k.
-        path: "circle" or "square".
-    """
-
-    weights: Sequence[Tensor]
-    angles: Sequence[Tensor]
-    profiles: Sequence[Tensor]
-    scales: tuple[float, ...]
-    size: int
-    path: Path
+_Place = tuple[tuple[int, ...], tuple[int, ...], int]  # sizes, strides and offset of a layer's part of a flat tensor
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What follows from where the parameters lie, and is the same at every step."""
+    """What follows from where the parameters lie, and is the same at every step.
+
+    Attributes:
+        table: [layer, 6], int64: addresses of weight, angle and profile, the first slice, slices, slices of a row.
+        blocks: [program, 2], int32: its layer, and the first of its slices there.
+        scales: On the gradient of each layer's angle.
+        rows: [row, 2], int64: its first slice, slices.
+        kernels: Where those of each layer lie.
+        gradients: Where those of each layer's weight lie, of its angle and, if it has one, its profile.
+        slices: Of all layers, and the gaps between them.
+        constants: What the kernels are compiled for.
+        compiled: Their launchers.
+    """
 
     table: Tensor
     blocks: Tensor
     scales: Tensor
     rows: Tensor
-    firsts: tuple[int, ...]
+    kernels: list[_Place]
+    gradients: list[list[_Place]]
     slices: int
+    constants: tuple[Any, ...]
+    compiled: dict[Any, Callable[..., None]] = field(default_factory=dict)
 
 
-def line_kernels_forward(sources: Sources, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
-    """The kernels of all layers, (out, in, k, k), in one launch: in the dtype and the order in memory asked for."""
-    plan, options = _plan(sources), _options(sources, channels_last)
-    kernels = torch.empty(plan.slices * sources.size**2, dtype=dtype, device=sources.angles[0].device)
-    _launch(_forward_batch, plan, (kernels,), options)
-    return _kernel_views(kernels, plan, sources, channels_last)
+def line_kernels_forward(sources: Sequence[Tensor], options: "BatchOptions") -> list[Tensor]:
+    """The kernels of all layers, (out, in, k, k), in one launch: in the dtype and the order in memory asked for.
+
+    Args:
+        sources: The weights (out, in, T), or (out, in, 1) for shared taps and with profiles; then the angles (out, in)
+            and the profiles (out, k), or none: on one device, each sort of one dtype, and T the same.
+        options: What the layers have in common.
+    """
+    sources = [source.contiguous() for source in sources]
+    plan = _plan(sources, options)
+    kernels = torch.empty(plan.slices * options.size**2, dtype=options.dtype, device=plan.table.device)
+    _launch(plan, _forward_batch, len(plan.blocks), (plan.table, plan.blocks, kernels, *plan.constants))
+    return [kernels.as_strided(*place) for place in plan.kernels]
 
 
 def line_kernels_backward(
-    sources: Sources, grads: Sequence[Tensor | None], channels_last: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The gradients of weights, angles and profiles from those of the kernels, in one launch and a copy.
+    sources: Sequence[Tensor], grads: Sequence[Tensor | None], options: "BatchOptions"
+) -> list[Tensor | None]:
+    """The gradients of the sources from those of the kernels, in one launch and a copy; with profiles in one more.
 
     Args:
-        sources: As for the kernels.
-        grads: Of the kernels, (out, in, k, k), of one dtype; what is found for a layer whose own is None, is undefined.
-        channels_last: The order in memory that they are expected in; another one takes longer.
+        sources, options: As for the kernels.
+        grads: Of the kernels, (out, in, k, k), of one dtype; a layer whose own is None, gets none. Another order in
+            memory than that of the kernels takes longer.
     """
-    plan, options = _plan(sources), _options(sources, channels_last)
-    weight, angle, device, k = sources.weights[0], sources.angles[0], sources.angles[0].device, sources.size
-    given = [(i, grad) for i, grad in enumerate(grads) if grad is not None]
-    together = torch.empty(plan.slices * k * k, dtype=given[0][1].dtype, device=device)
-    places = _kernel_views(together, plan, sources, channels_last)
-    torch._foreach_copy_([places[i] for i, _ in given], [grad for _, grad in given])
-    taps = weight.shape[-1]
-    to_weight = torch.empty(plan.slices * taps, dtype=weight.dtype, device=device)
-    to_angle = torch.empty(plan.slices, dtype=angle.dtype, device=device)
+    sources = [source.contiguous() for source in sources]
+    plan = _plan(sources, options)
+    weight, angle, device, k = sources[0], sources[len(grads)], plan.table.device, options.size
+    given = [grad for grad in grads if grad is not None]
+    together = torch.empty(plan.slices * k * k, dtype=given[0].dtype, device=device)
+    places = [place for place, grad in zip(plan.kernels, grads, strict=True) if grad is not None]
+    torch._foreach_copy_([together.as_strided(*place) for place in places], given)
+    flat = [torch.empty(plan.slices * weight.shape[-1], dtype=weight.dtype, device=device)]
+    flat.append(torch.empty(plan.slices, dtype=angle.dtype, device=device))
     # For every slice what it adds to its row's profile.
-    to_profile = to_weight.new_empty(plan.slices * k if sources.profiles else 0, dtype=torch.float32)
-    if angle.dtype == torch.float64 or weight.dtype == torch.float64:
-        to_profile = to_profile.double()
-    _launch(_backward_batch, plan, (plan.scales, together, to_weight, to_profile, to_angle), options)
-    shapes = [angle.shape for angle in sources.angles]
-    weights = _views(to_weight, plan, [(*shape, taps) for shape in shapes], taps)
-    angles = _views(to_angle, plan, shapes, 1)
-    if not sources.profiles:
-        return weights, angles, []
-    sums = torch.empty(len(plan.rows) * k, dtype=weight.dtype, device=device)
-    if len(plan.rows):
-        with torch.cuda.device_of(sums):
-            _sum_rows[(len(plan.rows),)](plan.rows, to_profile, sums, SIZE=k, BLOCK=128)
-    profiles = sums.split([k * shape[0] for shape in shapes])
-    return weights, angles, [part.view(-1, k) for part in profiles]
-
-
-def _views(flat: Tensor, plan: _Plan, shapes: Sequence[Sequence[int]], numbers: int) -> list[Tensor]:
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, angle.dtype), torch.float32)
+    parts = torch.empty(plan.slices * k if len(plan.gradients) > 2 else 0, dtype=dtype, device=device)
+    arguments = plan.table, plan.blocks, plan.scales, together, flat[0], parts, flat[1], *plan.constants
+    _launch(plan, _backward_batch, len(plan.blocks), arguments)
+    if len(plan.gradients) > 2:
+        flat.append(torch.empty(len(plan.rows) * k, dtype=weight.dtype, device=device))
+        _launch(plan, _sum_rows, len(plan.rows), (plan.rows, parts, flat[2], k, 128))
     return [
-        flat[first * numbers :][: torch.Size(shape).numel()].view(shape)
-        for first, shape in zip(plan.firsts, shapes, strict=True)
+        None if grad is None else gradient.as_strided(*place)
+        for gradient, places in zip(flat, plan.gradients, strict=True)
+        for place, grad in zip(places, grads, strict=True)
     ]
 
 
-def _kernel_views(flat: Tensor, plan: _Plan, sources: Sources, channels_last: bool) -> list[Tensor]:
-    k, views = sources.size, []
-    for first, angle in zip(plan.firsts, sources.angles, strict=True):
-        inputs = angle.shape[1]
-        steps = (k * k * inputs, 1, k * inputs, inputs) if channels_last else (k * k * inputs, k * k, k, 1)
-        views.append(flat.as_strided((*angle.shape, k, k), steps, first * k * k))
-    return views
-
-
-def _options(sources: Sources, channels_last: bool) -> dict[str, Any]:
-    weight, angle = sources.weights[0], sources.angles[0]
-    dtype = torch.promote_types(weight.dtype, angle.dtype)
-    shared = weight.shape[-1] == 1 and not sources.profiles
-    return compile_options(sources.size, shared, sources.path == "square", dtype) | {
-        "PROFILE": bool(sources.profiles),
-        "LAST": channels_last,
-        "WEIGHT": _TYPES[weight.dtype],
-        "ANGLE": _TYPES[angle.dtype],
-    }
-
-
-def _plan(sources: Sources) -> _Plan:
-    profiles = sources.profiles or sources.weights
-    layers = tuple(
-        (weight.data_ptr(), angle.data_ptr(), profile.data_ptr(), *angle.shape)
-        for weight, angle, profile in zip(sources.weights, sources.angles, profiles, strict=True)
+def _plan(sources: Sequence[Tensor], options: "BatchOptions") -> _Plan:
+    count = len(options.scales)
+    weight, angles = sources[0], sources[count : 2 * count]
+    return _plan_of(
+        tuple([source.data_ptr() for source in sources]),
+        tuple([angle.shape for angle in angles]),
+        (weight.shape[-1], weight.dtype, angles[0].dtype),
+        options,
+        weight.device,
     )
-    block = _options(sources, channels_last=False)["BLOCK"]
-    return _plan_of(layers, sources.scales, block, sources.angles[0].device)
 
 
 @lru_cache(maxsize=64)
-def _plan_of(layers: tuple[tuple[int, ...], ...], scales: tuple[float, ...], block: int, device: torch.device) -> _Plan:
+def _plan_of(
+    addresses: tuple[int, ...],
+    shapes: tuple[torch.Size, ...],
+    taps_and_types: tuple[int, torch.dtype, torch.dtype],
+    options: "BatchOptions",
+    device: torch.device,
+) -> _Plan:
     """Cached by address: nothing in a plan follows from what lies there."""
-    layer_table, blocks, rows, firsts, slices = [], [], [], [], 0
-    for layer, (weight, angle, profile, out, inputs) in enumerate(layers):
-        count = out * inputs
-        layer_table.append([weight, angle, profile, slices, count, max(1, inputs)])
-        blocks += [[layer, first] for first in range(0, count, block)]
-        rows += [[slices + row * inputs, inputs] for row in range(out)]
-        firsts.append(slices)
-        slices += -(-count // _ALIGNMENT) * _ALIGNMENT
+    count, k, (taps, weight, angle) = len(shapes), options.size, taps_and_types
+    has_profile = len(addresses) > 2 * count
+    constants: dict[str, Any] = compile_options(
+        k, taps == 1 and not has_profile, options.path == "square", torch.promote_types(weight, angle)
+    ) | {"PROFILE": has_profile, "LAST": options.channels_last, "WEIGHT": _TYPES[weight], "ANGLE": _TYPES[angle]}
+    block: int = constants["BLOCK"]
+    table, blocks, first = [], [], 0
+    rows: list[list[int]] = []
+    kernels: list[_Place] = []
+    gradients: list[list[_Place]] = [[], [], []] if has_profile else [[], []]
+    for layer, (out, inputs) in enumerate(shapes):
+        slices = out * inputs
+        of_layer = [*addresses[layer::count], 0][:3]  # no profile is read where there is none
+        table.append([*of_layer, first, slices, max(1, inputs)])
+        blocks += [[layer, at] for at in range(0, slices, block)]
+        steps = (1, k * inputs, inputs) if options.channels_last else (k * k, k, 1)
+        kernels.append(((out, inputs, k, k), (k * k * inputs, *steps), first * k * k))
+        gradients[0].append(((out, inputs, taps), (inputs * taps, taps, 1), first * taps))
+        gradients[1].append(((out, inputs), (inputs, 1), first))
+        if has_profile:
+            gradients[2].append(((out, k), (k, 1), len(rows) * k))
+        rows += [[first + row * inputs, inputs] for row in range(out)]
+        first += -(-slices // _ALIGNMENT) * _ALIGNMENT
     return _Plan(
-        torch.tensor(layer_table, dtype=torch.int64).to(device),
+        torch.tensor(table, dtype=torch.int64).to(device),
         torch.tensor(blocks, dtype=torch.int32).view(-1, 2).to(device),
-        torch.tensor(scales, dtype=torch.float32).to(device),
+        torch.tensor(options.scales, dtype=torch.float32).to(device),
         torch.tensor(rows, dtype=torch.int64).view(-1, 2).to(device),
-        tuple(firsts),
-        slices,
+        kernels,
+        gradients,
+        first,
+        tuple(constants[name] for name in _forward_batch.arg_names if name in constants),
     )
 
 
-def _launch(
-    kernel: "triton.JITFunction[None]", plan: _Plan, arguments: tuple[Tensor, ...], options: dict[str, Any]
-) -> None:
-    if len(plan.blocks):
-        with torch.cuda.device_of(plan.table):
-            kernel[(len(plan.blocks),)](plan.table, plan.blocks, *arguments, **options)
+def _launch(plan: _Plan, kernel: "triton.JITFunction[None]", programs: int, arguments: tuple[Any, ...]) -> None:
+    """The first time by Triton's own call; then by what it compiled, without a look at arguments that are alike."""
+    if not programs:
+        return
+    with torch.cuda.device_of(plan.table):
+        if kernel in plan.compiled:
+            return plan.compiled[kernel](*arguments)
+        compiled = kernel[(programs,)](*arguments)
+        if isinstance(compiled, CompiledKernel):
+            plan.compiled[kernel] = compiled[programs, 1, 1]
 
 
 @triton.jit

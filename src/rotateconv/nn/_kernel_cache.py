@@ -2,36 +2,35 @@
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class MadeKernel:
+class MadeKernel(NamedTuple):
     """A kernel, and what it was made of.
 
     Attributes:
         kernel: (out, in, k, k).
-        sources: The tensors that it follows from, each with its version: as it was when the kernel was made.
+        sources: The tensors that it follows from.
+        versions: Theirs when the kernel was made.
         with_grad: Whether gradients were recorded.
     """
 
     kernel: Tensor
-    sources: list[tuple[Tensor, int]]
+    sources: Sequence[Tensor]
+    versions: Sequence[int]
     with_grad: bool
 
     def is_current(self, sources: Sequence[Tensor]) -> bool:
         """Whether it would be made of these tensors, as they are now, in the same way."""
         return (
             len(sources) == len(self.sources)
+            and all(map(is_, sources, self.sources))
+            and [source._version for source in sources] == self.versions
             and self.with_grad == torch.is_grad_enabled()
-            and all(
-                now is made and now._version == version
-                for now, (made, version) in zip(sources, self.sources, strict=True)
-            )
         )
 
 

@@ -1,6 +1,6 @@
 """The kernels of all layers of a model made at once, in its forward pass: the calls of one layer, not of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rotateconv.kernels.fused import needs_reference
 from rotateconv.kernels.fused_batch import BatchOptions, fused_line_kernels
+from rotateconv.kernels.fused_native import has_memory
 from rotateconv.kernels.separable import compute_dtype
 from rotateconv.nn._kernel_cache import KernelBatch, MadeKernel, current_batch
 from rotateconv.nn.conv import RotateConv2d
@@ -54,29 +55,44 @@ def batched_kernels(model: nn.Module) -> Iterator[None]:
 
 
 def _make(model: nn.Module, channels_last: bool) -> dict[nn.Module, MadeKernel]:
-    groups: dict[tuple[Any, ...], dict[RotateConv2d, list[tuple[Tensor, int]]]] = {}
-    for layer in model.modules():
-        if not isinstance(layer, RotateConv2d) or layer.angle_groups is not None or is_parametrized(layer):
+    groups: dict[tuple[Any, ...], dict[RotateConv2d, list[Tensor]]] = {}
+    for layer in [] if needs_reference() else _modules(model):
+        if not isinstance(layer, RotateConv2d) or layer.config.angle_groups is not None:
+            continue
+        if layer._modules and is_parametrized(layer):
             continue
         sources = layer.kernel_sources()
-        if needs_reference(*sources) or any(source.is_inference() for source in sources):
+        if not all(map(has_memory, sources)) or any(map(torch.is_inference, sources)):
             continue
-        alike = layer.taps, layer.weight.dtype, layer.angle.dtype, layer.weight.device, layer.kernel_size, layer.path
+        weight, angle, config = sources[0], sources[1], layer.config
+        alike = config.taps, config.path, layer.kernel_size, weight.dtype, angle.dtype, weight.device
         # Apart, for a node of the graph goes backward as a whole where any of its kernels needs it.
-        trained = any(source.requires_grad for source in sources)
-        groups.setdefault((alike, trained), {})[layer] = [(source, source._version) for source in sources]
+        trained = True in [source.requires_grad for source in sources]
+        groups.setdefault((alike, trained), {})[layer] = sources
     with_grad = torch.is_grad_enabled()
     return {
-        layer: MadeKernel(kernel, group[layer], with_grad)
+        layer: MadeKernel(kernel, sources, [source._version for source in sources], with_grad)
         for group in groups.values()
-        for layer, kernel in zip(group, _kernels(list(group), channels_last), strict=True)
+        for (layer, sources), kernel in zip(group.items(), _kernels(group, channels_last), strict=True)
     }
 
 
-def _kernels(layers: Sequence[RotateConv2d], channels_last: bool) -> tuple[Tensor, ...]:
-    """The kernels of layers of one sort, each (out, in, k, k)."""
-    dtype = compute_dtype(layers[0].weight, layers[0].weight)
-    scales = tuple(layer.step_scale for layer in layers)
-    options = BatchOptions(layers[0].kernel_size[0], layers[0].path, dtype, channels_last, scales)
-    profiles = [layer.profile for layer in layers if layer.profile is not None]
-    return fused_line_kernels([layer.weight for layer in layers], [layer.angle for layer in layers], options, profiles)
+def _modules(model: nn.Module) -> Iterable[nn.Module]:
+    """Those of `model.modules()`, in a third of the time."""
+    found: dict[nn.Module, None] = {}
+    ahead: list[nn.Module | None] = [model]
+    for module in ahead:
+        if module is not None and module not in found:
+            found[module] = None
+            ahead += module._modules.values()
+    return found
+
+
+def _kernels(layers: Mapping[RotateConv2d, Sequence[Tensor]], channels_last: bool) -> tuple[Tensor, ...]:
+    """The kernels of layers of one sort and their sources, each (out, in, k, k)."""
+    weights, angles, *profiles = zip(*layers.values(), strict=True)
+    dtype = compute_dtype(weights[0], weights[0])
+    scales = tuple([layer.step_scale for layer in layers])
+    layer = next(iter(layers))
+    options = BatchOptions(layer.kernel_size[0], layer.path, dtype, channels_last, scales)
+    return fused_line_kernels(weights, angles, options, *profiles)

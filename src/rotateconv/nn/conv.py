@@ -259,7 +259,11 @@ class RotateConv2d(ConvBase):
 
     def kernel_sources(self) -> list[Tensor]:
         """The tensors that the kernel follows from."""
-        return [tensor for tensor in (self.weight, self.angle, self.profile) if tensor is not None]
+        names = ("weight", "angle", "profile") if self.config.taps == "profile" else ("weight", "angle")
+        own = self._parameters
+        found: list[Tensor] = [parameter for name in names if (parameter := own.get(name)) is not None]
+        # Parameters as attributes would cost most of what is left of making the kernels of all layers.
+        return found if len(found) == len(names) else [getattr(self, name) for name in names]
 
     @torch.no_grad()
     def fit(self, kernel: Tensor) -> None:
