@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,55 @@ def test_compiles_for_a_gpu(
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"]
     assert "sin.approx" not in compiled.asm["ptx"]  # good to 2e-6 of a whole turn only, and no better far from 0
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("taps", ["free", "profile"])
+def test_a_second_launch_is_the_first(taps: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What Triton compiled is given what Triton itself had given it: by a driver that notes its launches."""
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from rotateconv.kernels import fused_triton_batch
+    from rotateconv.kernels.fused_batch import BatchOptions
+
+    if "nvidia" not in backends:
+        pytest.skip("this Triton is built without NVIDIA's compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    launches: list[tuple[object, ...]] = []
+    utils = SimpleNamespace(
+        load_binary=lambda name, *_: (None, name, 32, 0, 1024),
+        get_device_properties=lambda _: {"max_shared_mem": 1 << 17},
+    )
+    notes = SimpleNamespace(
+        utils=utils,
+        launcher_cls=lambda *_: lambda *arguments: launches.append(arguments),
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: "none",
+        get_current_stream=lambda _: 7,
+    )
+    monkeypatch.setattr(driver, "_active", notes)
+    by_triton: list[object] = []
+    for kernel in (fused_triton_batch._forward_batch, fused_triton_batch._backward_batch, fused_triton_batch._sum_rows):
+        run = kernel.run
+        monkeypatch.setattr(kernel, "run", lambda *a, run=run, **k: (by_triton.append(1), run(*a, **k))[1])
+    shapes = [(4, 3), (2, 4)]
+    sources = [torch.randn(*shape, 3 if taps == "free" else 1) for shape in shapes] + [torch.randn(s) for s in shapes]
+    sources += [torch.randn(out, 3) for out, _ in shapes] if taps == "profile" else []
+    options = BatchOptions(3, "circle", torch.bfloat16, True, (1.0, 2.0))
+    for _ in range(2):
+        kernels = fused_triton_batch.line_kernels_forward(sources, options)
+        fused_triton_batch.line_kernels_backward(sources, kernels, options)
+    count = 3 if taps == "profile" else 2
+    assert (len(by_triton), len(launches)) == (count, 2 * count)
+
+    def seen(argument: object) -> object:
+        return (argument.shape, argument.dtype) if isinstance(argument, torch.Tensor) else argument
+
+    for first, second in zip(launches[:count], launches[count:], strict=True):
+        # All but a profiler's: programs, stream, kernel and its metadata; then the arguments.
+        assert [*map(seen, first[:6] + first[9:])] == [*map(seen, second[:6] + second[9:])]
 
 
 def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,33 +96,32 @@ class _LineKernels(torch.autograd.Function):
                 "expected the weights and angles that the kernels were made of, found them modified by an in-place "
                 "operation: run backward before the optimizer's step"
             )
-        count = len(grads)
+        count, sources, needed = len(grads), ctx.sources, ctx.needs_input_grad[1:]
         size, path, _, _, scales = ctx.options
-        sources, needed = ctx.sources, ctx.needs_input_grad[1:]
+        given = [grad for grad in grads if grad is not None]
+        is_plain = not torch.is_grad_enabled() and all(map(fused_native.has_memory, given))
         found: list[Tensor | None] = [None] * len(sources)
+        if is_plain and given and _fused_triton(sources[0]):
+            from rotateconv.kernels.fused_triton_batch import line_kernels_backward
+
+            found = line_kernels_backward(sources, grads, ctx.options)
+            grads = ()  # none is left
+        by_library = ctx.kinds and is_plain and not fused_native.is_watched()
         left: list[int] = []
         for i, grad in enumerate(grads):
             if grad is None or not any(needed[i::count]):
                 continue
-            if torch.is_grad_enabled() or not fused_native.has_memory(grad):
-                found[i::count] = _reference_gradients_of(sources[i::count], grad, size, path, scales[i])
-            elif ctx.kinds and not fused_native.is_watched():
+            if by_library:
                 found[i::count] = fused_native.backward(
                     ctx.kinds[i], sources[i], sources[count + i], grad, *needed[i::count]
                 )
-            else:
+            elif is_plain:
                 left.append(i)
-        if left and _fused_triton(sources[0]):
-            from rotateconv.kernels.fused_triton_batch import line_kernels_backward
-
-            wanted: list[Tensor | None] = [None] * count
-            for i in left:
-                wanted[i] = grads[i]
-            by_triton = line_kernels_backward(sources, wanted, ctx.options)
-            found = [other if mine is None else mine for mine, other in zip(by_triton, found, strict=True)]
-        elif left:
+            else:
+                found[i::count] = _reference_gradients_of(sources[i::count], grad, size, path, scales[i])
+        if left:
             _gradients_in_one_piece(left, sources, grads, ctx.options, found)
-        return None, *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
+        return None, *[gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)]
 
 
 def _reference_gradients_of(

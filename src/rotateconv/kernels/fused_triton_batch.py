@@ -170,11 +170,11 @@ def _launch(plan: _Plan, kernel: "triton.JITFunction[None]", programs: int, argu
     if not programs:
         return
     with torch.cuda.device_of(plan.table):
-        if kernel in plan.compiled:
-            return plan.compiled[kernel](*arguments)
+        if (launch := plan.compiled.get(kernel.fn)) is not None:
+            return launch(*arguments)
         compiled = kernel[(programs,)](*arguments)
         if isinstance(compiled, CompiledKernel):
-            plan.compiled[kernel] = compiled[programs, 1, 1]
+            plan.compiled[kernel.fn] = compiled[programs, 1, 1]
 
 
 @triton.jit

@@ -90,4 +90,6 @@ def take_kernel(
     if torch.compiler.is_compiling() or (batch := current_batch.get()) is None or _saved_tensor_hooks(True):
         return None
     found = batch.take(layer, channels_last)
-    return found.kernel.to(dtype) if found is not None and found.is_current(sources()) else None
+    if found is None or not found.is_current(sources()):
+        return None
+    return found.kernel if found.kernel.dtype is dtype else found.kernel.to(dtype)

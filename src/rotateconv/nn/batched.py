@@ -62,7 +62,7 @@ def _make(model: nn.Module, channels_last: bool) -> dict[nn.Module, MadeKernel]:
         if layer._modules and is_parametrized(layer):
             continue
         sources = layer.kernel_sources()
-        if not all(map(has_memory, sources)) or any(map(torch.is_inference, sources)):
+        if not all(map(has_memory, sources)) or True in [source.is_inference() for source in sources]:
             continue
         weight, angle, config = sources[0], sources[1], layer.config
         alike = config.taps, config.path, layer.kernel_size, weight.dtype, angle.dtype, weight.device
