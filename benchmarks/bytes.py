@@ -7,19 +7,21 @@
 
 The footing: a model is trained with float32 numbers first; then it, or what it is converted to, goes on with quantized
 ones for the same number of epochs, with the dense model of full width and the same seed as the teacher. Every run is a
-command of rotateconv, resumed where it was stopped; with --together so many at a time take turns in one process, which
-is for a GPU, and for studies that convert nothing, and leaves the last step to --record. That step writes
-records.jsonl and files.json there, of which `rotateconv report` makes the table and the picture.
+command of rotateconv, resumed where it was stopped. With --together, for a GPU, so many at a time take turns in one
+process, and conversions run in others beside it; the last step is left to --record. That step writes records.jsonl
+and files.json there, of which `rotateconv report` makes the table and the picture.
 """
 
 import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,25 +92,51 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
             yield Run(name, (*command, *options, *extra, *common), quantized=True)
 
 
-def train(run: Run, work: Path) -> None:
-    """Train a run, unless it is finished; what it prints goes to a file beside its folder."""
-    if (work / run.name / "summary.json").is_file():
-        return
-    print(shlex.join(["rotateconv", *run.command]), flush=True)
-    resumed = (work / run.name / "config.json").is_file() and run.command[0] == "train"
-    command = ("train", "--resume", run.name) if resumed else run.command
-    with (work / f"{run.name}.log").open("a") as log:
-        subprocess.run([sys.executable, "-m", "rotateconv", *command], cwd=work, stdout=log, stderr=log, check=True)
+def finished(run: Run, work: Path) -> bool:
+    """Return whether there is nothing left to train."""
+    return (work / run.name / "summary.json").is_file()
+
+
+@contextmanager
+def processes(found: list[Run], work: Path, threads: int) -> Iterator[None]:
+    """Train runs, each in a process of its own, beside the block; what they print goes to files beside their folders.
+
+    The end of the block waits for them. Where it is left by an exception, they save what they have.
+    """
+    started = {}
+    for run in found:
+        print(shlex.join(["rotateconv", *run.command]), flush=True)
+        resumed = (work / run.name / "config.json").is_file() and run.command[0] == "train"
+        words = ("train", "--resume", run.name) if resumed else run.command
+        command = [sys.executable, "-m", "rotateconv", *words]
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        with (work / f"{run.name}.log").open("a") as log:
+            started[run.name] = subprocess.Popen(
+                command, cwd=work, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+    try:
+        yield
+        failed = [name for name, process in started.items() if process.wait() != 0]
+    finally:
+        for process in started.values():
+            process.send_signal(signal.SIGINT)  # nothing, where it has ended
+        for process in started.values():
+            process.wait()
+    if failed:
+        raise SystemExit(f"failed, as the .log beside each says: {', '.join(failed)}")
 
 
 def train_together(found: list[Run], work: Path, together: int) -> None:
     """Train what is missing, so many runs at a time in one process: first all models with float32 numbers."""
     os.chdir(work)  # the runs name each other by their folders
     for quantized in (False, True):
-        missing = [run for run in found if run.quantized == quantized and not Path(run.name, "summary.json").is_file()]
-        tasks = (Task(run.name, configuration(run), Path(run.name)) for run in missing)
-        if missing:
-            run_tasks(tasks, local_executor(len(missing), together, together), len(missing), tell)
+        missing = [run for run in found if run.quantized == quantized and not finished(run, Path())]
+        converted = [run for run in missing if run.command[0] == "convert"]
+        tasks = [Task(run.name, configuration(run), Path(run.name)) for run in missing if run not in converted]
+        threads = max(1, (os.cpu_count() or 1) // max(1, len(converted)))  # layers are fitted on the CPU
+        with processes(converted, Path(), threads):
+            if tasks:
+                run_tasks(iter(tasks), local_executor(len(tasks), together, together), len(tasks), tell)
 
 
 def configuration(run: Run) -> RunConfig:
@@ -124,11 +152,7 @@ def configuration(run: Run) -> RunConfig:
         values[key.replace("-", "_")] = value
     del values["out"]
     given = [f"{key}={value}" for key, value in values.items()]
-    if source is None and kind == "train":
-        return make_config(overrides=given)
-    if source is None:
-        raise SystemExit(f"{run.name} is made by {kind}, which --together does not do: leave it out")
-    return finishing(source, overridden(given))
+    return make_config(overrides=given) if source is None else finishing(source, overridden(given))
 
 
 def tell(event: object) -> None:
@@ -212,13 +236,15 @@ def main() -> None:
     if arguments.together and not arguments.record:
         try:
             train_together(found, arguments.work, arguments.together)
-        except RunInterrupted as stopped:
-            raise SystemExit(f"{stopped}; the same command goes on") from None
+        except (RunInterrupted, KeyboardInterrupt):
+            raise SystemExit("stopped; the same command goes on") from None
         return
     if not arguments.record:
         for run in found:
-            train(run, arguments.work)
-    record(study, [run for run in found if (arguments.work / run.name / "summary.json").is_file()], arguments.work)
+            if not finished(run, arguments.work):
+                with processes([run], arguments.work, os.cpu_count() or 1):
+                    pass
+    record(study, [run for run in found if finished(run, arguments.work)], arguments.work)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
     python benchmarks/gpu.py --seconds 780 --data-dir DATA --out runs/gpu
     python benchmarks/gpu.py --seconds 60 --out /tmp/gpu --dry-run     # the same on a CPU, with tiny models
 
-The runs are those of experiments/bytes-long (benchmarks/bytes.py) and experiments/gpu. DATA holds cifar10-jpeg/ and
-what torchvision reads. The same command goes on: what has passed is not done again, runs that were stopped are saved
-and resumed. OUT gets progress.jsonl, a line for each stage as it ends, the output of every stage, bench/, kernels.json
-and a folder for each study with its runs, and records.jsonl of those of experiments/gpu.
+The runs are those of experiments/bytes-long and bytes-densenet40 (benchmarks/bytes.py) and of experiments/gpu. DATA
+holds cifar10-jpeg/ and what torchvision reads. --only names the stages that are wanted. The same command goes on: what
+has passed is not done again, runs that were stopped are saved and resumed. OUT gets progress.jsonl, a line for each
+stage as it ends, the output of every stage, bench/, kernels.json and a folder for each study with its runs, and
+records.jsonl of those of experiments/gpu.
 """
 
 import argparse
@@ -35,7 +36,7 @@ STUDIES = (
     "cifar100-densenet40",
     "svhn-densenet40",
 )
-LONG = "bytes-long"  # accuracy against bytes, with five times the epochs of experiments/bytes
+BYTES = ("bytes-long", "bytes-densenet40")  # accuracy against bytes, what experiments/bytes is too small for
 GRACE = 20.0  # seconds that a stopped study may take to save its runs, within the time that is given
 LEAST = 5.0  # a stage is not begun with less
 
@@ -65,9 +66,10 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
     if not dry:
         script = str(ROOT / "benchmarks" / "gpu_kernels.py")
         found.append(Stage("kernels", [python, script, str(out / "kernels.json")], 60))
-        words = ["--study", LONG, "--work", str(out / LONG), "--together", str(arguments.jobs)]
-        words += ["--data-dir", str(arguments.data_dir / "cifar10-jpeg")]
-        found.append(Stage(LONG, [python, str(ROOT / "benchmarks" / "bytes.py"), *words], float("inf")))
+        for study in BYTES:
+            words = ["--study", study, "--work", str(out / study), "--together", str(arguments.jobs)]
+            words += ["--data-dir", str(arguments.data_dir / "cifar10-jpeg")]
+            found.append(Stage(study, [python, str(ROOT / "benchmarks" / "bytes.py"), *words], float("inf")))
     for study in STUDIES[: 1 if dry else None]:
         jpeg = "cifar10-jpeg" in study
         data = ["--data-dir", str(arguments.data_dir / "cifar10-jpeg" if jpeg else arguments.data_dir)]
@@ -77,7 +79,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
         command = [python, "-m", "rotateconv", "compare", "--config", str(file), "--out", str(out / study)]
         command += ["--jobs", str(arguments.jobs), "--together", str(arguments.jobs), *(tiny if dry else data)]
         found.append(Stage(study, command, float("inf")))
-    return found
+    return [stage for stage in found if not arguments.only or stage.name in arguments.only]
 
 
 def run(stage: Stage, seconds: float, out: Path) -> dict[str, object]:
@@ -107,7 +109,7 @@ def finished(out: Path, commit: str) -> set[str]:
     return {
         str(line["stage"])
         for line in lines
-        if line["exit_code"] == 0 and (line["stage"] in (LONG, *STUDIES) or line["commit"] == commit)
+        if line["exit_code"] == 0 and (line["stage"] in (*BYTES, *STUDIES) or line["commit"] == commit)
     }
 
 
@@ -128,6 +130,8 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=5, help="runs that take turns in one process, 1.5 times as fast as one by one"
     )
+    names = ["tests", "bench", "kernels", *BYTES, *STUDIES]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="STAGE", help=f"of these: {', '.join(names)}")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny models on the digits")
     arguments = parser.parse_args()
     arguments.out, arguments.data_dir = arguments.out.resolve(), arguments.data_dir.resolve()

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from layers import forward
-from rotateconv import CONVS, build_model, fuse
+from rotateconv import CONVS, build_model, convert, fuse
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.sets import ImageData
@@ -52,6 +52,20 @@ def test_a_net_has_the_output_and_gradients_of_the_cpu(conv: str, layout: torch.
         assert error < 1e-7, (name, error)  # the kernels on a GPU round angle_grad_scale to float32
 
 
+@pytest.mark.parametrize("conv", ["rotate4", "rotate2p"])
+def test_a_compiled_net_has_the_output_and_gradients_of_the_cpu(conv: str) -> None:
+    net = build_model("resnet20", conv, width=0.25).double()
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    expected = run(copy.deepcopy(net), images, batched=False)
+    net = net.to("cuda")
+    net.compile()
+    found = run(net, images.to("cuda"), batched=False)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
+        assert error < 1e-7, (name, error)
+
+
 @pytest.mark.parametrize("conv", CONVS)
 def test_a_fused_net_is_the_same_net(conv: str) -> None:
     net = build_model("resnet20", conv, width=0.5).to("cuda").eval()
@@ -59,6 +73,18 @@ def test_a_fused_net_is_the_same_net(conv: str) -> None:
     with torch.no_grad():
         expected, found = net(images), fuse(net, fold_batchnorm=True)(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("taps", ["free", "profile"])
+def test_layers_are_fitted_to_their_outputs_as_on_the_cpu(taps: str) -> None:
+    net = build_model("resnet20", "conv3x3", width=0.25)
+    batches, found = [torch.randn(64, 3, 16, 16) for _ in range(2)], {}
+    for device in ("cpu", "cuda"):
+        report = convert(copy.deepcopy(net).to(device), taps, data=[images.to(device) for images in batches])
+        found[device] = [entry.output_residual for entry in report.converted]
+    assert len(found["cpu"]) == 18
+    # Of two angles that fit as well, rounding may choose another.
+    torch.testing.assert_close(*map(torch.tensor, found.values()), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("conv", ["conv3x3", "rotate4", "rotate2p", "rotate2p-g4"])
