@@ -33,6 +33,6 @@ class Published(Plain):
 
 
 def find_published(paths: Iterable[str | Path]) -> list[Published]:
-    """Return the points of every published.toml in or below the folders; RunError where one is none."""
+    """Return the points of every published.toml in or below the folders; RunError for what is no point."""
     files = [file for path in paths for file in sorted(Path(path).rglob(PUBLISHED))]
     return [from_json(Published, point, file) for file in files for point in read_toml(file).get("point", [])]

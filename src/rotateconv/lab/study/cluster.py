@@ -9,20 +9,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from rotateconv.errors import FAULT, MISTAKE, ConfigError, first_line, needing
+from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.exit_codes import Failure
 from rotateconv.lab.files import make_folder, write_bytes
+from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.study.events import RunDied, RunEvent, RunStopped, TaskEvent
 from rotateconv.lab.study.executor import POLL
 from rotateconv.lab.study.worker import Result, Task, do_task
+from rotateconv.lab.train.allocator import keep_freed_memory
+from rotateconv.lab.train.device import VARIABLE
 from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.lock import ATTEMPT, held_by_another, take_over
-
-if TYPE_CHECKING:
-    from rotateconv.lab.data.sets import ImageData
-    from rotateconv.lab.parts import ImageSource
 
 ATTEMPTS = 4
 """Times that a run is begun or gone on with, before it is left for the next call of the same command."""
@@ -226,16 +228,12 @@ def _ray() -> Any:
     return ray
 
 
-_images: "dict[ImageSource, ImageData]" = {}  # of a process of Ray, which does one task after another
+_images: dict[ImageSource, ImageData] = {}  # of a process of Ray, which does one task after another
 
 
 def attempt_run(attempt: Attempt, channel: Any) -> Result:
     """Do a run, or go on with it, in a process of a node."""
     import ray
-    import torch
-
-    from rotateconv.lab.train.allocator import keep_freed_memory
-    from rotateconv.lab.train.device import VARIABLE
 
     task = attempt.task
     missing = unseen(*attempt.token)

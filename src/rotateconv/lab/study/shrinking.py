@@ -167,7 +167,7 @@ class ShrinkRecord(Plain):
 
 
 def bytes_in(text: str) -> int:
-    """Return a number of bytes as people write it; KB and MB are thousands, KiB and MiB powers of two; or ConfigError.
+    """Return the bytes in a text; KB and MB are thousands, KiB and MiB powers of two. ConfigError for other texts.
 
     Example:
         >>> [bytes_in(text) for text in ("40KB", "40 kB", "40000", "0.1MB", "1KiB")]

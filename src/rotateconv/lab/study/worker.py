@@ -11,17 +11,19 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from rotateconv.errors import INTERRUPTED, DivergedError, RunInterrupted
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.data.images import load_images
+from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.exit_codes import Failure, explain
+from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.study.events import RunDiverged, RunEvent, RunStopped, RunTrained
-from rotateconv.lab.train.events import Event, StepEnd
-
-if TYPE_CHECKING:
-    from rotateconv.lab.data.sets import ImageData
-    from rotateconv.lab.parts import ImageSource
+from rotateconv.lab.study.turns import Turns
+from rotateconv.lab.train.allocator import keep_freed_memory
+from rotateconv.lab.train.events import Event, RunEnd, StepEnd
+from rotateconv.lab.train.run_folder import going_on
+from rotateconv.lab.train.trackers import Trackers
 
 _EVERY = 0.2  # seconds between two steps that are reported
 
@@ -63,9 +65,6 @@ def work(connection: Connection, command: list[str], gpu: str | None, together: 
     stopping: set[str] = set()
     threading.Thread(target=_listen, args=(connection, tasks, stopping), daemon=True).start()
 
-    from rotateconv.lab.study.turns import Turns
-    from rotateconv.lab.train.allocator import keep_freed_memory
-
     keep_freed_memory()
     images: dict[ImageSource, ImageData] = {}
     turns = Turns()
@@ -86,7 +85,7 @@ def work(connection: Connection, command: list[str], gpu: str | None, together: 
             threading.Thread(target=do, args=(task,), daemon=True).start()
 
 
-def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stopping: set[str]) -> None:
+def _listen(connection: Connection, tasks: SimpleQueue[Task], stopping: set[str]) -> None:
     """Take what the parent sends; when it closes its end, or dies, leave at once: checkpoints are whole at any time."""
     while True:
         try:
@@ -101,18 +100,14 @@ def _listen(connection: Connection, tasks: "SimpleQueue[Task]", stopping: set[st
 
 
 def do_task(
-    task: Task, send: Callable[[RunEvent], object], stopped: Callable[[], bool], images: "dict[ImageSource, ImageData]"
+    task: Task, send: Callable[[RunEvent], object], stopped: Callable[[], bool], images: dict[ImageSource, ImageData]
 ) -> Result:
     """Do a run and return its last event; the others are sent, a few times a second.
 
     At every step it is asked whether the run is stopped, to save itself and end. `images` are what the process has
     loaded before, by where they are from.
     """
-    from rotateconv.lab.data.images import load_images
-    from rotateconv.lab.train.events import RunEnd
-    from rotateconv.lab.train.fit import fit, train
-    from rotateconv.lab.train.run_folder import going_on
-    from rotateconv.lab.train.trackers import Trackers
+    from rotateconv.lab.train.fit import fit, train  # with Accelerate, after the process knows which GPU is its own
 
     sent_at = 0.0
 
