@@ -29,7 +29,17 @@ def start(arguments: list[str], name: str, error: str) -> "subprocess.CompletedP
 @pytest.mark.parametrize("name", ["torch", "numpy", "matplotlib", "accelerate", "torchvision", "scipy"])
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["--version"], 0), (["train", "--help"], 0), (["trian"], 2), (["train", "--ephocs", "3"], 2)],
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["trian"], 2),
+        (["train", "--ephocs", "3"], 2),
+        (["predict", "run"], 2),
+        (["evaluate", "run", "--batch-size", "0"], 2),
+        (["unpack", "file", "--fused"], 2),
+        (["export", "run", "--to", "hub", "--out", "folder", "--compact"], 2),
+    ],
     ids=lambda value: str(value),
 )
 def test_help_and_typos_wait_for_no_library(arguments: list[str], code: int, name: str) -> None:

@@ -39,10 +39,6 @@ def evaluate(
     device: options.Device = None,
 ) -> None:
     """Show accuracy, each class's accuracy and the confusion of a trained model."""
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.predictions import open_file
-    from rotateconv.lab.train.load import evaluate_model, load_run
-
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
     options.use_device(device)
@@ -51,6 +47,10 @@ def evaluate(
         raise ConfigError(f"name --data: the file {run} does not say what its model was trained on")
     if not run.is_file():
         refuse({"--model": model}, "a run folder, which says what builds its model")
+    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.predictions import open_file
+    from rotateconv.lab.train.load import evaluate_model, load_run
+
     trained = open_file(run, model) if run.is_file() else load_run(run)
     if values.get("data", trained.config.data) != trained.config.data:
         # What was said of the run's own data says nothing of another set.

@@ -60,10 +60,6 @@ def export(
     A compact file is quantized to the bits that the model was trained with or has in its packed file; any other model
     gets 4 per weight, 4 per angle and 8 in stem, 1x1 and linear layers. docs/compact-onnx.md says what is in it.
     """
-    from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
-    from rotateconv.lab.train.load import load_run
-    from rotateconv.lab.train.pretrained import load_packed_file
-
     if compact and to != "onnx":
         raise ConfigError(f"--compact has no meaning with --to {to}: it is a form of ONNX files")
     if with_preprocessing and to != "onnx":
@@ -74,6 +70,10 @@ def export(
         refuse({"--model": model}, "--to hub, which takes a run folder")
         _save_for_hub(source, out, asked, license)
         return
+    from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
+    from rotateconv.lab.train.load import load_run
+    from rotateconv.lab.train.pretrained import load_packed_file
+
     own: Bits | None
     if source.is_file():
         trained_model, packed = load_packed_file(source, model)

@@ -54,10 +54,10 @@ def finish(
     changed. The same command goes on after Ctrl-C, and `rotateconv train --resume RUN` does without SOURCE; pack and
     export take the bits from the run.
     """
-    from rotateconv.lab.study.finish import finishing
-
     values, called = keys.read(RunConfig, changes)
     values |= overridden(set_ or ())
+    from rotateconv.lab.study.finish import finishing
+
     settings = finishing(source, values, called)
     if budget is not None:
         settings = _within(budget, settings, values, called, download=download)

@@ -36,10 +36,10 @@ def predict(
 
     An image of another size is resized by its shorter side, and the middle of the longer one is kept.
     """
-    from rotateconv.lab.predictions import predict as classify
-
     if not images:
         raise ConfigError("name at least one image, or a folder of images")
+    from rotateconv.lab.predictions import predict as classify
+
     found = classify(model, images, top=top, factory=built_by)
     if csv is not None:
         _write_csv(csv, found)

@@ -30,12 +30,12 @@ def unpack(
     fused: Annotated[bool, options.switch("--fused", "Kernels in it instead of weights and angles.")] = False,
 ) -> None:
     """Check a packed file, show what it says of its model, and write its numbers as safetensors."""
+    if out is None:
+        refuse({"--fused": fused, "--model": model}, "no --out")
     from rotateconv.lab.train.checkpoint import weights_bytes
     from rotateconv.lab.train.pretrained import load_packed_file
     from rotateconv.quantization.pack import describe_packed
 
-    if out is None:
-        refuse({"--fused": fused, "--model": model}, "no --out")
     description = describe_packed(file)
     rows = {
         "file": f"{file}: {file.stat().st_size:,} bytes, undamaged",
