@@ -38,7 +38,7 @@ def test_no_other_bits_that_fit_cost_less(conv: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     pack(model, tmp_path / "model", fold_norms=True, **found.bits.arguments)
     # Fresh weights are not as evenly spread as trained ones.
-    assert 0.85 * found.bytes < (tmp_path / "model").stat().st_size <= found.bytes + 60 <= budget + 60
+    assert 0.85 * found.bytes < (tmp_path / "model").stat().st_size <= found.bytes <= budget
     base = (found.bits.weight, found.bits.angle)
     chosen = {f"stages.{stage}.*": dict(found.bits.layers).get(f"stages.{stage}.*", base) for stage in range(3)}
     assert len(found.bits.layers) < 3
@@ -63,7 +63,7 @@ def test_no_other_bits_that_fit_cost_less(conv: str, tmp_path: Path) -> None:
                 (ours.bits - theirs.bits) * ours.tensor.numel()
                 for ours, theirs in zip(entries(model, own), entries(model, found.bits), strict=True)
             )
-            assert found.bytes + more / 8 > budget
+            assert found.bytes + more / 8 > budget - 300  # other bits in each part need more of the header
 
 
 def test_a_chain_has_parts_too_and_weights_of_lines_no_zero() -> None:
