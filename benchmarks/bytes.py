@@ -33,7 +33,7 @@ from rotateconv.lab.study.events import RunDied, RunDiverged, RunEvent
 from rotateconv.lab.study.executor import run_tasks
 from rotateconv.lab.study.finish import finishing
 from rotateconv.lab.study.pool import local_executor
-from rotateconv.lab.study.records import FileBytes, find_studies, write_study
+from rotateconv.lab.study.study_record import FileBytes, find_studies, write_study
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.events import EpochEnd, RunWarning
 from rotateconv.quantization.pack import describe_packed, load_packed

@@ -16,7 +16,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, make_block
 from rotateconv.lab.study.plan import Study, plan
-from rotateconv.lab.study.records import CONVERSIONS, RECORDS, StudyRecord, find_studies, read_study
+from rotateconv.lab.study.study_record import CONVERSIONS, RECORDS, StudyRecord, find_studies, read_study
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"

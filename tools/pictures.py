@@ -11,7 +11,7 @@ from svg import THEMES, Theme, document, dot, line, number, polyline, tag, text
 
 from rotateconv.lab.report.frontier import Point, make_points
 from rotateconv.lab.report.statistics import make_groups
-from rotateconv.lab.study.records import read_study
+from rotateconv.lab.study.study_record import read_study
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "pictures"

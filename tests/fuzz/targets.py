@@ -16,7 +16,7 @@ from forging import joined, split
 from fuzz.mutations import change_bytes, change_json, change_safetensors, change_value
 from rotateconv import build_model, load_packed, pack
 from rotateconv.lab.config import make_config
-from rotateconv.lab.study.records import find_studies, read_run
+from rotateconv.lab.study.study_record import find_studies, read_run
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.build_state import build_state, start_accelerator
 from rotateconv.lab.train.checkpoint import MANIFEST, load_checkpoint, weights_bytes

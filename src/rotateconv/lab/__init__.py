@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rotateconv.lab.hub_folder import save_for_hub as save_for_hub
     from rotateconv.lab.predictions import Prediction as Prediction
     from rotateconv.lab.predictions import predict as predict
-    from rotateconv.lab.study.convert_run import convert_run as convert_run
+    from rotateconv.lab.study.convert import convert_run as convert_run
     from rotateconv.lab.study.finish import finish as finish
     from rotateconv.lab.study.shrink import shrink as shrink
     from rotateconv.lab.train.fit import fit as fit
@@ -28,7 +28,7 @@ _HOMES = {
     "LoadedRun": ("api", "LoadedRun"),
     "Prediction": ("predictions", "Prediction"),
     "RunConfig": ("config", "RunConfig"),
-    "convert_run": ("study.convert_run", "convert_run"),
+    "convert_run": ("study.convert", "convert_run"),
     "evaluate": ("api", "evaluate"),
     "finish": ("study.finish", "finish"),
     "fit": ("train.fit", "fit"),

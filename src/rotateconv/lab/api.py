@@ -11,8 +11,8 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.preprocessing import Preprocessing
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.study.records import read_run
 from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.study.study_record import read_run
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.run_folder import SUMMARY

@@ -11,7 +11,7 @@ from rotateconv.lab.predictions import open_file
 from rotateconv.lab.report.figures import draw_curves
 from rotateconv.lab.report.model_card import CARD_PICTURE, HubFile, model_card
 from rotateconv.lab.report.statistics import make_groups
-from rotateconv.lab.study.records import read_run
+from rotateconv.lab.study.study_record import read_run
 from rotateconv.lab.train.load import evaluate_model, load_run
 from rotateconv.lab.train.run_folder import SUMMARY
 from rotateconv.quantization.bits import Bits

@@ -27,7 +27,7 @@ from rotateconv.lab.cli.settings import run_name
 from rotateconv.lab.config import PRESETS, RunConfig, make_config, recipe_for
 from rotateconv.lab.data import images
 from rotateconv.lab.files import read_json, write_json
-from rotateconv.lab.study.conversions import conversion_from_json, states_table
+from rotateconv.lab.study.convert_record import conversion_from_json, states_table
 from rotateconv.lab.train import fit as training
 from rotateconv.lab.train.events import Event, StepEnd
 from rotateconv.lab.train.fit import fit

@@ -9,8 +9,8 @@ import pytest
 
 from rotateconv.lab.config import make_config
 from rotateconv.lab.report.comparison import write_comparison
-from rotateconv.lab.study.records import read_comparison
 from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.study.study_record import read_comparison
 from rotateconv.lab.train.environment import Stage
 from study_runs import ACCURACIES, write_run
 from study_runs import write_comparison as write_runs

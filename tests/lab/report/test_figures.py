@@ -15,8 +15,8 @@ from rotateconv.lab.report.page import fill_page
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.run_figures import draw_angles, draw_confusion
 from rotateconv.lab.report.statistics import Group, make_groups
-from rotateconv.lab.study.records import read_comparison
 from rotateconv.lab.study.sizes import BITS, FLOAT, SizeRow, SizesTable
+from rotateconv.lab.study.study_record import read_comparison
 from rotateconv.models import CONVS
 from study_runs import ACCURACIES, analysis_of, write_analysis, write_comparison
 

@@ -13,7 +13,7 @@ from rotateconv.lab.report.frontier import draw_frontier, make_points, points_ta
 from rotateconv.lab.report.page import make_block
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.report.write import fill_file
-from rotateconv.lab.study.records import StudyRecord, find_studies, read_study, write_study
+from rotateconv.lab.study.study_record import StudyRecord, find_studies, read_study, write_study
 from study_runs import write_run
 
 POINTS = {

@@ -83,7 +83,7 @@ def test_a_confusion_matrix_has_a_cell_for_every_count(number: int) -> None:
 
 
 def test_a_comparison_has_a_part_for_each_of_its_runs(details: RunDetails, tmp_path: Path) -> None:
-    from rotateconv.lab.study.records import read_comparison
+    from rotateconv.lab.study.study_record import read_comparison
 
     study = read_comparison(write_comparison(tmp_path / "digits"))
     groups = make_groups(study.runs)

@@ -15,10 +15,10 @@ from rotateconv.lab.report.comparison import write_sizes
 from rotateconv.lab.report.page import accuracy_text, fill_page, make_block, to_markdown
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.report.tables import movement_table
-from rotateconv.lab.study import records
-from rotateconv.lab.study.conversions import conversion_from_json
-from rotateconv.lab.study.records import StudyRecord, find_studies, read_comparison, read_run, read_study
+from rotateconv.lab.study import study_record
+from rotateconv.lab.study.convert_record import conversion_from_json
 from rotateconv.lab.study.sizes import SizeRow, SizesTable
+from rotateconv.lab.study.study_record import StudyRecord, find_studies, read_comparison, read_run, read_study
 from rotateconv.lab.train.environment import EnvironmentHistory
 from study_runs import analysis_of, write_analysis, write_comparison, write_run
 
@@ -145,7 +145,7 @@ def write_sizes_of(folder: Path) -> str:
 
 def test_accuracy_against_bytes_is_kept_and_shown(comparison: Path, tmp_path: Path) -> None:
     page, experiments = "<!-- report: sizes digits -->\n<!-- end -->", tmp_path / "experiments"
-    file = experiments / "digits" / records.RECORDS
+    file = experiments / "digits" / study_record.RECORDS
     record(comparison, "--out", file)
     studies = find_studies([experiments])
     assert studies["digits"].sizes is None
@@ -180,7 +180,7 @@ def record(*arguments: object) -> str:
 def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -> None:
     experiments, page, out = tmp_path / "experiments", tmp_path / "docs" / "page.md", tmp_path / "out"
     assert report(comparison) == to_markdown(find_studies([comparison]))
-    file = experiments / "digits" / records.RECORDS
+    file = experiments / "digits" / study_record.RECORDS
     assert record(comparison, "--out", file).split() == ["records", str(file)]
     report(experiments, "--out", out)
     assert {path.name for path in out.iterdir()} == {"report.md", "digits-curves.png", "digits-parameters.png"}
@@ -197,10 +197,10 @@ def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -
 
 
 def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> None:
-    file = tmp_path / "experiments" / "digits" / records.RECORDS
+    file = tmp_path / "experiments" / "digits" / study_record.RECORDS
     first, *others = sorted(path.parent for path in (comparison / "runs").glob("*/summary.json"))
     record(first, "--out", file)
-    assert not file.with_name(records.SIZES).exists()
+    assert not file.with_name(study_record.SIZES).exists()
     write_sizes_of(comparison)
     record(comparison, "--out", file, "--add")
     expected, study = read_comparison(comparison), find_studies([file.parent])["digits"]
@@ -208,7 +208,7 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
     assert study.sizes == expected.sizes
     more = SizeRow("resnet20, rotate4", False, 4, True, 62e3, (92.0,), runs=("more",))
     write_sizes(SizesTable("digits", (more,)), comparison)
-    conversions = file.with_name(records.CONVERSIONS)
+    conversions = file.with_name(study_record.CONVERSIONS)
     conversions.write_text("[]")
     record(comparison, "--out", file, "--add")
     sizes = read_study(file.parent).sizes

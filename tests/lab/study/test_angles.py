@@ -24,7 +24,7 @@ from rotateconv.lab.study.angles import (
     shuffled,
     starting_model,
 )
-from rotateconv.lab.study.records import read_run
+from rotateconv.lab.study.study_record import read_run
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run

@@ -18,10 +18,10 @@ from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
 from rotateconv.lab.study.cluster import TOKEN, RayExecutor, unseen
+from rotateconv.lab.study.compare import compare
 from rotateconv.lab.study.events import RunEvent, RunStopped, StudyEvent, TaskEvent
 from rotateconv.lab.study.executor import run_tasks
 from rotateconv.lab.study.plan import Study
-from rotateconv.lab.study.run import compare
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint

@@ -24,13 +24,13 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError
 from rotateconv.lab.files import read_json
 from rotateconv.lab.naming import counted, layers_label
+from rotateconv.lab.study import compare as library
 from rotateconv.lab.study import pool as workers
-from rotateconv.lab.study import run as library
+from rotateconv.lab.study.compare import compare
 from rotateconv.lab.study.events import RecordsChanged, RunDied, RunDiverged, RunEvent, StudyEvent, TaskEvent
 from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.plan import BASELINE, Study
 from rotateconv.lab.study.pool import LocalExecutor, available_cores
-from rotateconv.lab.study.run import compare
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.checkpoint import load_checkpoint
 from rotateconv.lab.train.events import EpochEnd, RunEnd

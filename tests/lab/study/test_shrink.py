@@ -21,10 +21,10 @@ from rotateconv.lab.files import read_json
 from rotateconv.lab.parts import Conversion
 from rotateconv.lab.plain import from_json
 from rotateconv.lab.study import shrink as library
-from rotateconv.lab.study.convert_run import fine_tuning
+from rotateconv.lab.study.convert import fine_tuning
 from rotateconv.lab.study.events import RunDied, RunDiverged, RunStopped, TaskEvent, TrialEnd
 from rotateconv.lab.study.shrink import ONNX, PACKED, RECORD, TABLE, shrink
-from rotateconv.lab.study.shrinking import (
+from rotateconv.lab.study.shrink_record import (
     FORMS,
     Candidate,
     Form,

@@ -20,10 +20,10 @@ from rotateconv.lab.report.comparison import write_comparison, write_sizes
 from rotateconv.lab.report.page import CAPTION, SIZES_CAPTION
 from rotateconv.lab.report.statistics import Group
 from rotateconv.lab.report.tables import COMPARISON, MODEL, group_table, sizes_table
+from rotateconv.lab.study.compare import compare
 from rotateconv.lab.study.events import RecordsChanged, StudyEvent
 from rotateconv.lab.study.executor import Executor
 from rotateconv.lab.study.plan import Study
-from rotateconv.lab.study.run import compare
 from rotateconv.lab.study.sizes import BITS, SizesTable, measure_sizes
 from rotateconv.lab.train.run_folder import read_config
 

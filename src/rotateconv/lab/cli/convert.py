@@ -11,8 +11,8 @@ from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
-from rotateconv.lab.study.conversions import ConversionRecord, states_table
-from rotateconv.lab.study.shrinking import bytes_in
+from rotateconv.lab.study.convert_record import ConversionRecord, states_table
+from rotateconv.lab.study.shrink_record import bytes_in
 from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(
@@ -95,7 +95,7 @@ def _convert(
     """Convert, and show how it goes."""
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.progress import FittingProgress, TrainingProgress
-    from rotateconv.lab.study.convert_run import convert_run
+    from rotateconv.lab.study.convert import convert_run
     from rotateconv.lab.study.events import BitsAllocated, ConversionEvent, LayerFitted, ModelFitted, StageStart
     from rotateconv.lab.train.trackers import Trackers
 

@@ -11,7 +11,7 @@ from rotateconv.lab.cli.errors import without_torchrun
 from rotateconv.lab.cli.train import run_training
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.run_config import FINISHED_KEYS
-from rotateconv.lab.study.shrinking import bytes_in
+from rotateconv.lab.study.shrink_record import bytes_in
 
 EXAMPLES = options.examples(
     ("To 3-bit weights and 4-bit angles:", "rotateconv finish runs/lines --weight-bits 3 --angle-bits 4"),

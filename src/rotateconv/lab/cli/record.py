@@ -30,7 +30,7 @@ def record(
 ) -> None:
     """Write what all runs of a study found into one record; report makes tables and pages from it."""
     from rotateconv.lab.report.write import write_records
-    from rotateconv.lab.study.records import find_studies
+    from rotateconv.lab.study.study_record import find_studies
 
     files = write_records(find_studies(folders), out, add=add)
     facts(make_console(), {file.name.partition(".")[0]: str(file) for file in files})

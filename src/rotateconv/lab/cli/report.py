@@ -64,7 +64,7 @@ def report(
     from rotateconv.lab.report.page import to_markdown
     from rotateconv.lab.report.published import find_published
     from rotateconv.lab.report.write import fill_file, write_report
-    from rotateconv.lab.study.records import find_studies
+    from rotateconv.lab.study.study_record import find_studies
 
     console = make_console()
     studies, published = find_studies(folders), find_published(folders)
@@ -88,8 +88,8 @@ def _page(folder: Path) -> str:
     """Return the page of a run, or of a comparison with the first run of each of its groups."""
     from rotateconv.lab.report.html import comparison_page, run_page
     from rotateconv.lab.report.statistics import make_groups
-    from rotateconv.lab.study.records import read_comparison
     from rotateconv.lab.study.run_details import read_details
+    from rotateconv.lab.study.study_record import read_comparison
 
     if (folder / "config.json").is_file():
         return run_page(read_details(folder))

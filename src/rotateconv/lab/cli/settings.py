@@ -28,7 +28,7 @@ def fine_tuned(
             a data set with a run folder.
         RunError: no run folder.
     """
-    from rotateconv.lab.study.convert_run import fine_tuning
+    from rotateconv.lab.study.convert import fine_tuning
     from rotateconv.lab.train.run_folder import read_config
 
     if factory is None:

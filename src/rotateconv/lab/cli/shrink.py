@@ -12,7 +12,7 @@ from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import counted
 from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
-from rotateconv.lab.study.shrinking import bytes_in, result
+from rotateconv.lab.study.shrink_record import bytes_in, result
 from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(

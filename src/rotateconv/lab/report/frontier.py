@@ -11,7 +11,7 @@ from rotateconv.lab.report.canvas import legend, make_figure, mark, save, scale_
 from rotateconv.lab.report.colors import layers_color
 from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, corrected
 from rotateconv.lab.report.tables import difference, multiply_adds, number, spread
-from rotateconv.lab.study.records import FileBytes
+from rotateconv.lab.study.study_record import FileBytes
 from rotateconv.lab.table import Table
 
 BUDGETS = (5, 10, 15, 20, 28, 40, 60)

@@ -26,8 +26,8 @@ from rotateconv.lab.report.tables import (
     sizes_table,
     validation_table,
 )
-from rotateconv.lab.study.records import StudyRecord
 from rotateconv.lab.study.sizes import SizesTable
+from rotateconv.lab.study.study_record import StudyRecord
 
 Studies = Mapping[str, StudyRecord]
 
@@ -91,13 +91,13 @@ def fill_page(text: str, studies: Studies) -> str:
 
     Args:
         text: Of the page; KIND is a key of `KINDS`, STUDY a study or a folder of studies.
-        studies: As from `rotateconv.lab.study.records.find_studies`.
+        studies: As from `rotateconv.lab.study.study_record.find_studies`.
 
     Raises:
         RunError: The page asks for a kind or a study that there is not.
 
     Example:
-        >>> from rotateconv.lab.study.records import StudyRecord
+        >>> from rotateconv.lab.study.study_record import StudyRecord
         >>> print(fill_page("<!-- report: table mnist -->\\n<!-- end -->", {"mnist": StudyRecord()}))
         <!-- report: table mnist -->
         Not measured yet: `rotateconv compare --config experiments/mnist/study.toml --out runs/mnist`

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, contrasts, dense_of
-from rotateconv.lab.study.conversions import ConversionRecord
+from rotateconv.lab.study.convert_record import ConversionRecord
 from rotateconv.lab.study.sizes import FLOAT, SizeRow
 from rotateconv.lab.table import Table
 

@@ -12,7 +12,7 @@ from rotateconv.lab.report.figures import draw_study
 from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, make_block, to_markdown
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
-from rotateconv.lab.study.records import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
+from rotateconv.lab.study.study_record import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
 
 
 def write_report(
@@ -47,7 +47,7 @@ def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Pa
     """Write what studies found into one record, sizes and conversions beside it, and return the files.
 
     Args:
-        studies: As from `rotateconv.lab.study.records.find_studies`.
+        studies: As from `rotateconv.lab.study.study_record.find_studies`.
         file: The record, records.jsonl.
         add: Runs and sizes join those that are there, and conversions stay as they are.
     """

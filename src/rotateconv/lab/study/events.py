@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rotateconv.convert.report import ConversionReport
 from rotateconv.lab.study.run_record import RunRecord
-from rotateconv.lab.study.shrinking import Trial
+from rotateconv.lab.study.shrink_record import Trial
 from rotateconv.lab.train.events import Event, RunEnd, RunWarning
 from rotateconv.lab.train.run_results import EpochRecord
 from rotateconv.quantization.allocate import Allocation

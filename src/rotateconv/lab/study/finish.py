@@ -10,7 +10,7 @@ from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.run_config import FINISHED_KEYS, bits_keys
 from rotateconv.lab.study.budget import within_budget
-from rotateconv.lab.study.convert_run import fine_tuning
+from rotateconv.lab.study.convert import fine_tuning
 from rotateconv.lab.train.events import OnEvent
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.run_folder import SUMMARY, read_config

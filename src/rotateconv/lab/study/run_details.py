@@ -13,8 +13,8 @@ from torch import Tensor
 from rotateconv.errors import InputError, RunError
 from rotateconv.export.export import export_onnx
 from rotateconv.lab.study.angles import check_start, histogram, starting_model
-from rotateconv.lab.study.records import read_run
 from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.study.study_record import read_run
 from rotateconv.lab.train.build import configured_cost, rotate_layers
 from rotateconv.lab.train.load import TrainedRun, load_run, pack_model
 from rotateconv.lab.train.run_folder import SUMMARY, read_environment, read_summary

@@ -17,7 +17,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import disk_errors, make_folder, read_json, write_bytes, write_json
 from rotateconv.lab.plain import from_json, to_json
-from rotateconv.lab.study.convert_run import check_normalization
+from rotateconv.lab.study.convert import check_normalization
 from rotateconv.lab.study.events import (
     OnShrinkEvent,
     RunDiverged,
@@ -30,8 +30,7 @@ from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.finish import finishing
 from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.shrink_files import ONNX, PACKED, Files
-from rotateconv.lab.study.shrink_untrained import Untrained
-from rotateconv.lab.study.shrinking import (
+from rotateconv.lab.study.shrink_record import (
     FORMS,
     Candidate,
     Count,
@@ -42,6 +41,7 @@ from rotateconv.lab.study.shrinking import (
     markdown,
     survivors,
 )
+from rotateconv.lab.study.shrink_untrained import Untrained
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train import trust
 from rotateconv.lab.train.events import ignore

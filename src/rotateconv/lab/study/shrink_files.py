@@ -8,7 +8,7 @@ from torch import nn
 
 from rotateconv.export.export import export_onnx
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.study.shrinking import Count
+from rotateconv.lab.study.shrink_record import Count
 from rotateconv.lab.train.load import pack_model
 from rotateconv.quantization.bits import Bits
 

@@ -18,7 +18,7 @@ from rotateconv.lab.keys import read_toml
 from rotateconv.lab.naming import run_name
 from rotateconv.lab.plain import Plain, from_json
 from rotateconv.lab.study.angles import analysis_from_json
-from rotateconv.lab.study.conversions import ConversionRecord, conversion_from_json
+from rotateconv.lab.study.convert_record import ConversionRecord, conversion_from_json
 from rotateconv.lab.study.plan import contrasts_from
 from rotateconv.lab.study.run_record import PLACES, SHARED_KEYS, Curves, RunRecord, short
 from rotateconv.lab.study.sizes import SizesTable

@@ -20,7 +20,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json, write_bytes, write_json
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.study.budget import within_budget
-from rotateconv.lab.study.conversions import (
+from rotateconv.lab.study.convert_record import (
     Accuracies,
     ConversionRecord,
     ConvertedLayer,

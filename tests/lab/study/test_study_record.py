@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rotateconv.errors import RunError
-from rotateconv.lab.study import records
-from rotateconv.lab.study.records import (
+from rotateconv.lab.study import study_record
+from rotateconv.lab.study.study_record import (
     RunRecord,
     StudyRecord,
     add_runs,
@@ -30,7 +30,7 @@ def comparison(tmp_path: Path) -> Path:
 
 def test_a_record_gives_back_every_run(comparison: Path, tmp_path: Path) -> None:
     runs = read_comparison(comparison).runs
-    file = tmp_path / "experiments" / "digits" / records.RECORDS
+    file = tmp_path / "experiments" / "digits" / study_record.RECORDS
     write_study(runs, file)
     assert read_study(file.parent) == StudyRecord(runs)
     text = file.read_text()
@@ -73,7 +73,7 @@ def test_studies_are_found(comparison: Path, tmp_path: Path) -> None:
     for name in ("mnist", "gpu/svhn"):
         (experiments / name).mkdir(parents=True)
         (experiments / name / "study.toml").write_text('seeds = 3\n[contrasts]\nrotate4 = ["mask4"]\n')
-    write_study(read_comparison(comparison).runs, experiments / "digits" / records.RECORDS)
+    write_study(read_comparison(comparison).runs, experiments / "digits" / study_record.RECORDS)
     studies = find_studies([experiments])
     assert {name: len(study.runs) for name, study in studies.items()} == {"digits": 16, "gpu/svhn": 0, "mnist": 0}
     assert studies["mnist"].contrasts == {"rotate4": ("mask4",)}
@@ -84,7 +84,7 @@ def test_studies_are_found(comparison: Path, tmp_path: Path) -> None:
 
 
 def test_runs_are_added_to_a_record(comparison: Path, tmp_path: Path) -> None:
-    file = tmp_path / "experiments" / records.RECORDS
+    file = tmp_path / "experiments" / study_record.RECORDS
     runs = sorted(read_comparison(comparison).runs, key=lambda run: run.name)
     late = dataclasses.replace(runs[3], summary=dataclasses.replace(runs[3].result, test_accuracy=1.5))
     assert add_runs(runs[::-1], file) == runs  # no record yet
@@ -104,7 +104,7 @@ def test_what_is_no_study_is_refused(comparison: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="resnet20-rotate2p-seed0 is not finished: resume it"):
         find_studies([comparison / "runs" / "resnet20-rotate2p-seed0"])
     with pytest.raises(RunError, match="expected a finished run to write into"):
-        write_study([], tmp_path / records.RECORDS)
+        write_study([], tmp_path / study_record.RECORDS)
     (comparison / "comparison.json").write_text('[{"model": "resnet20"}]')
     with pytest.raises(RunError, match=r"comparison\.json has a row that is none of a comparison \('conv'\)"):
         find_studies([comparison])
@@ -122,7 +122,7 @@ def test_what_is_no_study_is_refused(comparison: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_record_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / records.RECORDS).write_text(text)
+    (tmp_path / study_record.RECORDS).write_text(text)
     with pytest.raises(RunError, match=message):
         read_study(tmp_path)
 

@@ -22,8 +22,8 @@ from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json
 from rotateconv.lab.study.angles import starting_model
-from rotateconv.lab.study.conversions import conversion_from_json
-from rotateconv.lab.study.convert_run import convert_run, fine_tuning, stages_of
+from rotateconv.lab.study.convert import convert_run, fine_tuning, stages_of
+from rotateconv.lab.study.convert_record import conversion_from_json
 from rotateconv.lab.study.events import BitsAllocated, LayerFitted, ModelFitted
 from rotateconv.lab.train import build, pretrained
 from rotateconv.lab.train.build import build_configured, build_from

@@ -22,8 +22,8 @@ from rotateconv.lab.study.events import (
 from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.plan import Entry, Study, plan
 from rotateconv.lab.study.pool import local_executor
-from rotateconv.lab.study.records import portable, read_run
 from rotateconv.lab.study.run_record import Curves, RunRecord
+from rotateconv.lab.study.study_record import portable, read_run
 from rotateconv.lab.study.worker import Task
 from rotateconv.lab.train.environment import Environment, EnvironmentHistory
 from rotateconv.lab.train.events import RunEnd, ignore
