@@ -98,10 +98,10 @@ def finished(run: Run, work: Path) -> bool:
 
 
 @contextmanager
-def processes(found: list[Run], work: Path, threads: int) -> Iterator[None]:
+def processes(found: list[Run], work: Path) -> Iterator[None]:
     """Train runs, each in a process of its own, beside the block; what they print goes to files beside their folders.
 
-    The end of the block waits for them. Where it is left by an exception, they save what they have.
+    They share the cores. The end of the block waits for them; left by an exception, they save what they have.
     """
     started = {}
     for run in found:
@@ -109,6 +109,7 @@ def processes(found: list[Run], work: Path, threads: int) -> Iterator[None]:
         resumed = (work / run.name / "config.json").is_file() and run.command[0] == "train"
         words = ("train", "--resume", run.name) if resumed else run.command
         command = [sys.executable, "-m", "rotateconv", *words]
+        threads = max(1, (os.cpu_count() or 1) // len(found))
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         with (work / f"{run.name}.log").open("a") as log:
             started[run.name] = subprocess.Popen(
@@ -133,8 +134,7 @@ def train_together(found: list[Run], work: Path, together: int) -> None:
         missing = [run for run in found if run.quantized == quantized and not finished(run, Path())]
         converted = [run for run in missing if run.command[0] == "convert"]
         tasks = [Task(run.name, configuration(run), Path(run.name)) for run in missing if run not in converted]
-        threads = max(1, (os.cpu_count() or 1) // max(1, len(converted)))  # layers are fitted on the CPU
-        with processes(converted, Path(), threads):
+        with processes(converted, Path()):
             if tasks:
                 run_tasks(iter(tasks), local_executor(len(tasks), together, together), len(tasks), tell)
 
@@ -242,7 +242,7 @@ def main() -> None:
     if not arguments.record:
         for run in found:
             if not finished(run, arguments.work):
-                with processes([run], arguments.work, os.cpu_count() or 1):
+                with processes([run], arguments.work):
                     pass
     record(study, [run for run in found if finished(run, arguments.work)], arguments.work)
 

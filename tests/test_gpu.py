@@ -36,6 +36,14 @@ def run(net: nn.Module, images: Tensor, *, batched: bool) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in found.items()}
 
 
+def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Fail where an output or a gradient is not the other."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
+        assert error < 1e-7, (name, error)  # the kernels on a GPU round angle_grad_scale to float32
+
+
 @pytest.mark.parametrize("batched", [False, True], ids=["layer by layer", "at once"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("conv", CONVS)
@@ -46,10 +54,7 @@ def test_a_net_has_the_output_and_gradients_of_the_cpu(conv: str, layout: torch.
     expected = run(copy.deepcopy(net), images, batched=False)
     net = net.to("cuda").to(memory_format=layout)
     found = run(net, images.to("cuda").contiguous(memory_format=layout), batched=batched)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        error = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
-        assert error < 1e-7, (name, error)  # the kernels on a GPU round angle_grad_scale to float32
+    check(found, expected)
 
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2p"])
@@ -60,10 +65,7 @@ def test_a_compiled_net_has_the_output_and_gradients_of_the_cpu(conv: str) -> No
     net = net.to("cuda")
     net.compile()
     found = run(net, images.to("cuda"), batched=False)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        error = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
-        assert error < 1e-7, (name, error)
+    check(found, expected)
 
 
 @pytest.mark.parametrize("conv", CONVS)

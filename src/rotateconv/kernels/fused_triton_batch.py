@@ -178,10 +178,10 @@ def _launch(plan: _Plan, kernel: "triton.JITFunction[None]", programs: int, argu
 
 
 @triton.jit
-def _layer(table, blocks, COLUMNS: tl.constexpr, WEIGHT: tl.constexpr, ANGLE: tl.constexpr):
+def _layer(table, blocks, WEIGHT: tl.constexpr, ANGLE: tl.constexpr):
     """Of the layer that a program works on: number, weight, angle, profile, first slice, slices, slices of a row."""
     layer = tl.load(blocks + 2 * tl.program_id(0))
-    at = table + layer.to(tl.int64) * COLUMNS
+    at = table + layer.to(tl.int64) * 6
     weight = tl.load(at).to(tl.pointer_type(WEIGHT))
     angle = tl.load(at + 1).to(tl.pointer_type(ANGLE))
     profile = tl.load(at + 2).to(tl.pointer_type(WEIGHT))
@@ -219,7 +219,7 @@ def _forward_batch(
     WEIGHT: tl.constexpr,
     ANGLE: tl.constexpr,
 ):
-    _, weight, angle, profile, first, count, length = _layer(table, blocks, 6, WEIGHT, ANGLE)
+    _, weight, angle, profile, first, count, length = _layer(table, blocks, WEIGHT, ANGLE)
     step_out, step_in, step_row, step_col = _steps(length, LAST, SIZE)
     index = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) + tl.arange(0, BLOCK)
     write_slices(
@@ -249,7 +249,7 @@ def _backward_batch(
     WEIGHT: tl.constexpr,
     ANGLE: tl.constexpr,
 ):
-    layer, weight, angle, profile, first, count, length = _layer(table, blocks, 6, WEIGHT, ANGLE)
+    layer, weight, angle, profile, first, count, length = _layer(table, blocks, WEIGHT, ANGLE)
     step_out, step_in, step_row, step_col = _steps(length, LAST, SIZE)
     index = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) + tl.arange(0, BLOCK)
     taps: tl.constexpr = 1 if SHARED or PROFILE else SIZE

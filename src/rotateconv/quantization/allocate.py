@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -114,7 +115,8 @@ def allocate_bits(
 
     choices = sorted(itertools.product(steps, repeat=len(parts)), key=lambda chosen: total(chosen, divergence))
 
-    def size(chosen: Sequence[Step]) -> int:
+    @cache
+    def size(chosen: tuple[Step, ...]) -> int:
         """As if no code were rarer than another: so it is, nearly, after a training with these bits."""
         # The other streams grew by 0.7 % while a ResNet-20 was trained with its bits.
         rest = math.ceil(1.02 * _other_bytes(model, bits_of(chosen, parts)))

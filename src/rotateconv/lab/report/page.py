@@ -103,7 +103,18 @@ def fill_page(text: str, studies: Studies) -> str:
         Not measured yet: `rotateconv compare --config experiments/mnist/study.toml --out runs/mnist`
         <!-- end -->
     """
-    return fill_blocks(text, "report", lambda asked: _TABLE.sub(_folded, make_block(*asked_for(asked), studies).text))
+    return make_page(text, studies)[0]
+
+
+def make_page(text: str, studies: Studies) -> tuple[str, list[Block]]:
+    """Return a page as `fill_page` does, and its blocks, each made once."""
+    made: list[Block] = []
+
+    def make(asked: str) -> str:
+        made.append(make_block(*asked_for(asked), studies))
+        return _TABLE.sub(_folded, made[-1].text)
+
+    return fill_blocks(text, "report", make), made
 
 
 def _folded(table: re.Match[str]) -> str:

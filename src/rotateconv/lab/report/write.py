@@ -7,9 +7,9 @@ from pathlib import Path
 from rotateconv.errors import RunError
 from rotateconv.lab.files import make_folder, write_bytes
 from rotateconv.lab.plain import to_json
-from rotateconv.lab.report.blocks import blocks, read_page
+from rotateconv.lab.report.blocks import read_page
 from rotateconv.lab.report.figures import draw_study
-from rotateconv.lab.report.page import PICTURES, Studies, asked_for, fill_page, make_block, to_markdown
+from rotateconv.lab.report.page import PICTURES, Studies, make_page, to_markdown
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.study.study_record import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
@@ -33,14 +33,12 @@ def write_report(
 
 def fill_file(page: Path, studies: Studies, published: Sequence[Published] = ()) -> None:
     """Make the blocks of a page anew, and draw the pictures that it shows into the folder `PICTURES` beside it."""
-    text = read_page(page)
-    filled = fill_page(text, studies)
-    for asked in blocks(text, "report"):
-        block = make_block(*asked_for(asked), studies)
+    text, made = make_page(read_page(page), studies)
+    for block in made:
         if block.pictures:
             make_folder(page.parent / PICTURES)
             block.draw(page.parent / PICTURES, published)
-    write_bytes(page, filled.encode())
+    write_bytes(page, text.encode())
 
 
 def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Path]:
