@@ -71,7 +71,9 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
             bits = {key: point[key] for key in point if key.endswith(("_bits", "_levels"))}
             mixed = f"-{point.get('label', 'mixed')}" if "layer_bits" in bits else ""
             taken = "" if trained == "conv3x3" else f"-of-{trained}"
-            form = f"{point['taps']}-taps{taken}" if "taps" in point else point.get("conv", trained)
+            only = point.get("only", "")  # of the convolutions to convert; the others stay dense
+            part = f"-in-{only.rstrip('.*')}" if only else ""
+            form = f"{point['taps']}-taps{taken}{part}" if "taps" in point else point.get("conv", trained)
             levels = f"l{bits['weight_levels']}" if "weight_levels" in bits else ""
             angles = f"a{bits['angle_bits']}" if "angle_bits" in bits else ""
             profile = f"p{bits['profile_bits']}" if "profile_bits" in bits else ""
@@ -80,7 +82,7 @@ def runs(points: dict, data_dir: str) -> Iterator[Run]:
             name = f"{form}-x{width:g}-w{bits['weight_bits']}{levels}{angles}{profile}{mixed}{more}-s{seed}"
             options = [f"--{key.replace('_', '-')}={value}" for key, value in bits.items()]
             if "taps" in point:
-                command = ["convert", source, "--taps", point["taps"], "--qat"]
+                command = ["convert", source, "--taps", point["taps"], *([f"--only={only}"] if only else []), "--qat"]
             elif "conv" in point:
                 command = ["train", "--source", source, "--conv", point["conv"], "--qat"]
             else:

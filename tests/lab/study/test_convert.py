@@ -531,8 +531,19 @@ def test_a_source_is_loaded_once_and_every_layer_is_fitted_once(
     converted = [layer for layer in result.layers if layer.residual is not None]
     # The models built are the source and, to be evaluated at the end, the finished run's.
     assert counts == {"load_run": 1, "build_model": 2, "fit_line": len(converted)}
-    again = convert_run(config, tmp_path / "run", data=data)  # finished: nothing is loaded or fitted for it
-    assert (again, counts["load_run"], counts["fit_line"]) == (result, 1, len(converted))
+
+
+@pytest.mark.parametrize("how", [{}, {"stages": 2}, {"budget": 5_000}], ids=["at once", "stages", "budget"])
+def test_nothing_is_loaded_or_fitted_for_a_finished_conversion(
+    how: dict[str, int], weights: Path, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = own_settings(weights, convert_taps="profile", epochs=4, qat="budget" in how)
+    result = convert_run(config, tmp_path / "run", data=data, **how)
+    with monkeypatch.context() as patched:
+        patched.delattr("rotateconv.lab.study.convert.load_source")
+        assert convert_run(config, tmp_path / "run", data=data, **how) == result
+    with pytest.raises(RunError, match=r"the run in .* has .*: resume it unchanged or choose another folder"):
+        convert_run(config, tmp_path / "run", data=data, **{**how, "stages": 3 - how.get("stages", 1)})
 
 
 def test_a_run_with_a_source_goes_on_without_it(dense: Path, data: ImageData, tmp_path: Path) -> None:

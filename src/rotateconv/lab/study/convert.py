@@ -14,11 +14,12 @@ from torch import nn
 from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import ConfigError, InputError
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json, write_bytes, write_json
 from rotateconv.lab.plain import to_json
+from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.study.budget import within_budget
 from rotateconv.lab.study.convert_record import (
     Accuracies,
@@ -41,11 +42,13 @@ from rotateconv.lab.train.run_folder import (
     WEIGHTS,
     check_run,
     going_on,
+    read_config,
     read_summary,
     write_summary,
 )
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.nn.copying import copy_model
+from rotateconv.quantization.bits import Bits
 
 
 def fine_tuning(config: RunConfig, source: str) -> RunConfig:
@@ -108,8 +111,7 @@ def convert_run(
     conversion, how = config.conversion, config.execution
     assert config.source is not None
     assert conversion is not None
-    known = budget is None and stages == 1  # the settings of the run, before anything is fitted
-    if known and (done := _finished(out, config, overwrite)) is not None:
+    if (done := _finished(out, config, stages, budget, overwrite)) is not None:
         return done
     source = load_source(config.source, config.factory, description)
     fitted = copy_model(source)
@@ -122,8 +124,6 @@ def convert_run(
     plan = stages_of(config, out, layers, stages)
     for run, settings in plan:
         check_run(run, settings, **going_on(run, overwrite))
-    if not known and (done := _finished(*plan[-1], overwrite)) is not None:
-        return done
 
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
     before = {name: evaluate_model(model, how, description, data.validation) for name, model in models.items()}
@@ -154,6 +154,7 @@ def convert_run(
         taps=conversion.rotate.taps,
         epochs=sum(settings.epochs for _, settings in plan),
         stages=len(plan),
+        budget=budget,
         bits=None if bits is None else (bits.weight, bits.angle, bits.dense),
         parameters_before=layers.parameters_before,
         parameters_after=layers.parameters_after,
@@ -207,13 +208,26 @@ def check_normalization(
     report(RunWarning(sentence))
 
 
-def _finished(out: Path, settings: RunConfig, overwrite: bool) -> ConversionRecord | None:
-    """Return what a conversion found before, where the run folder, of these settings, holds the model that it kept."""
-    check_run(out, settings, **going_on(out, overwrite))
-    if overwrite or not ((out / CONVERSION).is_file() and (out / SUMMARY).is_file()):
-        return None
-    record = conversion_from_json(read_json(out / CONVERSION), out / CONVERSION)
-    return record if read_summary(out).test_accuracy == getattr(record.test_accuracy, record.kept) else None
+def _finished(
+    out: Path, config: RunConfig, stages: int, budget: int | None, overwrite: bool
+) -> ConversionRecord | None:
+    """Return what a conversion found before, where the run folder, of these settings, holds the model that it kept.
+
+    Raises:
+        RunError: the folder holds another run, as far as can be seen without a fit.
+    """
+    found = None
+    if not overwrite and (out / CONVERSION).is_file() and (out / SUMMARY).is_file():
+        found = conversion_from_json(read_json(out / CONVERSION), out / CONVERSION)
+    if budget is not None:
+        if found is None or found.budget != budget:
+            return None  # what bits it leaves is seen after the fit
+        config = changed(config, bits_keys(read_config(out).bits or Bits()))
+    if 1 <= stages <= config.epochs:
+        check_run(out, _of_stage(stages, config, out, stages), **going_on(out, overwrite))
+        if found and read_summary(out).test_accuracy == getattr(found.test_accuracy, found.kept):
+            return found
+    return None
 
 
 def _keep(out: Path, model: nn.Module, test: Evaluation, summary: RunSummary) -> None:
@@ -248,15 +262,23 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
             f"stages must be from 1 to {most}, not {stages}: each converts one of {len(names)} layers or more, and "
             f"takes one of {config.epochs} epochs or more"
         )
-    runs: list[tuple[Path, RunConfig]] = []
+    runs = []
     for stage in range(1, stages + 1):
-        # The last one is the longest: it has every line to settle.
-        epochs = config.epochs // stages + (config.epochs % stages if stage == stages else 0)
-        changes: dict[str, object] = {"epochs": epochs}
-        if runs:
-            changes["source"] = str(runs[-1][0])
+        settings = _of_stage(stage, config, out, stages)
         if stage < stages:
-            changes["convert_only"] = ",".join(names[: math.ceil(len(names) * stage / stages)])
-        run = out if stage == stages else out.with_name(f"{out.name}-stage{stage}")
-        runs.append((run, dataclasses.replace(config, **changes)))  # type: ignore[arg-type]
+            first = names[: math.ceil(len(names) * stage / stages)]
+            settings = dataclasses.replace(settings, convert_only=",".join(first))
+        runs.append((_folder(stage, out, stages), settings))
     return runs
+
+
+def _of_stage(stage: int, config: RunConfig, out: Path, stages: int) -> RunConfig:
+    """Return the configuration of a stage, but for the layers that all but the last convert."""
+    # The last one is the longest: it has every line to settle.
+    epochs = config.epochs // stages + (config.epochs % stages if stage == stages else 0)
+    source = config.source if stage == 1 else str(_folder(stage - 1, out, stages))
+    return dataclasses.replace(config, epochs=epochs, source=source)
+
+
+def _folder(stage: int, out: Path, stages: int) -> Path:
+    return out if stage == stages else out.with_name(f"{out.name}-stage{stage}")

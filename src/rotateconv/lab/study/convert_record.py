@@ -43,6 +43,7 @@ class ConversionRecord(Plain):
         dataset: That it was trained on.
         taps: Of the RotateConv layers.
         epochs, stages: Of the fine-tuning.
+        budget: In bytes, that the bits were chosen for.
         bits: Of weights, angles and dense layers where it was quantization-aware; else None.
         parameters_before, parameters_after: Of the whole model.
         validation_accuracy, test_accuracy: Of the models.
@@ -66,6 +67,7 @@ class ConversionRecord(Plain):
     test_accuracy: Accuracies
     layers: tuple[ConvertedLayer, ...]
     kept: Literal["fine_tuned", "calibrated"] = "fine_tuned"
+    budget: int | None = None
 
 
 _RENAMED = {"net": "model", "lines": "taps", "quantised": "bits"}  # keys of version 0.1
