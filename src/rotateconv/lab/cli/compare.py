@@ -76,13 +76,17 @@ def compare(
     out: Annotated[
         Path | None, options.value("--out", "DIR", "For runs and table; runs/compare-DATA.", options.RUN)
     ] = None,
-    on: executors.On = "local",
-    jobs: executors.Jobs = None,
-    together: executors.Together = None,
-    cpus_per_run: executors.Cpus = None,
-    gpus_per_run: executors.Gpus = None,
+    where: executors.Where = executors.Where(),  # noqa: B008
+    together: Annotated[
+        int | None,
+        options.value(
+            "--together",
+            "INTEGER",
+            "Runs in one process, taking turns step by step: for small models on a GPU; 1.",
+            options.RUN,
+        ),
+    ] = None,
     overwrite: Annotated[bool, options.switch("--overwrite", "Start every run again.", options.RUN)] = False,
-    device: options.Device = None,
     log_with: options.LogWith = None,
 ) -> None:
     """Train models with several seeds and compare them with the dense model of the same recipe.
@@ -93,8 +97,8 @@ def compare(
     without_torchrun("compare")
     if not sizes:
         refuse({"--with": with_, "--bits": bits}, "no --sizes")
-    if on != "local":
-        refuse({"--together": together}, f"--on {on}")
+    if where.on != "local":
+        refuse({"--together": together}, f"--on {where.on}")
     plan = planned(config, study, changes, set_)
     out = out if out is not None else Path("runs", f"compare-{data_name(plan.base)}")
     widths = None if bits is None else _widths(bits)
@@ -104,8 +108,8 @@ def compare(
     run_comparison(
         plan,
         out,
-        executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device),
-        jobs=jobs,
+        where.executor(out),
+        jobs=where.jobs,
         together=1 if together is None else together,
         overwrite=overwrite,
         download=download,

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
@@ -12,16 +15,6 @@ from rotateconv.lab.cli.errors import refuse
 if TYPE_CHECKING:
     from rotateconv.lab.study.executor import Executor
 
-On = Annotated[
-    str,
-    options.value(
-        "--on",
-        "local|ray|ray://HOST:PORT",
-        "Where runs are done: processes of this machine, or tasks of a Ray cluster; local.",
-        options.RUN,
-        show_default=False,
-    ),
-]
 Jobs = Annotated[
     int | None,
     options.value(
@@ -31,43 +24,52 @@ Jobs = Annotated[
         options.RUN,
     ),
 ]
-Together = Annotated[
-    int | None,
-    options.value(
-        "--together",
-        "INTEGER",
-        "Runs in one process, taking turns step by step: for small models on a GPU; 1.",
-        options.RUN,
-    ),
-]
-Cpus = Annotated[int | None, options.value("--cpus-per-run", "INTEGER", "On Ray: cores, and threads; 1.", options.RUN)]
-Gpus = Annotated[
-    float | None,
-    options.value(
-        "--gpus-per-run",
-        "NUMBER",
-        "On Ray: such as 0.25, for four runs on a GPU; 1 where there are any, else 0.",
-        options.RUN,
-    ),
-]
 
 
-@contextmanager
-def chosen_executor(
-    on: str, out: Path, *, jobs: int | None, cpus: int | None, gpus: float | None, device: str | None
-) -> "Iterator[Executor | None]":
-    """Give the executor that the options name, and close it; None for the processes of this machine."""
-    if on == "local":
-        refuse({"--cpus-per-run": cpus, "--gpus-per-run": gpus}, "--on local")
-        options.use_device(device)
-        yield None
-        return
-    if on != "ray" and not on.startswith("ray://"):
-        raise ConfigError(f"--on must be one of local, ray or ray://HOST:PORT, not {on!r}")
-    refuse({"--device": device}, f"--on {on}, where --gpus-per-run says whether a run has a GPU")
-    from rotateconv.lab.study.cluster import RayExecutor
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """The options that say where runs are done."""
 
-    with closing(
-        RayExecutor(out, None if on == "ray" else on, cpus=1 if cpus is None else cpus, gpus=gpus, jobs=jobs)
-    ) as executor:
-        yield executor
+    on: Annotated[
+        str,
+        options.value(
+            "--on",
+            "local|ray|ray://HOST:PORT",
+            "Where runs are done: processes of this machine, or tasks of a Ray cluster; local.",
+            options.RUN,
+            show_default=False,
+        ),
+    ] = "local"
+    jobs: Jobs = None
+    cpus: Annotated[
+        int | None, options.value("--cpus-per-run", "INTEGER", "On Ray: cores, and threads; 1.", options.RUN)
+    ] = None
+    gpus: Annotated[
+        float | None,
+        options.value(
+            "--gpus-per-run",
+            "NUMBER",
+            "On Ray: such as 0.25, for four runs on a GPU; 1 where there are any, else 0.",
+            options.RUN,
+        ),
+    ] = None
+    device: options.Device = None
+
+    @contextmanager
+    def executor(self, out: Path) -> "Iterator[Executor | None]":
+        """Give the executor that the options name, and close it; None for the processes of this machine."""
+        if self.on == "local":
+            refuse({"--cpus-per-run": self.cpus, "--gpus-per-run": self.gpus}, "--on local")
+            options.use_device(self.device)
+            yield None
+            return
+        if self.on != "ray" and not self.on.startswith("ray://"):
+            raise ConfigError(f"--on must be one of local, ray or ray://HOST:PORT, not {self.on!r}")
+        refuse({"--device": self.device}, f"--on {self.on}, where --gpus-per-run says whether a run has a GPU")
+        from rotateconv.lab.study.cluster import RayExecutor
+
+        address = None if self.on == "ray" else self.on
+        cpus = 1 if self.cpus is None else self.cpus
+        with closing(RayExecutor(out, address, cpus=cpus, gpus=self.gpus, jobs=self.jobs)) as executor:
+            yield executor

@@ -1,7 +1,7 @@
 """`rotateconv export`: a trained model for other runtimes."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,6 +10,9 @@ from rotateconv.lab.cli import bits, options
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import refuse
 from rotateconv.quantization.bits import Bits
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),
@@ -60,49 +63,32 @@ def export(
     A compact file is quantized to the bits that the model was trained with or has in its packed file; any other model
     gets 4 per weight, 4 per angle and 8 in stem, 1x1 and linear layers. docs/compact-onnx.md says what is in it.
     """
-    if compact and to != "onnx":
-        raise ConfigError(f"--compact has no meaning with --to {to}: it is a form of ONNX files")
-    if with_preprocessing and to != "onnx":
-        raise ConfigError(f"--with-preprocessing has no meaning with --to {to}: it is of ONNX files")
+    for option, given, where in (
+        ("--compact", compact, "it is a form of ONNX files"),
+        ("--with-preprocessing", with_preprocessing, "it is of ONNX files"),
+    ):
+        if given and to != "onnx":
+            raise ConfigError(f"{option} has no meaning with --to {to}: {where}")
     if license is not None and to == "torch-export":
         raise ConfigError(f"--license has no meaning with --to {to}: only an ONNX file and a model card hold it")
     if to == "hub":
         refuse({"--model": model}, "--to hub, which takes a run folder")
         _save_for_hub(source, out, asked, license)
         return
-    from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
-    from rotateconv.lab.train.load import load_run
-    from rotateconv.lab.train.pretrained import load_packed_file
-
-    own: Bits | None
-    if source.is_file():
-        trained_model, packed = load_packed_file(source, model)
-        if packed.input_size is None:
-            raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
-        own = packed.widths
-        about = {key: getattr(packed, key) for key in ("classes", "mean", "std", "input_size")}
-    else:
-        refuse({"--model": model}, "a run folder, which says what builds its model")
-        trained = load_run(source)
-        trained_model, about, own = trained.model, trained.data.about, trained.config.bits
+    trained, about, own = _load(source, model)
     small = to == "onnx" and (own is not None if compact is None else compact)
     if not small and asked != bits.Asked():
         raise ConfigError(
             "--weight-bits, --weight-levels, --angle-bits and --dense-bits have no meaning without --compact"
         )
+    from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
+
     if to == "onnx":
         chosen = asked.choose(source, own, Bits(angle=4)) if small else Bits()
-        done = export_onnx(
-            trained_model,
-            out,
-            compact=small,
-            preprocessing=with_preprocessing,
-            **chosen.arguments,
-            **about,
-            notes=_notes(license),
-        )
+        how = {"compact": small, "preprocessing": with_preprocessing, **chosen.arguments}
+        done = export_onnx(trained, out, **how, **about, notes=_notes(license))
     else:
-        done = export_torch(trained_model, out, **about)
+        done = export_torch(trained, out, **about)
     size, classes = about["input_size"], about["classes"]
     allowed = f"{TOLERANCE:g} of the outputs' size may be"
     runtime = "ONNX Runtime" if to == "onnx" else "the loaded program"
@@ -119,6 +105,21 @@ def export(
     if small:
         rows["bits"] = bits.described(chosen)
     facts(make_console(), rows)
+
+
+def _load(source: Path, built_by: str | None) -> tuple["nn.Module", dict[str, Any], Bits | None]:
+    """Return the model of a run folder or a packed file, what it takes and tells apart, and the bits that it has."""
+    from rotateconv.lab.train.load import load_run
+    from rotateconv.lab.train.pretrained import load_packed_file
+
+    if not source.is_file():
+        refuse({"--model": built_by}, "a run folder, which says what builds its model")
+        trained = load_run(source)
+        return trained.model, trained.data.about, trained.config.bits
+    model, packed = load_packed_file(source, built_by)
+    if packed.input_size is None:
+        raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
+    return model, {key: getattr(packed, key) for key in ("classes", "mean", "std", "input_size")}, packed.widths
 
 
 def _save_for_hub(run: Path, folder: Path, asked: bits.Asked, license: str | None) -> None:

@@ -53,11 +53,7 @@ def search(
     out: Annotated[
         Path | None, options.value("--out", "DIR", "For trials and best.toml; runs/search-DATA.", options.RUN)
     ] = None,
-    on: executors.On = "local",
-    jobs: executors.Jobs = None,
-    cpus_per_run: executors.Cpus = None,
-    gpus_per_run: executors.Gpus = None,
-    device: options.Device = None,
+    where: executors.Where = executors.Where(),  # noqa: B008
     log_with: options.LogWith = None,
 ) -> None:
     """Search the learning rate, weight decay and angle learning rate with the best validation accuracy.
@@ -84,7 +80,7 @@ def search(
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.study import search as library
 
-    with executors.chosen_executor(on, out, jobs=jobs, cpus=cpus_per_run, gpus=gpus_per_run, device=device) as executor:
+    with where.executor(out) as executor:
         check_names(base.data, base.model, base.conv)
         console = make_console()
         data = DataDescription.of(load_shown(base.images, console, download=download))
@@ -97,7 +93,7 @@ def search(
                 out,
                 trials=trials,
                 prune=not no_pruning,
-                jobs=jobs,
+                jobs=where.jobs,
                 executor=executor,
                 trackers=trackers,
                 on_event=progress,
