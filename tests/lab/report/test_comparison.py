@@ -62,6 +62,13 @@ def test_the_records_read_what_was_written(runs: tuple[RunRecord, ...], out: Pat
     assert again.contrasts == CONTROLS
 
 
+def test_a_failed_run_is_found_by_the_name_that_was_written(runs: tuple[RunRecord, ...], out: Path) -> None:
+    (failed,) = [run for run in runs if run.failed]
+    (out / "runs" / failed.name).rename(out / "runs" / "mine")
+    write_comparison([dataclasses.replace(run, name="mine") if run is failed else run for run in runs], {}, out)
+    assert [run.name for run in read_comparison(out).runs if run.failed] == ["mine"]
+
+
 def test_the_markdown_holds_every_number(runs: tuple[RunRecord, ...], out: Path) -> None:
     groups = write_comparison(runs, CONTROLS, out)
     text = (out / "comparison.md").read_text()

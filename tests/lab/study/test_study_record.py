@@ -1,6 +1,7 @@
 """Laws of a study's record: it is found, loses no number, and names no machine."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,11 @@ def test_what_is_no_study_is_refused(comparison: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="expected a finished run to write into"):
         write_study([], tmp_path / study_record.RECORDS)
     (comparison / "comparison.json").write_text('[{"model": "resnet20"}]')
-    with pytest.raises(RunError, match=r"comparison\.json has a row that is none of a comparison \('conv'\)"):
+    with pytest.raises(RunError, match=r"comparison\.json: expected the key conv, found none"):
+        find_studies([comparison])
+    row = {"model": "resnet20", "conv": "rotate4", "width": -1, "equal_to": None, "seeds": [0], "failed": {}}
+    (comparison / "comparison.json").write_text(json.dumps([row]))
+    with pytest.raises(RunError, match=r"comparison\.json: width must be a number above 0, not -1.0: compare again"):
         find_studies([comparison])
 
 

@@ -84,6 +84,71 @@ class StudyRecord:
     files: Mapping[str, FileBytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow(Plain):
+    """What comparison.json says of a configuration.
+
+    Attributes:
+        model, conv, width, recipe, epochs: Of its configuration.
+        equal_to: The convolution whose size a narrowed dense model has, or None.
+        label: What its layers are called.
+        dataset: That it was trained on.
+        parameters, multiply_adds: Of the model; None where no run has a result.
+        accuracy_mean, accuracy_std, n, accuracies: On the test split in percent, of the finished runs.
+        seeds: Of the finished runs.
+        validation_accuracies: Theirs; None where the validation images were trained on.
+        difference, difference_interval, p_value: Against the dense model, by Welch's test; None without one.
+        seconds_per_epoch: The median.
+        runs: Folders of the finished runs, below that of the comparison.
+        failed: Why a run has no result, by its seed.
+        machines, versions: That the runs were made with.
+        controls: Of `Study.contrasts`.
+        names: Of the folders of all runs, by their seeds.
+    """
+
+    model: str
+    conv: str
+    width: float
+    equal_to: str | None
+    label: str = ""
+    dataset: str = ""
+    recipe: str = ""
+    epochs: int = 0
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    accuracy_mean: float | None = None
+    accuracy_std: float | None = None
+    n: int = 0
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...] = ()
+    validation_accuracies: tuple[float | None, ...] = ()
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    seconds_per_epoch: float | None = None
+    runs: tuple[str, ...] = ()
+    failed: dict[int, str]
+    machines: tuple[str, ...] = ()
+    versions: dict[str, str | None] = field(default_factory=dict)
+    controls: tuple[str, ...] = ()
+    names: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: object, where: str | Path) -> "ComparisonRow":
+        """Return a row of comparison.json, as any version wrote it; RunError for anything else."""
+        known = {one.name for one in dataclasses.fields(cls)}
+        own = {key: found for key, found in value.items() if key in known} if isinstance(value, Mapping) else value
+        row = from_json(cls, own, where)
+        if row.names:
+            return row
+        try:
+            config = RunConfig(model=row.model, conv=row.conv, width=row.width)
+            names = {seed: run_name(dataclasses.replace(config, seed=seed)) for seed in (*row.seeds, *row.failed)}
+        except ConfigError as error:
+            raise RunError(f"{where}: {error}: compare again") from None
+        return dataclasses.replace(row, names=names)
+
+
 def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
     """Return every study by its name.
 
@@ -150,24 +215,17 @@ def read_comparison(folder: Path) -> StudyRecord:
     """Return the finished runs of a comparison's folder, and those that `comparison.json` says have no result."""
     file = folder / "comparison.json"
     runs = [read_run(path.parent) for path in sorted((folder / "runs").glob(f"*/{SUMMARY}"))]
-    equal_to: dict[str, str | None] = {}
-    controls = {}
-    for row in read_json_list(file) if file.is_file() else []:
-        try:
-            config = RunConfig(model=row["model"], conv=row["conv"], width=row["width"])  # type: ignore[index]
-            seeds, failed, twin = row["seeds"], row["failed"], row["equal_to"]  # type: ignore[index]
-            controls[row["conv"]] = row.get("controls", []) if twin is None else []  # type: ignore[index, attr-defined]
-        except (KeyError, TypeError, ConfigError) as error:
-            raise RunError(f"{file} has a row that is none of a comparison ({error}): compare again") from None
-        names = {int(seed): run_name(dataclasses.replace(config, seed=int(seed))) for seed in (*seeds, *failed)}
-        for seed, why in failed.items():
-            # After the semicolon stands where the checkpoints are.
-            runs.append(read_run(folder / "runs" / names[int(seed)], failed=why.partition(";")[0]))
-        equal_to |= dict.fromkeys(names.values(), twin)
+    rows = [ComparisonRow.from_json(row, file) for row in (read_json_list(file) if file.is_file() else ())]
+    for row in rows:
+        # After the semicolon stands where the checkpoints are.
+        runs += [
+            read_run(folder / "runs" / row.names[seed], failed=why.partition(";")[0])
+            for seed, why in row.failed.items()
+        ]
+    equal_to = {name: row.equal_to for row in rows for name in row.names.values()}
+    controls = {row.conv: row.controls for row in rows if row.equal_to is None and row.controls}
     found = tuple(dataclasses.replace(run, equal_to=equal_to.get(run.name)) for run in runs)
-    return StudyRecord(
-        found, contrasts_from({conv: others for conv, others in controls.items() if others}), read_sizes(folder)
-    )
+    return StudyRecord(found, controls, read_sizes(folder))
 
 
 def read_run(folder: Path, failed: str | None = None) -> RunRecord:
