@@ -134,8 +134,12 @@ def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Pa
 def test_mistakes(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "net"
     assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
-        "error: weight_bits must be a whole number from 1 to 8, got 9\n"
+        "error: --weight-bits must be a whole number from 1 to 8, or none, not 9\n"
     )
+    mistake = run("pack", trained, "--out", file, "--weight-bits", 3, "--weight-levels", 9, code=2)
+    assert "weight_levels must be from 5 to 8 with 3 bits, got 9" in mistake
+    mistake = run("export", trained, "--to", "onnx", "--compact", "--out", file, "--angle-bits", "few", code=2)
+    assert "--angle-bits must be a whole number from 2 to 8, or none, not 'few'" in mistake
     assert "--data-dir has no meaning with --no-evaluate and no --calibrate" in run(
         "pack", trained, "--out", file, "--no-evaluate", "--data-dir", ".", code=2
     )

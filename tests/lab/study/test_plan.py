@@ -60,7 +60,7 @@ def test_controls_without_an_angle_get_no_narrowed_model() -> None:
     [
         ({"models": ()}, "models must be one name or more, each once, not none"),
         ({"convs": ("line", "line")}, "convs must be one name or more, each once, not line, line"),
-        ({"seeds": 0}, "seeds must be 1 or more, not 0"),
+        ({"seeds": 0}, "seeds must be a whole number from 1 to 1000, not 0"),
         ({"contrasts": {"rotate4": ("maks4",)}}, "contrasts names maks4, which is not in convs: choose from conv3x3"),
     ],
 )

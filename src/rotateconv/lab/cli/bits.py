@@ -2,67 +2,48 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.run_config import bits_by_name
-from rotateconv.quantization.bits import Bits
+from rotateconv.lab.cli import keys, options
+from rotateconv.lab.config import RunConfig, changed
+from rotateconv.lab.run_config import bits_keys
+from rotateconv.quantization.bits import BITS_KEYS, Bits
 
-_Whole = Parameter(metavar="INTEGER", show_default=False)
+_HELP = {
+    "weight_bits": "Of a weight of a convolution, 1 to 8.",
+    "angle_bits": "Of an angle, 2 to 8.",
+    "dense_bits": "Of a weight of the stem, of 1x1 convolutions and linear layers, 1 to 8.",
+    "weight_levels": "Values of such a weight, to 2^bits; an odd number of them has a 0.",
+    "profile_bits": "Of a profile, 2 to 8; without it they are of bfloat16.",
+    "layer_bits": "Other bits of layers, of weight and angle, by name or pattern: 'layer3.*=2+3'.",
+}
+
+takes_bits = keys.takes("asked", RunConfig, only=BITS_KEYS, group=options.OTHER, help=_HELP)
+"""Lets a command take the bits of a model as options, for `choose`."""
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Asked:
-    """The bits that a command is given; None where it says nothing."""
+def choose(asked: keys.Given | None, source: Path, trained: Bits | None, default: Bits) -> Bits:
+    """Return the bits that were asked for, else those that a model was trained with or has, else the default.
 
-    weight_bits: Annotated[int | None, _Whole, Parameter(help="Of a weight of a convolution, 1 to 8.")] = None
-    angle_bits: Annotated[int | None, _Whole, Parameter(help="Of an angle, 2 to 8.")] = None
-    dense_bits: Annotated[
-        int | None, _Whole, Parameter(help="Of a weight of the stem, of 1x1 convolutions and linear layers, 1 to 8.")
-    ] = None
-    weight_levels: Annotated[
-        int | None, _Whole, Parameter(help="Values of such a weight, to 2^bits; an odd number of them has a 0.")
-    ] = None
-    profile_bits: Annotated[
-        int | None, _Whole, Parameter(help="Of a profile, 2 to 8; without it they are of bfloat16.")
-    ] = None
-
-    layer_bits: Annotated[
-        str | None,
-        Parameter(
-            metavar="A,B",
-            show_default=False,
-            help="Other bits of layers, of weight and angle, by name or pattern: 'layer3.*=2+3'.",
-        ),
-    ] = None
-
-    def choose(self, source: Path, trained: Bits | None, default: Bits) -> Bits:
-        """Return the bits that were asked for, else those that a model was trained with or has, else the default.
-
-        A warning about the source says where they are others than its own.
-        """
-        own = trained or default
-        weight = own.weight if self.weight_bits is None else self.weight_bits
-        levels = own.levels if self.weight_levels is None and weight == own.weight else self.weight_levels
-        angle = own.angle if self.angle_bits is None else self.angle_bits
-        profile = own.profile if self.profile_bits is None else self.profile_bits
-        dense = own.dense if self.dense_bits is None else self.dense_bits
-        layers = dict(own.layers) if (weight, angle) == (own.weight, own.angle) else {}
-        if self.layer_bits is not None:
-            layers = bits_by_name(self.layer_bits.split(","), angle)
-        found = Bits.of(weight, angle, dense, levels, profile, layers)
-        if trained is not None and found != trained:
-            warnings.warn(
-                f"{source} has {described(trained)}, and is quantized again to {described(found)}: less accurate than "
-                "a model that was trained with these bits",
-                stacklevel=2,
-            )
-        return found
+    A warning about the source says where they are others than its own.
+    """
+    own = trained or default
+    values, called = keys.read(RunConfig, asked)
+    weight, angle = values.get("weight_bits", own.weight), values.get("angle_bits", own.angle)
+    if weight != own.weight:
+        own = own._replace(levels=None)
+    if (weight, angle) != (own.weight, own.angle):
+        own = own._replace(layers=())
+    found = changed(RunConfig(), {**bits_keys(own), **values, "qat": True}, called).bits
+    assert found is not None  # with qat
+    if trained is not None and found != trained:
+        warnings.warn(
+            f"{source} has {described(trained)}, and is quantized again to {described(found)}: less accurate than "
+            "a model that was trained with these bits",
+            stacklevel=2,
+        )
+    return found
 
 
 def described(bits: Bits) -> str:

@@ -1,22 +1,16 @@
 """`rotateconv compare`: configurations by seeds, and the table of what they reached."""
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from annotated_types import Ge, Le
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+from typing import Annotated
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, keys, options
 from rotateconv.lab.cli.errors import refuse, without_torchrun
 from rotateconv.lab.cli.settings import data_name, described
 from rotateconv.lab.config import RunConfig, overridden
-from rotateconv.lab.keys import KeyValueError, fields_of, one_sentence, read_toml
-from rotateconv.lab.run_config import Names
-
-if TYPE_CHECKING:
-    from rotateconv.lab.study.plan import Study
+from rotateconv.lab.keys import KeyValueError, fields_of, read_toml
+from rotateconv.lab.study.plan import Study, contrasts_from
 
 EXAMPLES = options.examples(
     ("The paper's layers on the embedded digits:", "rotateconv compare"),
@@ -28,25 +22,11 @@ EXAMPLES = options.examples(
     ("A study in a file, one run at a time:", "rotateconv compare --config study.toml --jobs 1"),
     ("On a Ray cluster, four runs on a GPU:", "rotateconv compare --on ray --gpus-per-run 0.25 --out /shared/study"),
 )
+_OF_THE_STUDY = tuple(key for key in fields_of(Study) if key != "base")
 _OF_A_RUN = {"model": "--models", "conv": "--convs", "seed": "--seeds"}
 
 
-@one_sentence
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
-class StudyKeys:
-    """What a study adds to the configuration of its runs; the file of --config may hold these keys too."""
-
-    models: Names = ("resnet20",)
-    """Models, commas between; resnet20."""
-    convs: Names = ("conv3x3", "rotate4", "rotate2", "rotate2p")
-    """Convolutions, commas between; conv3x3,rotate4,rotate2,rotate2p."""
-    seeds: Annotated[int, Ge(1), Le(1000)] = 3
-    """Runs of each configuration: seeds 0, 1, ...; 3."""
-    equal_params: bool = False
-    """Add the dense model narrowed to each RotateConv model's parameters."""
-
-
-@keys.takes("study", StudyKeys, group=options.STUDY)
+@keys.takes("study", Study, without=("base", "contrasts"), group=options.STUDY)
 @keys.takes("changes", RunConfig, without=tuple(_OF_A_RUN))
 def compare(
     *,
@@ -122,22 +102,20 @@ def compare(
 
 def planned(
     file: Path | None, study: keys.Given | None = None, changes: keys.Given | None = None, set_: list[str] | None = None
-) -> "Study":
+) -> Study:
     """Return the study that a file describes, and over it the options."""
     in_file = {} if file is None else read_toml(file)
     for key in (*in_file, *overridden(set_ or ())):
         if key in _OF_A_RUN:
             raise ConfigError(f"a comparison has no {key} of its own: give {_OF_A_RUN[key]}")
-    values, called = keys.read(StudyKeys, study)
+    values, called = keys.read(Study, study)
+    found = {key: in_file[key] for key in _OF_THE_STUDY if key in in_file} | values
     try:
-        chosen = vars(StudyKeys(**{key: in_file[key] for key in fields_of(StudyKeys) if key in in_file} | values))
+        plan = Study(RunConfig(), **{**found, "contrasts": contrasts_from(found.get("contrasts", {}))})
     except KeyValueError as mistake:
         raise mistake.of(called.get(mistake.key, f"{file}: {mistake.key}")) from None
-    foreign = (*fields_of(StudyKeys), "contrasts")  # the last in a file alone
-    base = described(file, *keys.read(RunConfig, changes), set_, foreign=foreign, models=chosen["models"])
-    from rotateconv.lab.study.plan import Study, contrasts_from
-
-    return Study(base, **chosen, contrasts=contrasts_from(in_file.get("contrasts", {})))
+    base = described(file, *keys.read(RunConfig, changes), set_, foreign=_OF_THE_STUDY, models=plan.models)
+    return dataclasses.replace(plan, base=base)
 
 
 def _widths(text: str) -> tuple[int, ...]:

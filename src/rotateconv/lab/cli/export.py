@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import bits, options
+from rotateconv.lab.cli import bits, keys, options
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import refuse
 from rotateconv.quantization.bits import Bits
@@ -23,6 +23,7 @@ EXAMPLES = options.examples(
 )
 
 
+@bits.takes_bits
 def export(
     source: Annotated[
         Path, Parameter(name="RUN", help="Run folder of a trained model, or a packed file.", show_default=False)
@@ -52,7 +53,7 @@ def export(
         options.switch("--with-preprocessing", "ONNX that takes uint8 images of any size and gives probabilities."),
     ] = False,
     model: options.BuiltBy = None,
-    asked: bits.Asked = bits.Asked(),  # noqa: B008
+    asked: keys.Given | None = None,
     license: Annotated[
         str | None,
         options.value("--license", "TEXT", "Written into an ONNX file and a model card; mit.", show_default=False),
@@ -77,14 +78,14 @@ def export(
         return
     trained, about, own = _load(source, model)
     small = to == "onnx" and (own is not None if compact is None else compact)
-    if not small and asked != bits.Asked():
+    chosen = bits.choose(asked, source, own if small else None, Bits(angle=4))
+    if not small and asked:
         raise ConfigError(
             "--weight-bits, --weight-levels, --angle-bits and --dense-bits have no meaning without --compact"
         )
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
 
     if to == "onnx":
-        chosen = asked.choose(source, own, Bits(angle=4)) if small else Bits()
         how = {"compact": small, "preprocessing": with_preprocessing, **chosen.arguments}
         done = export_onnx(trained, out, **how, **about, notes=_notes(license))
     else:
@@ -122,12 +123,12 @@ def _load(source: Path, built_by: str | None) -> tuple["nn.Module", dict[str, An
     return model, {key: getattr(packed, key) for key in ("classes", "mean", "std", "input_size")}, packed.widths
 
 
-def _save_for_hub(run: Path, folder: Path, asked: bits.Asked, license: str | None) -> None:
+def _save_for_hub(run: Path, folder: Path, asked: keys.Given | None, license: str | None) -> None:
     """Write a run as a folder of the Hub's form, and print what is in it."""
     from rotateconv.lab.hub_folder import CARD, save_for_hub
     from rotateconv.lab.train.run_folder import read_config
 
-    chosen = asked.choose(run, read_config(run, trusting=True).bits, Bits(angle=4))
+    chosen = bits.choose(asked, run, read_config(run, trusting=True).bits, Bits(angle=4))
     try:
         files = save_for_hub(run, folder, license=license or "mit", bits=chosen)
     except ImportError as error:

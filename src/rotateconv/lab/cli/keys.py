@@ -44,6 +44,7 @@ def takes(
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
     group: Group | None = None,
+    help: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """Let a command take the keys of a configuration as options.
 
@@ -54,9 +55,11 @@ def takes(
         without: keys that do not.
         names: options that are not called as their key, by key.
         group: heading on the help page, instead of that of the key.
+        help: what a help page says of keys, instead of what the configuration does.
     """
     keys = [key for key in fields_of(owner) if (not only or key in only) and key not in without]
-    options = {key: _option(owner, key, only, names or {}, group) for key in keys}
+    texts = {key: _help(owner, key) for key in keys} | dict(help or {})
+    options = {key: _option(owner, key, texts[key], only, names or {}, group) for key in keys}
 
     def declare(command: Command) -> Command:
         taken = make_typed_dict("Options", options, total=False)
@@ -75,11 +78,13 @@ def read(
     return values, {key: _spellings(key, names or {})[0] for key in given}
 
 
-def _option(owner: type, key: str, only: Collection[str], names: Mapping[str, str], group: Group | None) -> Any:
+def _option(
+    owner: type, key: str, help: str, only: Collection[str], names: Mapping[str, str], group: Group | None
+) -> Any:
     kinds = kinds_of(owner, key)
     option = Parameter(
         name=_spellings(key, names),
-        help=_help(owner, key),
+        help=help,
         group=group or GROUPS[_panel(owner, key)],
         metavar="PATH" if Place in get_args(field_of(owner, key).annotation) else _metavar(kinds),
         show=group is not None or key in only or key in names or key in _COMMON,

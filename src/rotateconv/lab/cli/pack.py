@@ -20,12 +20,13 @@ EXAMPLES = options.examples(
 )
 
 
+@bits.takes_bits
 def pack(
     run: Annotated[Path, Parameter(help="Run folder of a trained model.", show_default=False)],
     /,
     *,
     out: Annotated[Path, options.value("--out", "FILE", "The file to write, exactly.")],
-    asked: bits.Asked = bits.Asked(),  # noqa: B008
+    asked: keys.Given | None = None,
     calibrate: Annotated[
         bool, options.switch("--calibrate", "Recalibrate the norms' statistics on training images: more accurate.")
     ] = False,
@@ -62,7 +63,7 @@ def pack(
     from rotateconv.quantization.quantize import quantize
 
     trained = load_run(run)
-    chosen = asked.choose(run, trained.config.bits, Bits())
+    chosen = bits.choose(asked, run, trained.config.bits, Bits())
     data, model = trained.data, trained.model
     console = make_console()
     statistics = "of the training"

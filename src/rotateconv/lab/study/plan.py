@@ -2,51 +2,53 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+from annotated_types import Ge, Le
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.config import RunConfig
-from rotateconv.lab.data.description import DataDescription
+from rotateconv.lab.keys import one_sentence
 from rotateconv.lab.naming import run_name
-from rotateconv.lab.train.build import build_configured, rotate_layers
-from rotateconv.models import equal_size_width
+from rotateconv.lab.run_config import Names
+
+if TYPE_CHECKING:
+    from rotateconv.lab.data.description import DataDescription
 
 BASELINE = "conv3x3"
 """The dense convolution that the others are compared with."""
 
 
-@dataclass(frozen=True)
+@one_sentence
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True))
 class Study:
     """What is compared.
-
-    Attributes:
-        base: The recipe that all runs share; its model, conv and seed are not read.
-        models: Keys of `MODELS`.
-        convs: Keys of `CONVS`.
-        seeds: Number of runs of each configuration, with the seeds 0, 1, ...
-        equal_params: Add the dense model narrowed to the parameter count of each model with RotateConv2d.
-        contrasts: For one of `convs` those of them that show whether a part of it does anything.
 
     Raises:
         ConfigError: No model, no convolution, one of them twice, no seed, or a contrast with what is not compared.
     """
 
     base: RunConfig
-    models: tuple[str, ...] = ("resnet20",)
-    convs: tuple[str, ...] = (BASELINE, "rotate4", "rotate2", "rotate2p")
-    seeds: int = 3
+    """The recipe that all runs share; its model, conv and seed are not read."""
+    models: Names = ("resnet20",)
+    """Models, commas between; resnet20."""
+    convs: Names = (BASELINE, "rotate4", "rotate2", "rotate2p")
+    """Convolutions, commas between; conv3x3,rotate4,rotate2,rotate2p."""
+    seeds: Annotated[int, Ge(1), Le(1000)] = 3
+    """Runs of each configuration: seeds 0, 1, ...; 3."""
     equal_params: bool = False
-    contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Add the dense model narrowed to each RotateConv model's parameters."""
+    contrasts: Mapping[str, Names] = field(default_factory=dict)
+    """For one of `convs` those of them that show whether a part of it does anything."""
 
     def __post_init__(self) -> None:
         for key in ("models", "convs"):
             names = getattr(self, key)
             if not names or len(set(names)) < len(names):
                 raise ConfigError(f"{key} must be one name or more, each once, not {', '.join(names) or 'none'}")
-        if self.seeds < 1:
-            raise ConfigError(f"seeds must be 1 or more, not {self.seeds}")
         for conv, others in self.contrasts.items():
             for name in (conv, *others):
                 if name not in self.convs:
@@ -67,7 +69,7 @@ def contrasts_from(value: object) -> dict[str, tuple[str, ...]]:
     raise ConfigError(f'contrasts must be lists of names such as rotate4 = ["mask4"], not {value!r}')
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A configuration of runs that differ in the seed; a narrowed dense model names the convolution it is equal to."""
 
@@ -83,11 +85,16 @@ class Entry:
         return run_name(self.seeded(seed))
 
 
-def plan(study: Study, data: DataDescription) -> list[Entry]:
+def plan(study: Study, data: "DataDescription") -> list[Entry]:
     """Return a study's configurations: for each model the dense one, then the others as named.
 
     A narrowed dense model follows the first one that it is as large as.
     """
+    import torch  # not to wait for it where a study is only described
+
+    from rotateconv.lab.train.build import build_configured, rotate_layers
+    from rotateconv.models import equal_size_width
+
     entries: list[Entry] = []
     convs = sorted(study.convs, key=lambda conv: conv != BASELINE)
     for model in study.models:
