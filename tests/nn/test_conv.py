@@ -118,6 +118,8 @@ def test_shapes_of_parameters(size: int, form: dict[str, Any], learn_angle: bool
         "bias": (8,),
     }
     assert {key: tuple(value.shape) for key, value in layer.state_dict().items()} == expected
+    elsewhere = RotateConv2d(6, 8, size, groups=2, **form, learn_angle=learn_angle, dtype=torch.half, device="meta")
+    assert {(value.dtype, value.is_meta) for value in elsewhere.state_dict().values()} == {(torch.half, True)}
     learned = {key for key, _ in layer.named_parameters()}
     assert learned == set(expected) - (set() if learn_angle else {"angle"})
     assert {key for key, _ in layer.named_buffers()} == (set() if learn_angle else {"angle"})

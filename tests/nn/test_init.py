@@ -61,6 +61,12 @@ def test_every_profile_has_norm_one_over_a_turn(size: int, path: Any) -> None:
         torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-3, atol=0)
 
 
+def test_angles_are_uniform_over_a_turn() -> None:
+    angle = RotateConv2d(64, 128, 3).angle.detach()
+    eighths = ((angle / (2 * torch.pi) + 0.5) * 8).floor().flatten().int().bincount() / angle.numel()
+    torch.testing.assert_close(eighths, torch.full((8,), 1 / 8), rtol=0, atol=0.02)
+
+
 def test_draws_again_in_place() -> None:
     layer = RotateConv2d(4, 4, taps="profile")
     parameters = list(layer.parameters())

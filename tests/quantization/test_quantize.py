@@ -16,6 +16,7 @@ from rotateconv.quantization.primitives import (
     decode_weight,
     encode_angle,
     encode_weight,
+    encode_weight_at,
     from_digits,
     scale,
     to_bf16,
@@ -75,12 +76,14 @@ def test_the_scale_has_the_least_squared_error_of_all(levels: int) -> None:
 def test_codes_are_symmetric_and_on_their_levels(levels: int) -> None:
     weight = torch.randn(8, 5, 7)
     codes, exponents = encode_weight(weight, levels)
+    assert (codes.dtype, exponents.dtype) == (torch.int8, torch.int16)
     limit = max(grid(levels))
     assert set(codes.flatten().tolist()) <= set(grid(levels))
     assert limit / 1.5 - 0.5 <= codes.abs().amax() <= limit
     assert torch.equal(encode_weight(-weight, levels)[0], -codes)
     assert torch.equal(from_digits(to_digits(codes, levels), levels), codes.short())
-    assert to_digits(codes, levels).max() < levels
+    digits = to_digits(codes, levels)
+    assert (digits.dtype, digits.max() < levels) == (torch.uint8, True)
     error = (decode_weight(codes, exponents) - weight).abs()
     size = scale(exponents)[:, None, None]
     clipped = codes.abs() == limit
@@ -103,12 +106,30 @@ def test_weights_of_any_size_stay_finite(size: float) -> None:
     torch.testing.assert_close(rounded, weight, rtol=0, atol=max(0.1 * size, 1e-38))
 
 
-def test_zeros_and_nothing_stay() -> None:
-    codes, exponents = encode_weight(torch.zeros(2, 3), 15)
-    assert not codes.any()
-    assert not exponents.any()
-    assert encode_weight(torch.empty(0, 4), 15)[0].shape == (0, 4)
-    assert encode_weight(torch.empty(2, 0), 15)[0].shape == (2, 0)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_zeros_and_nothing_stay(levels: int) -> None:
+    codes, exponents = encode_weight(torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0]]), levels)
+    zero = (0, 0) if levels % 2 else (1, EXPONENT_RANGE[0])
+    assert [(*set(codes[row].tolist()), exponents[row].item()) for row in (0, 2)] == [zero, zero]
+    for shape in ((0, 4), (2, 0)):
+        codes, exponents = encode_weight(torch.empty(shape), levels)
+        assert (codes.shape, codes.dtype, exponents.dtype) == (shape, torch.int8, torch.int16)
+        assert exponents.tolist() == [0] * shape[0]
+        assert encode_weight_at(torch.empty(shape), torch.ones(shape[0]), levels)[0].shape == shape
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("size", [0.3, 1e-30, 1e30, 0.0, -1.0])
+def test_at_any_scale_the_codes_are_the_nearest_and_found_again(levels: int, size: float) -> None:
+    weight = torch.randn(6, 25)
+    weight[2] = 0
+    codes, exponents = encode_weight_at(weight, torch.full((6,), size), levels)
+    assert (codes.dtype, exponents.dtype) == (torch.int8, torch.int16)
+    once, step = decode_weight(codes, exponents), scale(exponents)[:, None]
+    assert once[2].abs().max() <= 2.0**-126
+    nearest = (step[..., None] * torch.tensor(grid(levels)) - weight[..., None]).abs().amin(-1)
+    torch.testing.assert_close((once - weight).abs(), nearest)
+    assert torch.equal(decode_weight(*encode_weight(once, levels)), once)
 
 
 def test_more_rows_than_fit_at_once_give_the_same() -> None:

@@ -24,7 +24,7 @@ def encode_weight(weight: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     makes quantization idempotent: what is on such a grid is found again, exactly.
 
     Args:
-        weight: (out, ...), floating point.
+        weight: (out, in, ...), floating point.
         levels: 2 to 128, or 255.
 
     Returns:
@@ -64,7 +64,7 @@ def encode_weight_at(weight: Tensor, sizes: Tensor, levels: int) -> tuple[Tensor
     decoded from the codes is found again, exactly, by `encode_weight`.
 
     Args:
-        weight: (out, ...), floating point.
+        weight: (out, in, ...), floating point.
         sizes: Scales, (out,).
         levels: As in encode_weight.
 
@@ -78,7 +78,7 @@ def encode_weight_at(weight: Tensor, sizes: Tensor, levels: int) -> tuple[Tensor
     rows = _rows(weight).float()
     top = _largest_exponents(rows, levels)
     # Of a scale of 0 the logarithm is minus infinity, of one below it is no number: both become the smallest.
-    exponents = (8 * torch.log2(sizes.detach().double())).round().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    exponents = (8 * torch.log2(sizes.detach().double())).round().nan_to_num(nan=-torch.inf)
     exponents = exponents.clamp(top - _candidates(levels)[-1], top).clamp(*EXPONENT_RANGE)
     codes = _nearest_codes(rows / scale(exponents)[:, None], levels)
     return codes.to(torch.int8).view(weight.shape), exponents.to(torch.int16)
@@ -192,17 +192,17 @@ def _candidates(levels: int) -> range:
 
 def _rows(weight: Tensor) -> Tensor:
     _check_finite("weight", weight)
-    return weight.detach().flatten(1) if weight.dim() > 1 else weight.detach()[:, None]
+    return weight.detach().flatten(1)
 
 
 def _largest_exponents(rows: Tensor, levels: int) -> Tensor:
-    """Of the scales that are tried: the largest not above 1.5 (or 1) · max|w| / m; 0 for a row of zeros."""
+    """Of the scales that are tried: the largest not above 1.5 (or 1) · max|w| / m; -inf for a row of zeros."""
     largest = rows.abs().amax(1).double() if rows.shape[1] else rows.new_zeros(len(rows), dtype=torch.float64)
     # What has this scale must be given a largest code for which the scale is tried again: of 1.5 that is so where
     # there are 2 or 2^b - 1 levels.
     more = 1.5 if levels == 2 or levels & (levels + 1) == 0 else 1.0
     # The sliver makes 1.5 · max|w| / m itself a candidate where it is a scale, whatever the logarithm's rounding.
-    return (8 * torch.log2(more * largest / largest_code(levels)) + 1e-3).floor().nan_to_num(neginf=0)
+    return (8 * torch.log2(more * largest / largest_code(levels)) + 1e-3).floor()
 
 
 def _nearest_codes(ratios: Tensor, levels: int) -> Tensor:
@@ -222,7 +222,7 @@ def _encode_rows(rows: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     best = error.argmin(1)  # the first, so the largest scale, of equal ones
     index = torch.arange(len(rows), device=rows.device)
     found = torch.where(largest > 0, exponents[index, best], 0.0 if levels % 2 else float(EXPONENT_RANGE[0]))
-    return codes[index, best].to(torch.int8), found.to(torch.int16)
+    return codes[index, best], found
 
 
 def _check_finite(what: str, values: Tensor) -> None:

@@ -119,7 +119,7 @@ def _share_gradient(entry: Entry, size: nn.Parameter, before: Tensor | None) -> 
     ratio = entry.tensor / scale(exponents).view(-1, *[1] * (codes.dim() - 1))
     inside = (ratio.abs() <= limit) & (entry.levels > 2)
     slope = codes - torch.where(inside, ratio, 0)
-    share = (added * slope).flatten(1).sum(1) if codes.dim() > 1 else added * slope
+    share = (added * slope).flatten(1).sum(1)
     share = share / (codes[:1].numel() * limit) ** 0.5
     size.grad = share if size.grad is None else size.grad + share
     if entry.levels > 2:
