@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rotateconv.lab.config import RunConfig
 
@@ -34,6 +35,11 @@ def layers_label(config: RunConfig) -> str:
     return name if config.width == 1 else f"{name} x{config.width:.2f}"
 
 
+def architecture_name(config: RunConfig) -> str:
+    """Return what a configuration's architecture is called: its name, or the function that builds the user's own."""
+    return config.factory or config.model
+
+
 def model_name(config: RunConfig) -> str:
     """Return what a configuration's model is called in one line.
 
@@ -42,7 +48,7 @@ def model_name(config: RunConfig) -> str:
         'resnet20, rotate2p, trained with 4-bit weights'
     """
     bits = "" if config.bits is None else f", trained with {config.bits.weight}-bit weights"
-    return f"{config.factory or config.model}, {layers_label(config)}{bits}"
+    return f"{architecture_name(config)}, {layers_label(config)}{bits}"
 
 
 def packed_name(description: "PackedDescription") -> str:
@@ -62,7 +68,31 @@ def run_name(config: RunConfig) -> str:
         >>> run_name(RunConfig(conv="conv3x3", width=0.5, seed=2)), run_name(RunConfig(convert_taps="free"))
         ('resnet20-conv3x3-w0.5-seed2', 'resnet20-free-taps-seed0')
     """
-    model = re.sub(r"\W+", "-", config.factory or config.model)
+    model = re.sub(r"\W+", "-", architecture_name(config))
     layers = layers_label(dataclasses.replace(config, width=1.0)).replace(" ", "-")
     width = "" if config.width == 1 else f"-w{config.width:g}"
     return f"{model}-{layers}{width}-seed{config.seed}"
+
+
+Maker = Literal["train", "tune", "compare", "search", "convert", "finish", "shrink"]
+"""What makes a folder of `runs`: a command, or train --source."""
+
+
+def default_folder(maker: Maker, config: RunConfig, source: Path = Path(), detail: object = "") -> Path:
+    """Return where a command writes whose user did not say; `detail` is the budget of shrink or the layers of tune.
+
+    Example:
+        >>> default_folder("shrink", RunConfig(), Path("runs/dense"), 40000).as_posix()
+        'runs/dense-40000'
+    """
+    data = Path(config.data_dir).resolve().name if config.data == "folder" and config.data_dir else config.data
+    names: dict[Maker, str] = {
+        "train": f"{data}-{run_name(config)}",
+        "tune": f"{source.name}{detail}-{'qat' if config.qat else 'tuned'}",
+        "compare": f"compare-{data}",
+        "search": f"search-{data}",
+        "convert": f"{source.stem}-{config.convert_taps}",
+        "finish": f"{source.resolve().name}-w{config.weight_bits}-a{config.angle_bits}",
+        "shrink": f"{source.resolve().stem}-{detail}",
+    }
+    return Path("runs", names[maker])

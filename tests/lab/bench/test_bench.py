@@ -293,14 +293,14 @@ def test_what_was_timed_is_kept_when_it_stops(tmp_path: Path, monkeypatch: pytes
 def test_a_page_is_filled_and_then_stays(tmp_path: Path) -> None:
     record = run.run_bench([SMALL[-1]], seconds=0.0)
     page = "one\n<!-- bench: machine -->\nold\n<!-- end -->\ntwo\n<!-- bench: kernel -->\n<!-- end -->\nthree\n"
-    filled = report.fill_page(page, record)
+    filled = report.fill_tables(page, record)
     rows = [row for row in record.rows if row.case.kind == "kernel"]
     assert filled.startswith("one\n<!-- bench: machine -->\n- Device: ")
     assert filled.endswith(f"two\n<!-- bench: kernel -->\n{report.rows_table(rows)}\n<!-- end -->\nthree\n")
     assert "old" not in filled
-    assert report.fill_page(filled, record) == filled
+    assert report.fill_tables(filled, record) == filled
     with pytest.raises(ValueError, match="the record has no table 'layer', only machine, kernel"):
-        report.fill_page("<!-- bench: layer -->\n<!-- end -->", record)
+        report.fill_tables("<!-- bench: layer -->\n<!-- end -->", record)
 
 
 @pytest.mark.parametrize(("record", "page"), [("cpu.json", "speed.md"), ("gpu.json", "speed-gpu.md")])
@@ -308,7 +308,7 @@ def test_the_page_is_that_of_the_committed_record(record: str, page: str) -> Non
     root = Path(__file__).parents[3]
     text = (root / "docs" / page).read_text(encoding="utf-8")
     found = record_from_json(read_json(root / "benchmarks" / record), record)
-    assert report.fill_page(text, found) == text, (
+    assert report.fill_tables(text, found) == text, (
         f"docs/{page} is older than the record: rotateconv bench --record benchmarks/{record} --page docs/{page}"
     )
     assert set(report.KINDS) | {"machine", "targets"} == set(blocks(text, "bench"))
@@ -358,7 +358,7 @@ def test_a_page_by_the_command_from_a_record(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "run_bench", None)  # nothing is measured
     result = invoke(["bench", "--record", str(file), "--page", str(page)])
     assert result.exit_code == 0, result.output
-    assert page.read_text() == report.fill_page(page.read_text(), record)
+    assert page.read_text() == report.fill_tables(page.read_text(), record)
     assert "line_kernel of 8 x 8 slices" in page.read_text()
 
 

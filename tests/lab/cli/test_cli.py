@@ -23,10 +23,10 @@ from rotateconv.errors import RunInterrupted
 from rotateconv.lab.cli import app
 from rotateconv.lab.cli.console import duration
 from rotateconv.lab.cli.progress import TrainingProgress
-from rotateconv.lab.cli.settings import run_name
 from rotateconv.lab.config import PRESETS, RunConfig, make_config, recipe_for
 from rotateconv.lab.data import images
 from rotateconv.lab.files import read_json, write_json
+from rotateconv.lab.naming import default_folder
 from rotateconv.lab.study.convert_record import conversion_from_json, states_table
 from rotateconv.lab.train import fit as training
 from rotateconv.lab.train.events import Event, StepEnd
@@ -244,8 +244,9 @@ def test_every_data_set_has_a_recipe() -> None:
 
 def test_names_of_runs_differ_where_runs_do() -> None:
     configs = [tiny_config(**c) for c in ({}, {"seed": 1}, {"conv": "line"}, {"model": "resnet20"}, {"width": 2.0})]
-    assert len({run_name(config) for config in configs}) == len(configs)
-    assert run_name(make_config("quick", changes={"data": "folder", "data_dir": "/x/photos"})).startswith("photos-")
+    assert len({default_folder("train", config) for config in configs}) == len(configs)
+    photos = make_config("quick", changes={"data": "folder", "data_dir": "/x/photos"})
+    assert default_folder("train", photos).name.startswith("photos-")
 
 
 def test_resume_goes_on_and_a_finished_run_says_so() -> None:

@@ -182,7 +182,7 @@ def shown(drawn: Axes) -> set[tuple[float, float]]:
 
 
 def places(rows: list[SizeRow]) -> list[tuple[float, float]]:
-    return [(row.bytes / 1e3, row.accuracy) for row in rows]
+    return [(row.bytes / 1e3, row.accuracy.mean) for row in rows]
 
 
 def test_sizes_show_every_row_but_the_hopeless(axes: list[Axes], tmp_path: Path) -> None:

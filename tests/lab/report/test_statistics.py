@@ -10,8 +10,9 @@ import scipy.stats
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import make_config
-from rotateconv.lab.report.statistics import Group, Sample, contrast, contrasts, dense_of, make_groups
+from rotateconv.lab.report.statistics import Group, contrast, contrasts, dense_of, make_groups
 from rotateconv.lab.report.tables import group_table, validation_table
+from rotateconv.lab.sample import Sample
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.study_record import read_comparison, read_run
 from study_runs import ACCURACIES, write_comparison, write_run

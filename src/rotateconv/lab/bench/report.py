@@ -32,7 +32,7 @@ def to_markdown(record: BenchRecord) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def fill_page(text: str, record: BenchRecord) -> str:
+def fill_tables(text: str, record: BenchRecord) -> str:
     """A Markdown page with its tables made anew: what lies between `<!-- bench: NAME -->` and `<!-- end -->`.
 
     Args:

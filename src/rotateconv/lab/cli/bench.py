@@ -61,12 +61,12 @@ def bench(
 def _fill(page: Path, record: Path) -> None:
     """Write the tables of a record into a page."""
     from rotateconv.lab.bench.record import record_from_json
-    from rotateconv.lab.bench.report import fill_page
+    from rotateconv.lab.bench.report import fill_tables
     from rotateconv.lab.files import read_json, write_bytes
     from rotateconv.lab.report.blocks import read_page
 
     found = record_from_json(read_json(record), record)
-    write_bytes(page, fill_page(read_page(page), found).encode())
+    write_bytes(page, fill_tables(read_page(page), found).encode())
 
 
 def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, seconds: float, out: Path | None) -> None:

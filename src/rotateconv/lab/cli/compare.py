@@ -7,9 +7,10 @@ from typing import Annotated
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, keys, options
 from rotateconv.lab.cli.errors import refuse, without_torchrun
-from rotateconv.lab.cli.settings import data_name, described
+from rotateconv.lab.cli.settings import described
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.keys import KeyValueError, fields_of, read_toml
+from rotateconv.lab.naming import default_folder
 from rotateconv.lab.study.plan import Study, contrasts_from
 
 EXAMPLES = options.examples(
@@ -80,7 +81,7 @@ def compare(
     if where.on != "local":
         refuse({"--together": together}, f"--on {where.on}")
     plan = planned(config, study, changes, set_)
-    out = out if out is not None else Path("runs", f"compare-{data_name(plan.base)}")
+    out = out or default_folder("compare", plan.base)
     widths = None if bits is None else _widths(bits)
     trackers = options.trackers(log_with)
     from rotateconv.lab.cli.comparison import run_comparison

@@ -11,6 +11,7 @@ from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
+from rotateconv.lab.naming import default_folder
 from rotateconv.lab.study.convert_record import ConversionRecord, states_table
 from rotateconv.lab.study.shrink_record import bytes_in
 from rotateconv.lab.train.events import RunWarning
@@ -84,7 +85,7 @@ def convert(
         bits.refuse(values, called)
         values["qat"] = True
     settings = fine_tuned(source, model, config, values, called)
-    run = out if out is not None else Path("runs", f"{source.stem}-{settings.convert_taps}")
+    run = out or default_folder("convert", settings, source)
     options.use_device(device)
     _convert(settings, run, stages=stages, budget=size, overwrite=overwrite, trackers=options.trackers(log_with))
 

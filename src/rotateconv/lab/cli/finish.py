@@ -10,6 +10,7 @@ from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import without_torchrun
 from rotateconv.lab.cli.train import run_training
 from rotateconv.lab.config import RunConfig, overridden
+from rotateconv.lab.naming import default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS
 from rotateconv.lab.study.shrink_record import bytes_in
 
@@ -61,9 +62,7 @@ def finish(
     settings = finishing(source, values, called)
     if budget is not None:
         settings = _within(budget, settings, values, called, download=download)
-    run = out
-    if run is None:
-        run = Path("runs", f"{source.resolve().name}-w{settings.weight_bits}-a{settings.angle_bits}")
+    run = out or default_folder("finish", settings, source)
     options.use_device(device)
     again = (run / "config.json").is_file() and not overwrite
     trackers = options.trackers(log_with)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rotateconv.errors import ConfigError, nearest
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.console import duration, facts, make_console, show_table
+from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.table import Table
 
@@ -48,7 +49,7 @@ def info(
     if subject in MODELS:
         size = _input_size(input)
         model = build_model(subject, conv, num_classes=classes, in_channels=size[0], width=width)
-        title = f"{subject} with {conv}{'' if width == 1 else f', width {width:g}'}"
+        title = model_name(RunConfig(model=subject, conv=conv, width=width))
         _show_cost(console, title, cost(model, size), layers)
         return
     run = Path(subject)

@@ -10,8 +10,9 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, keys, options
 from rotateconv.lab.cli.console import facts, make_console, say
 from rotateconv.lab.cli.errors import going_on, without_torchrun
-from rotateconv.lab.cli.settings import check_names, data_name, described
+from rotateconv.lab.cli.settings import check_names, described
 from rotateconv.lab.config import RunConfig
+from rotateconv.lab.naming import default_folder
 
 EXAMPLES = options.examples(
     ("Learning rates and weight decay on the embedded digits:", "rotateconv search --trials 20 --out runs/search"),
@@ -73,7 +74,7 @@ def search(
     }
     chosen = {key: _numbers(key, text) for key, text in given.items() if text is not None}
     trackers = options.trackers(log_with)
-    out = out if out is not None else Path("runs", f"search-{data_name(base)}")
+    out = out or default_folder("search", base)
 
     from rotateconv.lab.cli.loading import load_shown
     from rotateconv.lab.cli.study_progress import StudyProgress

@@ -1,11 +1,10 @@
-"""The configuration that a command line describes, and the names that runs have without a name of the user's."""
+"""The configuration that a command line describes."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rotateconv.errors import ConfigError, InputError
-from rotateconv.lab import naming
 from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.run_config import QAT_KEYS
@@ -98,13 +97,3 @@ def check_names(data: str, model: str | None = None, conv: str | None = None) ->
     for kind, names, name in (("data set", DATASETS, data), ("model", MODELS, model), ("conv", CONVS, conv)):
         if name is not None:
             find_name(kind, names, name)
-
-
-def data_name(config: RunConfig) -> str:
-    """Return the name of a data set, for the name of a folder."""
-    return Path(config.data_dir).resolve().name if config.data == "folder" and config.data_dir else config.data
-
-
-def run_name(config: RunConfig) -> str:
-    """Return the name of a run's folder where the user gave none."""
-    return f"{data_name(config)}-{naming.run_name(config)}"

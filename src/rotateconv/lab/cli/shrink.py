@@ -10,7 +10,7 @@ from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
-from rotateconv.lab.naming import counted
+from rotateconv.lab.naming import counted, default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
 from rotateconv.lab.study.shrink_record import bytes_in, result
 from rotateconv.lab.train.events import RunWarning
@@ -74,7 +74,7 @@ def shrink(
     if fixed := sorted(set(extra) & set(_FIXED) - {"data", "recipe"}):
         raise ConfigError(f"{fixed[0]} is the source's, or searched: leave it out")
     settings = fine_tuned(source, model, config, {**values, **extra}, called)
-    folder = out if out is not None else Path("runs", f"{source.resolve().stem}-{size}")
+    folder = out or default_folder("shrink", settings, source, size)
     options.use_device(device)
     _shrink(settings, folder, size, count, dense_bits, jobs)
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rotateconv.lab.cli import keys, options
 from rotateconv.lab.cli.console import duration, make_console, say
 from rotateconv.lab.cli.errors import refuse
-from rotateconv.lab.cli.settings import check_names, described, fine_tuned, run_name
+from rotateconv.lab.cli.settings import check_names, described, fine_tuned
 from rotateconv.lab.config import RunConfig, changed, overridden
-from rotateconv.lab.naming import counted
+from rotateconv.lab.naming import counted, default_folder
 from rotateconv.lab.run_config import SOURCE_KEYS
 from rotateconv.lab.train.events import Event
 from rotateconv.lab.train.run_results import RunSummary
@@ -71,10 +71,10 @@ def train(
         refuse({**given, "--config": config}, "--source, whose own it keeps")
         settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)
         named = f"-{settings.conv}" if "conv" in values else ""
-        run = out if out is not None else Path("runs", f"{source.name}{named}-{'qat' if settings.qat else 'tuned'}")
+        run = out or default_folder("tune", settings, source, named)
     else:
         settings = described(config, values, called, set_)
-        run = out if out is not None else Path("runs", run_name(settings))
+        run = out or default_folder("train", settings)
     options.use_device(device)
     run_training(
         settings,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv.lab.files import write_bytes
-from rotateconv.lab.report.statistics import Sample
+from rotateconv.lab.sample import Sample
 
 WIDTH = 8.5
 """Inches: at the width of a page's column the type is as large as the page's."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from rotateconv.lab.files import write_bytes
 from rotateconv.lab.report.figures import draw_parameters, draw_sizes
 from rotateconv.lab.report.page import accuracy_text, contrast_text, sizes_text
-from rotateconv.lab.report.statistics import Group, Sample, contrast, dense_of, make_groups
+from rotateconv.lab.report.statistics import Group, contrast, dense_of, make_groups
 from rotateconv.lab.report.tables import COMPARISON
+from rotateconv.lab.sample import Sample
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.sizes import SizesTable
 from rotateconv.lab.study.study_record import ComparisonRow

@@ -10,7 +10,8 @@ from rotateconv.lab.report.canvas import Entry, bar, legend, make_figure, mark, 
 from rotateconv.lab.report.colors import COLORS, group_color, layers_color
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.run_figures import draw_angles
-from rotateconv.lab.report.statistics import Group, Sample
+from rotateconv.lab.report.statistics import Group
+from rotateconv.lab.sample import Sample
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.sizes import FLOAT, SizesTable, pareto
 
@@ -171,8 +172,8 @@ def draw_sizes(table: SizesTable, path: Path) -> None:
 
     All dense models are black, and a dashed line goes through the best of them. Rows far below the best are left out.
     """
-    best = max(row.accuracy for row in table.rows)
-    rows = [row for row in table.rows if row.accuracy > best - _FAR]
+    best = max(row.accuracy.mean for row in table.rows)
+    rows = [row for row in table.rows if row.accuracy.mean > best - _FAR]
     left_out = len(table.rows) - len(rows)
     note = f"; {counted(left_out, 'row')} more than {_FAR:g} points below the best left out" if left_out else ""
     architectures = ", ".join(dict.fromkeys(row.label.rpartition(", ")[0] for row in rows))
@@ -183,11 +184,11 @@ def draw_sizes(table: SizesTable, path: Path) -> None:
     axes.set(xlabel="kilobytes of the file (log scale)", ylabel="test accuracy (%)", xscale="log")
     frontier = pareto([row for row in rows if row.dense])
     if len(frontier) > 1:
-        points = ([row.bytes / 1e3 for row in frontier], [row.accuracy for row in frontier])
+        points = ([row.bytes / 1e3 for row in frontier], [row.accuracy.mean for row in frontier])
         axes.plot(*points, color=COLORS["conv3x3"], linestyle="--", linewidth=1.2)
     for label, color in colors.items():
         own = [row for row in rows if row.label == label and not row.qat]
-        axes.plot([row.bytes / 1e3 for row in own], [row.accuracy for row in own], color=color, linewidth=0.8)
+        axes.plot([row.bytes / 1e3 for row in own], [row.accuracy.mean for row in own], color=color, linewidth=0.8)
     for row in rows:
         color = colors[row.label]
         face = color if row.qat else "white"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rotateconv.lab.report.canvas import legend, make_figure, mark, save, scale_bytes
 from rotateconv.lab.report.colors import layers_color
-from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, corrected
+from rotateconv.lab.report.statistics import Contrast, Group, contrast, corrected
 from rotateconv.lab.report.tables import difference, multiply_adds, number, spread
+from rotateconv.lab.sample import Sample, mean_of
 from rotateconv.lab.study.study_record import FileBytes
 from rotateconv.lab.table import Table
 
@@ -104,9 +105,9 @@ def make_points(groups: Sequence[Group], files: Mapping[str, FileBytes]) -> list
         found = [files[run.name] for run in group.runs if run.name in files]
         if group.config.bits is None or not found or len(found) < len(group.runs) or group.validation is None:
             continue
-        packed = statistics.fmean(one.packed for one in found)
-        compact, entropy = _mean([one.compact for one in found]), _mean([one.slice_entropy for one in found])
-        points.append(Point(group, packed, compact, entropy))
+        packed = Sample(tuple(one.packed for one in found)).mean
+        entropy = mean_of(one.slice_entropy for one in found)
+        points.append(Point(group, packed, mean_of(one.compact for one in found), entropy))
     usual = {key: Counter(getattr(point.group.config, key) for point in points).most_common(1) for key in _SETTINGS}
     points = [dataclasses.replace(point, setting=_setting(point, usual)) for point in points]
     return sorted(points, key=lambda point: point.packed)
@@ -118,11 +119,6 @@ def _setting(point: Point, usual: Mapping[str, Sequence[tuple[object, int]]]) ->
 
 
 _SETTINGS = ("epochs", "lr", "angle_lr_scale", "convert_learn_angle", "qat_scales")
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.fmean(there) if len(there) == len(values) else None
 
 
 def rivalries(points: Sequence[Point]) -> list[Rivalry]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rotateconv.lab.config import to_toml
 from rotateconv.lab.naming import model_name
 from rotateconv.lab.study.run_record import RunRecord
+from rotateconv.lab.table import Table
 
 CARD_PICTURE = "training.svg"
 """Picture of the training, beside the card."""
@@ -44,9 +45,7 @@ def model_card(record: RunRecord, files: Sequence[HubFile], license: str) -> str
         model_name=record.name,
         eval_results=[found],
     )
-    rows = "\n".join(
-        f"| [`{file.name}`]({file.name}) | {file.content} | {file.bytes:,} | {file.accuracy:.2f} |" for file in files
-    )
+    rows = tuple((f"[`{one.name}`]({one.name})", one.content, f"{one.bytes:,}", f"{one.accuracy:.2f}") for one in files)
     size = " x ".join(map(str, data.input_shape))
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (data.mean, data.std))
     versions = ", ".join(f"{package} {version}" for package, version in record.environment.began.versions.items())
@@ -59,9 +58,7 @@ def model_card(record: RunRecord, files: Sequence[HubFile], license: str) -> str
 {model_name(record.config)}: {result.parameters:,} parameters{kind}. Trained on the {data.train:,} images of
 {data.name}, and tested once, after the last epoch, on {data.test:,} others. License: {license}.
 
-| file | holds | bytes | test accuracy % |
-| --- | --- | ---: | ---: |
-{rows}
+{Table(("file", "holds", "bytes", "test accuracy %"), rows, 2).markdown()}
 
 ![Loss, accuracy and angles over the epochs]({CARD_PICTURE})
 

@@ -6,13 +6,14 @@ import math
 import re
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import PRESETS, RunConfig
-from rotateconv.lab.naming import layers_label
+from rotateconv.lab.naming import architecture_name, layers_label
+from rotateconv.lab.sample import Sample, mean_of
 from rotateconv.lab.study.plan import BASELINE
 from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.models import CONVS
@@ -23,35 +24,6 @@ LEVEL = 0.05
 _OF_THE_MODEL = ("model", "conv", "width", "growth", "factory", "convert_taps")
 _ALWAYS = ("recipe", "data")
 _SAME_SIZE = 1.2  # a dense model narrowed to another's size is at most this much larger or smaller
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Values of runs that differ in the seed alone."""
-
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Sample | None":
-        """Return the sample, or None without values or where one is missing."""
-        found = list(values)
-        known = tuple(value for value in found if value is not None)
-        return cls(known) if known and len(known) == len(found) else None
-
-    @property
-    def n(self) -> int:
-        """How many."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Their standard deviation with n - 1, None for one value."""
-        return statistics.stdev(self.values) if self.n > 1 else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +47,7 @@ class Group:
     @property
     def model(self) -> str:
         """What its architecture is called: its name, or the function that builds the user's own."""
-        return self.config.factory or self.config.model
+        return architecture_name(self.config)
 
     @property
     def label(self) -> str:
@@ -116,8 +88,7 @@ class Group:
     @property
     def packed_bytes(self) -> float | None:
         """Of the packed file, mean over the analysed runs; None without one."""
-        sizes = [run.analysis.packed.bytes for run in self.runs if run.analysis]
-        return statistics.fmean(sizes) if sizes else None
+        return mean_of(run.analysis.packed.bytes for run in self.runs if run.analysis)
 
     @property
     def seconds_per_epoch(self) -> float | None:

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rotateconv.lab.report.statistics import Contrast, Group, Sample, contrast, contrasts, dense_of
+from rotateconv.lab.report.statistics import Contrast, Group, contrast, contrasts, dense_of
+from rotateconv.lab.sample import Sample
 from rotateconv.lab.study.convert_record import ConversionRecord
 from rotateconv.lab.study.sizes import FLOAT, SizeRow
 from rotateconv.lab.table import Table
@@ -173,8 +174,7 @@ def sizes_table(rows: Sequence[SizeRow], strong: str = "**") -> Table:
         if row.above_dense is not None and row.above_dense < 0:
             above = f"{strong}{above}{strong}"
         bits = "float32" if row.bits == FLOAT else f"{row.bits}{', trained' if row.qat else ''}"
-        accuracy = spread(Sample(row.accuracies))
-        cells.append((row.label, bits, number(row.bytes), accuracy, str(len(row.accuracies)), above))
+        cells.append((row.label, bits, number(row.bytes), spread(row.accuracy), str(row.accuracy.n), above))
     return Table(("model", "bits", "bytes", "test accuracy %", "n", "above dense"), tuple(cells), 2)
 
 

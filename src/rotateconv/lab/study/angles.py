@@ -1,7 +1,6 @@
 """What the angles of a finished run did: how far they moved, how they lie, what shuffling them costs."""
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.plain import Plain, from_json
+from rotateconv.lab.sample import Sample
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.load import check_images, evaluate_model, load_run
 from rotateconv.lab.train.pretrained import initial_model
@@ -183,17 +183,18 @@ def analyse_angles(
     def describe(
         shuffle: Sequence[RotateConv2d], first: Tensor, last: Tensor, name: str = "", counts: Histogram | None = None
     ) -> LayerAngles:
-        found = []
+        accuracies = []
         for _ in range(draws):
             with shuffled(shuffle, generator):
-                found.append(accuracy())
+                accuracies.append(accuracy())
+        found = Sample(tuple(accuracies))
         moved = (last - first).abs()
         return LayerAngles(
             slices=last.numel(),
             movement=Movement(moved.mean().item(), moved.max().item()),
             before=Alignment(mean_cos4(first)),
             after=Alignment(mean_cos4(last)),
-            shuffled=Shuffled(statistics.fmean(found), statistics.stdev(found) if draws > 1 else None, draws),
+            shuffled=Shuffled(found.mean, found.std, found.n),
             name=name,
             histogram=counts,
         )

@@ -18,6 +18,7 @@ from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json, write_bytes, write_json
+from rotateconv.lab.naming import architecture_name
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.study.budget import within_budget
@@ -149,7 +150,7 @@ def convert_run(
     bits = config.bits
     result = ConversionRecord(
         source=str(config.source),
-        model=config.factory or config.model,
+        model=architecture_name(config),
         dataset=description.name,
         taps=conversion.rotate.taps,
         epochs=sum(settings.epochs for _, settings in plan),

@@ -16,6 +16,7 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import disk_errors, make_folder, read_json, write_bytes, write_json
+from rotateconv.lab.naming import architecture_name
 from rotateconv.lab.plain import from_json, to_json
 from rotateconv.lab.study.convert import check_normalization
 from rotateconv.lab.study.events import (
@@ -113,7 +114,7 @@ def shrink(
     if record is None:
         found = evaluate_model(source, config.execution, description, data.validation)
         check_normalization(config, source, data, found, report)
-        size, model = state_bytes(source), config.factory or config.model
+        size, model = state_bytes(source), architecture_name(config)
         record = ShrinkRecord(config.source, model, description.name, budget, count, size, found.accuracy)
     untrained = Untrained(config, source, data, Files(description, count), out / _UNTRAINED, budget, dense_bits, report)
     return _Search(config, out, untrained, record, executor or (lambda runs: local_executor(runs, jobs)), report).run()

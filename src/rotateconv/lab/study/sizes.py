@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
-from rotateconv.lab.naming import layers_label
+from rotateconv.lab.naming import architecture_name, layers_label
 from rotateconv.lab.plain import Plain, from_json
+from rotateconv.lab.sample import Sample
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.lab.train.weights import state_bytes
@@ -60,14 +60,9 @@ class SizeRow(Plain):
         return self.label, self.dense, self.bits, self.qat
 
     @property
-    def accuracy(self) -> float:
-        """The mean."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def deviation(self) -> float | None:
-        """The standard deviation, of two runs or more."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+    def accuracy(self) -> Sample:
+        """The accuracies together."""
+        return Sample(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -98,9 +93,9 @@ class SizesTable:
             {
                 **dataclasses.asdict(row),
                 "dataset": self.dataset,
-                "accuracy_mean": row.accuracy,
-                "accuracy_std": row.deviation,
-                "n": len(row.accuracies),
+                "accuracy_mean": row.accuracy.mean,
+                "accuracy_std": row.accuracy.std,
+                "n": row.accuracy.n,
             }
             for row in self.rows
         ]
@@ -159,7 +154,7 @@ def measure_sizes(runs: Sequence[str | Path], data: ImageData, bits: Sequence[in
         # Neither lines nor masks, codebooks or factors.
         dense = config.conv.startswith("conv") and not rotate_layers(trained.model)
         size, accuracy = _measure(trained.model, config, description, data, width)
-        key = f"{config.factory or config.model}, {layers_label(config)}", dense, width, config.qat
+        key = f"{architecture_name(config)}, {layers_label(config)}", dense, width, config.qat
         found.setdefault(key, []).append(SizeRow(*key, size, (accuracy,), runs=(name,)))
     return with_differences([_joined(rows) for rows in found.values()])
 
@@ -206,8 +201,8 @@ def with_differences(rows: Sequence[SizeRow]) -> list[SizeRow]:
 def pareto(rows: Sequence[SizeRow]) -> list[SizeRow]:
     """Return the rows that no smaller one equals in accuracy, the smallest first."""
     best: list[SizeRow] = []
-    for row in sorted(rows, key=lambda row: (row.bytes, -row.accuracy)):
-        if not best or row.accuracy > best[-1].accuracy:
+    for row in sorted(rows, key=lambda row: (row.bytes, -row.accuracy.mean)):
+        if not best or row.accuracy.mean > best[-1].accuracy.mean:
             best.append(row)
     return best
 
@@ -220,9 +215,9 @@ def _above(row: SizeRow, frontier: Sequence[SizeRow]) -> float | None:
         return None
     low = smaller[-1]
     if not larger:
-        return row.accuracy - low.accuracy
+        return row.accuracy.mean - low.accuracy.mean
     share = math.log(row.bytes / low.bytes) / math.log(larger[0].bytes / low.bytes)
-    return row.accuracy - (low.accuracy + share * (larger[0].accuracy - low.accuracy))
+    return row.accuracy.mean - (low.accuracy.mean + share * (larger[0].accuracy.mean - low.accuracy.mean))
 
 
 def _bits_of(config: RunConfig, bits: Sequence[int]) -> Sequence[int]:
