@@ -137,12 +137,13 @@ def one_sentence(owner: Config) -> Config:
 def _explained(owner: type, error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:  # a combination, refused in __post_init__
-        return ConfigError(str(first.get("ctx", {}).get("error", first["msg"])))
+        found = first.get("ctx", {}).get("error", first["msg"])
+        return found if isinstance(found, KeyValueError) else ConfigError(str(found))
     name = str(first["loc"][0])
     if first["type"] == "unexpected_keyword_argument":
         return ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner))}")
-    found = first["input"]
-    shown = f"{found:g}" if isinstance(found, float) and not math.isfinite(found) else repr(found)
+    value = first["input"]
+    shown = f"{value:g}" if isinstance(value, float) and not math.isfinite(value) else repr(value)
     return KeyValueError(name, f"must be {expected(owner, name)}, not {shown}")
 
 

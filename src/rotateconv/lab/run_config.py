@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.keys import one_sentence
+from rotateconv.lab.keys import KeyValueError, one_sentence
 from rotateconv.lab.parts import Architecture, Conversion, Execution, ImageSource, Optimization
 from rotateconv.quantization.bits import BITS_KEYS, Bits
 
@@ -253,37 +253,35 @@ class RunConfig:
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip((0.0, *self.milestones), (*self.milestones, 1.0), strict=True))
         if not rising:
-            raise ConfigError(f"milestones must be rising fractions between 0 and 1, not {self.milestones}")
+            raise KeyValueError("milestones", f"must be rising fractions between 0 and 1, not {self.milestones}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise ConfigError(
-                f"nesterov needs optimizer=sgd with momentum above 0, not optimizer={self.optimizer} with "
-                f"momentum={self.momentum:g}: set nesterov=false"
+            raise KeyValueError(
+                "nesterov",
+                f"needs optimizer=sgd with momentum above 0, not optimizer={self.optimizer} with "
+                f"momentum={self.momentum:g}: set nesterov=false",
             )
         if self.svhn_extra and self.data != "svhn":
-            raise ConfigError(f"svhn_extra belongs to data=svhn, not data={self.data}: leave it out")
+            raise KeyValueError("svhn_extra", f"belongs to data=svhn, not data={self.data}: leave it out")
         if self.skip_bad_images and self.data != "folder":
-            raise ConfigError(f"skip_bad_images belongs to data=folder, not data={self.data}: leave it out")
+            raise KeyValueError("skip_bad_images", f"belongs to data=folder, not data={self.data}: leave it out")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean and std belong together: give both, or none to compute them from the images")
         for field in dataclasses.fields(self):
             needs_taps = field.name.startswith("convert_") and field.name != "convert_taps"
             if needs_taps and self.convert_taps is None and getattr(self, field.name) != field.default:
-                raise ConfigError(
-                    f"{field.name} says what dense convolutions become: set convert_taps too, or leave it out"
-                )
+                why = "says what dense convolutions become: set convert_taps too, or leave it out"
+                raise KeyValueError(field.name, why)
         even = self.weight_bits == 1 or (self.weight_levels is not None and self.weight_levels % 2 == 0)
         if self.prune and (self.source is None or even):
-            raise ConfigError(
-                "prune takes weights from a trained source, and 1 bit and even weight_levels have no zero: got "
-                f"source={self.source}, weight_bits={self.weight_bits} and weight_levels={self.weight_levels}; set "
-                "source (--source) and more bits, or leave it out"
-            )
+            why = "takes weights from a trained source: set source (--source) too, or leave it out"
+            zero = "needs a zero among the weights, which 1 bit and even weight_levels have not: choose others"
+            raise KeyValueError("prune", zero if self.source else why)
         _ = self.rotate  # refuses options that exclude each other
         for key, default in zip(QAT_KEYS, (*Bits()[:-1], None, "searched"), strict=True):
             if self.qat and getattr(self, key) is None:
                 object.__setattr__(self, key, default)
             elif not self.qat and getattr(self, key) is not None:
-                raise ConfigError(f"{key} is of training with qat: set qat=true (--qat) too, or leave it out")
+                raise KeyValueError(key, "is of training with qat: set qat=true (--qat) too, or leave it out")
         if self.bits is not None:
             self.bits.check()
 

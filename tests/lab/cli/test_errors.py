@@ -83,7 +83,7 @@ MISTAKES = [
     (["train", "--resume", "nowhere", "--out", "a"], "--out has no meaning with --resume"),
     (["train", "--resume", "nowhere", "--recipe", "quick"], "--recipe has no meaning with --resume"),
     (["train", "--teacher", "nowhere", *SMALL], "nowhere is not there: name the folder of a run"),
-    (["train", "--svhn-extra"], "svhn_extra belongs to data=svhn, not data=digits"),
+    (["train", "--svhn-extra"], "--svhn-extra belongs to data=svhn, not data=digits"),
     (["train", "--image-size", "16"], "--image-size has no meaning for the data set digits"),
     (["train", "--data", "cifar10"], "cifar10 is not in .*/data: .* missing; .*--download .*--data-dir"),
     (["train", "--data", "mnist", "--data-dir", "away"], "mnist is not in .*/away: .*train-images.* missing"),
@@ -91,7 +91,9 @@ MISTAKES = [
     (["train", "--out", "broken.toml"], "broken.toml exists and is no run folder"),
     (["train", "--source", "nowhere"], "nowhere is not there: name the folder of a run"),
     (["train", "--source", "nowhere", "--width", "2"], "--width has no meaning with --source, whose own it keeps"),
-    (["train", "--weight-bits", "3"], r"weight_bits is of training with qat: set qat=true \(--qat\) too"),
+    (["train", "--weight-bits", "3"], r"--weight-bits is of training with qat: set qat=true \(--qat\) too"),
+    (["train", "--source", "bits.toml"], "--source takes the folder of a run, and bits.toml is a file"),
+    (["convert", "nowhere", "--taps", "none"], "--taps must be free, shared or profile, not none"),
     (["train", "--set", "angle_bits=4"], "angle_bits is of training with qat"),
     (["train", "--config", "bits.toml"], "weight_bits is of training with qat"),
     (["train", "--device", "gpu"], "--device must be cpu, cuda, cuda:N or mps, not 'gpu'"),
@@ -327,9 +329,10 @@ def test_a_damaged_run_is_told(digits: None) -> None:
     Path("run", "model.safetensors").write_bytes(b"cut off")
     refused(["evaluate", "run"], 2, "cannot read the weights run/model.safetensors")
     config.write_text(json.dumps({**json.loads(good), "lr": "high"}))
-    refused(["info", "run"], 2, "lr must be a number above 0, not 'high'")
+    refused(["info", "run"], 2, r"run/config\.json: lr must be a number above 0, not 'high': restore the file")
     config.write_text(good[:-20])
-    refused(["evaluate", "run"], 2, "the configuration is no JSON")
+    refused(["evaluate", "run"], 2, r"run/config\.json: the configuration is no JSON")
+    refused(["compare", *SMALL, "--out", "run"], 2, "run holds a run: choose another folder for a comparison")
 
 
 def test_a_learning_rate_that_diverges(digits: None) -> None:

@@ -86,7 +86,7 @@ def test_bits_are_those_of_the_training(quantized: Path, tmp_path: Path) -> None
     assert result.exit_code == 0
     assert f"has {expected}, and is quantized again to 4 bits per weight, 3 per angle" in result.stderr
     mistake = run("export", quantized, "--to", "onnx", "--no-compact", "--weight-bits", 2, "--out", "x", code=2)
-    assert "--dense-bits have no meaning without --compact" in mistake
+    assert "has no meaning without --compact" in mistake
     mistake = run("export", quantized, "--to", "torch-export", "--compact", "--out", "x", code=2)
     assert "--compact has no meaning with --to torch-export" in mistake
     mistake = run("export", quantized, "--to", "torch-export", "--license", "MIT", "--out", "x", code=2)

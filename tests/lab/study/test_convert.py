@@ -235,6 +235,12 @@ def test_stages_convert_the_nearest_fits_first(weights: Path, tmp_path: Path, da
     assert sum(isinstance(module, RotateConv2d) for module in whole.modules()) == len(report.converted) == 2
 
 
+@pytest.mark.parametrize("missing", ["source", "convert_taps"])
+def test_a_conversion_needs_a_source_and_taps(missing: str, dense: Path, tmp_path: Path, data: ImageData) -> None:
+    with pytest.raises(ConfigError, match=f"needs a configuration with source and convert_taps: set {missing}"):
+        convert_run(dataclasses.replace(settings(dense), **{missing: None}), tmp_path / "run", data=data)
+
+
 @pytest.mark.parametrize("stages", [0, 3])
 def test_stages_need_a_layer_and_an_epoch_each(stages: int, weights: Path, tmp_path: Path, data: ImageData) -> None:
     with pytest.raises(ValueError, match=f"stages must be from 1 to 2, not {stages}"):
@@ -344,7 +350,7 @@ def test_a_pruned_run_keeps_its_zeros_also_when_it_goes_on(dense: Path, tmp_path
     fit(config, tmp_path / "again", data=data, resume=True)
     assert torch.equal(load_run(tmp_path / "again").model.conv.weight, found)
     with pytest.raises(
-        ConfigError, match="prune takes weights from a trained source, and 1 bit and even weight_levels"
+        ConfigError, match="prune needs a zero among the weights, which 1 bit and even weight_levels have not"
     ):
         tiny_config(prune=0.5)
 

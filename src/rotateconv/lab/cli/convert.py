@@ -6,6 +6,7 @@ from typing import Annotated
 
 from rich.console import Console
 
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import bits, keys, options
 from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
@@ -80,6 +81,8 @@ def convert(
     without_torchrun("convert", jobs=False)
     values, called = keys.read(RunConfig, changes, NAMES)
     values = {"convert_taps": "free", "convert_fit": "outputs", **values, **overridden(set_ or ())}
+    if values["convert_taps"] is None:
+        raise ConfigError(f"{called.get('convert_taps', 'convert_taps')} must be free, shared or profile, not none")
     size = None if budget is None else bytes_in(budget)
     if size is not None:
         bits.refuse(values, called)

@@ -79,10 +79,9 @@ def export(
     trained, about, own = _load(source, model)
     small = to == "onnx" and (own is not None if compact is None else compact)
     chosen = bits.choose(asked, source, own if small else None, Bits(angle=4))
-    if not small and asked:
-        raise ConfigError(
-            "--weight-bits, --weight-levels, --angle-bits and --dense-bits have no meaning without --compact"
-        )
+    if asked and not small:
+        option = f"--{next(iter(asked)).replace('_', '-')}"
+        raise ConfigError(f"{option} has no meaning without --compact: leave it out, or give both")
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
 
     if to == "onnx":

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from rich.console import Console
 
+from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import keys, options
 from rotateconv.lab.cli.console import duration, make_console, say
 from rotateconv.lab.cli.errors import refuse
@@ -67,6 +68,10 @@ def train(
         refuse({**given, "--recipe": values.get("recipe")}, "--resume")
         settings, run = _resumed(resume, {**values, **overridden(set_ or ())}, called), resume
     elif source is not None:
+        if source.is_file():
+            raise ConfigError(
+                f"--source takes the folder of a run, and {source} is a file: rotateconv convert goes on from weights"
+            )
         given = {called[key]: values[key] for key in SOURCE_KEYS if key in values and key != "conv"}
         refuse({**given, "--config": config}, "--source, whose own it keeps")
         settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rotateconv.errors import RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.study.events import (
@@ -59,9 +60,11 @@ def compare(
 
     Raises:
         RunInterrupted: Asked to stop; what was running is saved.
-        ConfigError: A mistake in the study, before anything is written.
+        ConfigError, RunError: A mistake in the study, or the folder of a run as `out`, before anything is written.
     """
     out = Path(out)
+    if is_run(out):
+        raise RunError(f"{out} holds a run: choose another folder for a comparison")
     report = on_event if on_event is not None else ignore
     entries = plan(study, data)
     # Seed by seed, so that an early table has every configuration in it.

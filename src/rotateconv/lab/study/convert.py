@@ -110,8 +110,9 @@ def convert_run(
     report = on_event if on_event is not None else ignore
     description = DataDescription.of(data)
     conversion, how = config.conversion, config.execution
-    assert config.source is not None
-    assert conversion is not None
+    if config.source is None or conversion is None:
+        missing = "source" if config.source is None else "convert_taps"
+        raise ConfigError(f"convert_run needs a configuration with source and convert_taps: set {missing}")
     if (done := _finished(out, config, stages, budget, overwrite)) is not None:
         return done
     source = load_source(config.source, config.factory, description)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from rotateconv._files import JSON_BYTES, TEMPORARY, parse_json, read_regular
-from rotateconv.errors import RunError
+from rotateconv.errors import ConfigError, RunError
 from rotateconv.lab.config import RunConfig, changed_keys, from_json, to_json
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.files import disk_errors, read_json, write_bytes, write_json
@@ -139,8 +139,9 @@ def read_config(run: Path, *, factory: str | None = None, trusting: bool = False
         inside = sorted(run.glob("runs/*/config.json"))
         hint = f"; it is a comparison: name one of its runs, such as {inside[0].parent}" if inside else ""
         raise RunError(f"{run} is no run folder: it has no readable config.json{hint}") from None
-    except UnicodeDecodeError:
-        raise RunError(f"{path} is no JSON: restore it or write it again") from None
+    except (ConfigError, UnicodeDecodeError) as error:
+        why = error if isinstance(error, ConfigError) else "the configuration is no JSON"
+        raise ConfigError(f"{path}: {why}: restore the file or write it again") from None
     if config.factory is not None and config.factory != factory and not trusting:
         trust.check(config.factory, path)
     return config
