@@ -27,9 +27,11 @@ def layers_label(config: RunConfig) -> str:
     Example:
         >>> layers_label(RunConfig(conv="conv3x3", width=0.6875)), layers_label(RunConfig(convert_taps="profile"))
         ('conv3x3 x0.69', 'profile taps')
+        >>> layers_label(RunConfig(convert_taps="profile", convert_only="stages.2.*"))
+        'profile taps in stages.2.*'
     """
     if config.convert_taps is not None:
-        name = f"{config.convert_taps} taps"
+        name = f"{config.convert_taps} taps" + (f" in {config.convert_only}" if config.convert_only else "")
     else:
         name = config.conv if config.factory is None else "as built"
     return name if config.width == 1 else f"{name} x{config.width:.2f}"
@@ -69,7 +71,7 @@ def run_name(config: RunConfig) -> str:
         ('resnet20-conv3x3-w0.5-seed2', 'resnet20-free-taps-seed0')
     """
     model = re.sub(r"\W+", "-", architecture_name(config))
-    layers = layers_label(dataclasses.replace(config, width=1.0)).replace(" ", "-")
+    layers = re.sub(r"[^\w.]+", "-", layers_label(dataclasses.replace(config, width=1.0))).rstrip(".-")
     width = "" if config.width == 1 else f"-w{config.width:g}"
     return f"{model}-{layers}{width}-seed{config.seed}"
 
