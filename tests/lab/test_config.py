@@ -235,7 +235,10 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
             "weight_levels must be 255 with 8 bits",
         ),
         (["weight_levels=3"], "weight_levels is of training with qat"),
-        (["qat=true", "weight_levels=16", "prune=0.5", "source=runs/dense"], "needs a zero among the weights, which 1 bit and even weight_levels"),
+        (
+            ["qat=true", "weight_levels=16", "prune=0.5", "source=runs/dense"],
+            "prune needs a zero among the weights, which 1 bit",
+        ),
         (["qat=false", "dense_bits=8"], "dense_bits is of training with qat"),
         (["qat=true", "layer_bits=layer3"], "layer_bits must be NAME=BITS or NAME=BITS.ANGLEBITS .* not 'layer3'"),
         (["qat=true", "layer_bits=layer3=9"], "layer_bits of layer3: a weight's must be a whole number from 1 to 8"),
