@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from layers import forward
 from rotateconv import RotateConv2d, batched_kernels, build_model
 from rotateconv.kernels import fused, fused_batch, fused_native, fused_triton_batch
-from rotateconv.kernels.fused_batch import BatchOptions, fused_line_kernels
+from rotateconv.kernels.batch_options import BatchOptions
+from rotateconv.kernels.fused_batch import fused_line_kernels
 from rotateconv.kernels.line import line_kernel
 
 SHAPES = ((7, 3), (5, 13), (4, 1), (5, 13), (0, 4), (3, 0))

@@ -86,7 +86,7 @@ def test_a_second_launch_is_the_first(taps: str, monkeypatch: pytest.MonkeyPatch
     from triton.runtime import driver
 
     from rotateconv.kernels import fused_triton_batch
-    from rotateconv.kernels.fused_batch import BatchOptions
+    from rotateconv.kernels.batch_options import BatchOptions
 
     if "nvidia" not in backends:
         pytest.skip("this Triton is built without NVIDIA's compiler")

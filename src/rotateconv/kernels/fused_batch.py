@@ -1,33 +1,15 @@
 """The kernels of many layers as one node of the autograd graph, each with gradients of its own, or none."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rotateconv.kernels import fused_native
+from rotateconv.kernels.batch_options import BatchOptions
 from rotateconv.kernels.fused import _fused_triton, fused_line_kernel, gradients
 from rotateconv.kernels.line import Path, line_kernel_gradients
-
-
-class BatchOptions(NamedTuple):
-    """What the layers of a batch have in common, and the factors on the gradients of their angles.
-
-    Attributes:
-        size: k.
-        path: "circle" or "square".
-        dtype: Of the kernels.
-        channels_last: Whether they are wanted in that order; where they are made in one piece by torch, they are
-            contiguous.
-        scales: One for each layer.
-    """
-
-    size: int
-    path: Path
-    dtype: torch.dtype
-    channels_last: bool
-    scales: tuple[float, ...]
 
 
 def fused_line_kernels(

@@ -7,7 +7,7 @@ where the parameters lie, so that a training step finds them made, and a capture
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -15,10 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.compiler import CompiledKernel
 
+from rotateconv.kernels.batch_options import BatchOptions
 from rotateconv.kernels.fused_triton import compile_options, write_gradients, write_slices
-
-if TYPE_CHECKING:
-    from rotateconv.kernels.fused_batch import BatchOptions
 
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator, no-untyped-def"
 # ruff: noqa: N803
@@ -60,7 +58,7 @@ class _Plan:
     compiled: dict[Any, Callable[..., None]] = field(default_factory=dict)
 
 
-def line_kernels_forward(sources: Sequence[Tensor], options: "BatchOptions") -> list[Tensor]:
+def line_kernels_forward(sources: Sequence[Tensor], options: BatchOptions) -> list[Tensor]:
     """The kernels of all layers, (out, in, k, k), in one launch: in the dtype and the order in memory asked for.
 
     Args:
@@ -76,7 +74,7 @@ def line_kernels_forward(sources: Sequence[Tensor], options: "BatchOptions") -> 
 
 
 def line_kernels_backward(
-    sources: Sequence[Tensor], grads: Sequence[Tensor | None], options: "BatchOptions"
+    sources: Sequence[Tensor], grads: Sequence[Tensor | None], options: BatchOptions
 ) -> list[Tensor | None]:
     """The gradients of the sources from those of the kernels, in one launch and a copy; with profiles in one more.
 
@@ -109,7 +107,7 @@ def line_kernels_backward(
     ]
 
 
-def _plan(sources: Sequence[Tensor], options: "BatchOptions") -> _Plan:
+def _plan(sources: Sequence[Tensor], options: BatchOptions) -> _Plan:
     count = len(options.scales)
     weight, angles = sources[0], sources[count : 2 * count]
     return _plan_of(
@@ -126,7 +124,7 @@ def _plan_of(
     addresses: tuple[int, ...],
     shapes: tuple[torch.Size, ...],
     taps_and_types: tuple[int, torch.dtype, torch.dtype],
-    options: "BatchOptions",
+    options: BatchOptions,
     device: torch.device,
 ) -> _Plan:
     """Cached by address: nothing in a plan follows from what lies there."""
