@@ -51,8 +51,9 @@ def test_the_gradient_of_a_kernel_goes_to_the_weight_and_to_its_codebook_kernel(
         torch.testing.assert_close(layer.codebook.grad[n], expected)
 
 
-def test_slices_are_the_nearest_multiples_of_the_codebook() -> None:
-    layer = CodebookConv2d(4, 6, 3, entries=5, dtype=torch.float64)
+@pytest.mark.parametrize("entries", [2, 5, 256])
+def test_slices_are_the_nearest_multiples_of_the_codebook(entries: int) -> None:
+    layer = CodebookConv2d(4, 6, 3, entries=entries, dtype=torch.float64)
     for o in range(6):
         for i in range(4):
             wanted, tried = layer.weight[o, i].detach(), []
@@ -151,8 +152,9 @@ def test_what_a_layer_cannot_fit() -> None:
         layer.fit(torch.zeros(8, 4, 5, 5))
     with pytest.raises(ValueError, match="kernel must be finite, got 288 NaN or infinite values"):
         layer.fit(torch.full((8, 4, 3, 3), torch.nan))
-    with pytest.raises(ValueError, match="entries must be between 2 and 256, got 1"):
-        CodebookConv2d(4, 8, 3, entries=1)
+    for entries in (1, 257):
+        with pytest.raises(ValueError, match=f"entries must be between 2 and 256, got {entries}"):
+            CodebookConv2d(4, 8, 3, entries=entries)
     with pytest.raises(ValueError, match="patterns must be a positive integer, got 0"):
         MaskedConv2d(4, 8, 3, patterns=0)
     with pytest.raises(ValueError, match="numbers must be a positive integer, got 0"):
