@@ -42,10 +42,10 @@ def image_for(channels: int, **options: Any) -> Tensor:
     return torch.randn(2, channels, 18, 19, **options)
 
 
-def forward(net: nn.Module, images: Tensor, batched: bool) -> Tensor:
-    """The output of a net whose layers make their kernels at once, or each its own."""
-    with batched_kernels(net) if batched else nullcontext():
-        return net(images)
+def forward(model: nn.Module, images: Tensor, batched: bool) -> Tensor:
+    """The output of a model whose layers make their kernels at once, or each its own."""
+    with batched_kernels(model) if batched else nullcontext():
+        return model(images)
 
 
 def gradients(layer: nn.Module, output: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A net and a data set so small that a run takes a moment, and what the tests of training share."""
+"""A model and a data set so small that a run takes a moment, and what the tests of training share."""
 
 import dataclasses
 from pathlib import Path

@@ -33,7 +33,7 @@ def name_of(file: Path) -> str:
 
 
 def describe(base: RunConfig) -> DataDescription:
-    """What a net must know of the images of a study."""
+    """What a model must know of the images of a study."""
     shape = SHAPES.get(base.data, (3, 32, 32))
     classes = tuple(str(number) for number in range(100 if base.data == "cifar100" else 10))
     return DataDescription(base.data, classes, (0.5,) * shape[0], (0.2,) * shape[0], shape, False, 1, 1, 1)
@@ -56,7 +56,7 @@ def test_there_are_studies() -> None:
 @pytest.mark.parametrize("file", STUDIES, ids=name_of)
 def test_a_study_can_be_started(file: Path) -> None:
     study = planned(file)
-    # Its nets are built, but not those of equal size: searching them takes a second for each.
+    # Its models are built, but not those of equal size: searching them takes a second for each.
     entries = plan(Study(study.base, study.models, study.convs, study.seeds), describe(study.base))
     assert len(entries) == len(study.models) * len(study.convs)
     data = {"digits": "digits", "mnist": "mnist", "cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn"}
@@ -68,10 +68,13 @@ def test_a_study_can_be_started(file: Path) -> None:
 @pytest.mark.parametrize("file", MEASURED, ids=name_of)
 def test_a_record_is_of_its_study(file: Path) -> None:
     study = planned(file)
-    nets = {(net.config.model, net.config.conv, net.config.width): net for net in plan(study, describe(study.base))}
+    models = {
+        (model.config.model, model.config.conv, model.config.width): model
+        for model in plan(study, describe(study.base))
+    }
     for run in read_study(file.parent).runs:
         found = dataclasses.replace(run.config, seed=0)
-        expected = nets[found.model, found.conv, found.width]
+        expected = models[found.model, found.conv, found.width]
         assert differences(expected.config, found) == {}
         assert run.equal_to == expected.equal_to
         assert run.config.seed in range(study.seeds)

@@ -1,4 +1,4 @@
-"""A GPU computes what a CPU does, to rounding: nets, their gradients, kernels made at once, whole runs."""
+"""A GPU computes what a CPU does, to rounding: models, their gradients, kernels made at once, whole runs."""
 
 import copy
 from pathlib import Path
@@ -28,11 +28,11 @@ pytestmark = [
 ]
 
 
-def run(net: nn.Module, images: Tensor, *, batched: bool) -> dict[str, Tensor]:
+def run(model: nn.Module, images: Tensor, *, batched: bool) -> dict[str, Tensor]:
     """The output and every gradient, on the CPU."""
-    output = forward(net, images, batched)
+    output = forward(model, images, batched)
     output.square().mean().backward()
-    found = {"output": output, **{name: p.grad for name, p in net.named_parameters() if p.grad is not None}}
+    found = {"output": output, **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
     return {name: tensor.detach().cpu() for name, tensor in found.items()}
 
 
@@ -47,42 +47,42 @@ def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("batched", [False, True], ids=["layer by layer", "at once"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("conv", CONVS)
-def test_a_net_has_the_output_and_gradients_of_the_cpu(conv: str, layout: torch.memory_format, batched: bool) -> None:
+def test_a_model_has_the_output_and_gradients_of_the_cpu(conv: str, layout: torch.memory_format, batched: bool) -> None:
     # In float64, where ReLUs and hats do not switch by rounding; triton_numbers.py has float32.
-    net = build_model("resnet20", conv, width=0.5).double()
+    model = build_model("resnet20", conv, width=0.5).double()
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    expected = run(copy.deepcopy(net), images, batched=False)
-    net = net.to("cuda").to(memory_format=layout)
-    found = run(net, images.to("cuda").contiguous(memory_format=layout), batched=batched)
+    expected = run(copy.deepcopy(model), images, batched=False)
+    model = model.to("cuda").to(memory_format=layout)
+    found = run(model, images.to("cuda").contiguous(memory_format=layout), batched=batched)
     check(found, expected)
 
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2p"])
-def test_a_compiled_net_has_the_output_and_gradients_of_the_cpu(conv: str) -> None:
-    net = build_model("resnet20", conv, width=0.25).double()
+def test_a_compiled_model_has_the_output_and_gradients_of_the_cpu(conv: str) -> None:
+    model = build_model("resnet20", conv, width=0.25).double()
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    expected = run(copy.deepcopy(net), images, batched=False)
-    net = net.to("cuda")
-    net.compile()
-    found = run(net, images.to("cuda"), batched=False)
+    expected = run(copy.deepcopy(model), images, batched=False)
+    model = model.to("cuda")
+    model.compile()
+    found = run(model, images.to("cuda"), batched=False)
     check(found, expected)
 
 
 @pytest.mark.parametrize("conv", CONVS)
-def test_a_fused_net_is_the_same_net(conv: str) -> None:
-    net = build_model("resnet20", conv, width=0.5).to("cuda").eval()
+def test_a_fused_model_is_the_same_model(conv: str) -> None:
+    model = build_model("resnet20", conv, width=0.5).to("cuda").eval()
     images = torch.randn(4, 3, 16, 16, device="cuda")
     with torch.no_grad():
-        expected, found = net(images), fuse(net, fold_batchnorm=True)(images)
+        expected, found = model(images), fuse(model, fold_batchnorm=True)(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("taps", ["free", "profile"])
 def test_layers_are_fitted_to_their_outputs_as_on_the_cpu(taps: str) -> None:
-    net = build_model("resnet20", "conv3x3", width=0.25)
+    model = build_model("resnet20", "conv3x3", width=0.25)
     batches, found = [torch.randn(64, 3, 16, 16) for _ in range(2)], {}
     for device in ("cpu", "cuda"):
-        report = convert(copy.deepcopy(net).to(device), taps, data=[images.to(device) for images in batches])
+        report = convert(copy.deepcopy(model).to(device), taps, data=[images.to(device) for images in batches])
         found[device] = [entry.output_residual for entry in report.converted]
     assert len(found["cpu"]) == 18
     # Of two angles that fit as well, rounding may choose another.

@@ -43,11 +43,11 @@ def test_a_folder_holds_json_and_safetensors(tmp_path: Path) -> None:
     assert "rotateconv" in (tmp_path / "README.md").read_text()
 
 
-def test_a_net_of_build_model(tmp_path: Path) -> None:
-    net = build_model("resnet20", "rotate2", width=0.25)
-    RotateConvNet.from_model(net, classes=[str(i) for i in range(10)]).save_pretrained(tmp_path)
+def test_a_model_of_build_model(tmp_path: Path) -> None:
+    model = build_model("resnet20", "rotate2", width=0.25)
+    RotateConvNet.from_model(model, classes=[str(i) for i in range(10)]).save_pretrained(tmp_path)
     loaded = RotateConvNet.from_pretrained(tmp_path)
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.model.state_dict().items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.model.state_dict().items())
     assert loaded.classes == [str(i) for i in range(10)]
 
 
@@ -65,15 +65,15 @@ def test_it_can_be_pushed() -> None:
     assert callable(RotateConvNet.push_to_hub)
 
 
-def test_other_nets() -> None:
+def test_other_models() -> None:
     with pytest.raises(ValueError, match="expected a model of build_model with a conv of CONVS, got a Linear"):
         RotateConvNet.from_model(nn.Linear(2, 2))
-    net = build_model("resnet20", width=0.25)
-    net.classifier = nn.Linear(16, 3)
+    model = build_model("resnet20", width=0.25)
+    model.classifier = nn.Linear(16, 3)
     with pytest.raises(
         ValueError, match="the model is not what build_model built any more: size mismatch for classifier"
     ):
-        RotateConvNet.from_model(net)
+        RotateConvNet.from_model(model)
 
 
 def test_folders_that_are_wrong(tmp_path: Path) -> None:

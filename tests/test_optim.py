@@ -17,15 +17,15 @@ def names(model: nn.Module, groups: list[dict]) -> dict[str, list[str]]:
     return {group["name"]: [of[parameter] for parameter in group["params"]] for group in groups}
 
 
-@pytest.mark.parametrize(("net", "conv"), [*(("resnet20", conv) for conv in CONVS), *product(MODELS, ["rotate2p"])])
-def test_every_parameter_of_every_net_is_in_one_group(net: str, conv: str) -> None:
+@pytest.mark.parametrize(("name", "conv"), [*(("resnet20", conv) for conv in CONVS), *product(MODELS, ["rotate2p"])])
+def test_every_parameter_of_every_model_is_in_one_group(name: str, conv: str) -> None:
     with torch.device("meta"):
-        model = build_model(net, conv)
+        model = build_model(name, conv)
     groups = param_groups(model, lr=0.1, weight_decay=5e-4)
     listed = [parameter for group in groups for parameter in group["params"]]
     assert len(listed) == len(set(listed))
     assert set(listed) == set(model.parameters())
-    # The nets name their parameters so that the role can be read from the name.
+    # The models name their parameters so that the role can be read from the name.
     for group, members in names(model, groups).items():
         assert members
         for member in members:
@@ -35,7 +35,7 @@ def test_every_parameter_of_every_net_is_in_one_group(net: str, conv: str) -> No
             assert group == expected, (module, leaf)
 
 
-def test_the_groups_of_a_small_net_by_hand() -> None:
+def test_the_groups_of_a_small_model_by_hand() -> None:
     model = nn.ModuleDict(
         {
             "layer": RotateConv2d(3, 4, 3, taps="profile"),

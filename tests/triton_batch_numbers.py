@@ -139,21 +139,21 @@ def test_second_derivatives_with_profiles() -> None:
     assert torch.autograd.gradgradcheck(kernel, (weight, angle, profile))
 
 
-def gradients(net: nn.Module, images: Tensor, batched: bool) -> dict[str, Tensor | None]:
-    net.zero_grad()
-    forward(net, images, batched).square().sum().backward()
-    return {name: parameter.grad for name, parameter in net.named_parameters()}
+def gradients(model: nn.Module, images: Tensor, batched: bool) -> dict[str, Tensor | None]:
+    model.zero_grad()
+    forward(model, images, batched).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("conv", ["rotate4", "rotate2p"])
 def test_a_model_with_frozen_and_parametrized_layers(conv: str, as_on_a_gpu: list[int]) -> None:
-    net = build_model("resnet20", conv, width=0.25).double()
-    layers = [module for module in net.modules() if isinstance(module, RotateConv2d)]
+    model = build_model("resnet20", conv, width=0.25).double()
+    layers = [module for module in model.modules() if isinstance(module, RotateConv2d)]
     layers[0].requires_grad_(False)
     layers[2].angle.requires_grad_(False)
     nn.utils.parametrizations.spectral_norm(layers[1], "weight").eval()
     images = torch.randn(1, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    found, expected = (gradients(net, images, batched) for batched in (True, False))
+    found, expected = (gradients(model, images, batched) for batched in (True, False))
     # The frozen layer's kernel, the others', and the gradients of those; of profiles there is a sum left to take.
     assert len(as_on_a_gpu) == (4 if conv == "rotate2p" else 3)
     for name, gradient in expected.items():
@@ -164,14 +164,14 @@ def test_a_model_with_frozen_and_parametrized_layers(conv: str, as_on_a_gpu: lis
 
 
 def test_a_second_step_builds_and_uploads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, images = RotateConv2d(2, 4, taps="profile"), torch.randn(1, 2, 5, 5)
-    with batched_kernels(net):
-        net(images).sum().backward()
+    model, images = RotateConv2d(2, 4, taps="profile"), torch.randn(1, 2, 5, 5)
+    with batched_kernels(model):
+        model(images).sum().backward()
     with torch.no_grad():
-        for parameter in net.parameters():
+        for parameter in model.parameters():
             parameter.add_(1)
     made = fused_triton_batch._plan_of.cache_info().misses
-    found = gradients(net, images, batched=True)
+    found = gradients(model, images, batched=True)
     assert fused_triton_batch._plan_of.cache_info().misses == made
-    for name, expected in gradients(net, images, batched=False).items():  # of the parameters as they are
+    for name, expected in gradients(model, images, batched=False).items():  # of the parameters as they are
         torch.testing.assert_close(found[name], expected)

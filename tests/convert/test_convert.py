@@ -66,13 +66,13 @@ def two(**arguments: Any) -> nn.Sequential:
 
 
 def test_every_kind_of_convolution_is_converted_or_has_its_reason() -> None:
-    net = Net()
-    report = convert(net)
+    model = Net()
+    report = convert(model)
     assert [entry.name for entry in report.converted] == CONVERTED
     assert {entry.name: entry.reason for entry in report.skipped} == REASONS
-    for name, module in net.named_modules():
+    for name, module in model.named_modules():
         assert isinstance(module, RotateConv2d) == (name in CONVERTED)
-    assert net(torch.randn(2, 3, 9, 9)).shape == (2, 8, 9, 9)
+    assert model(torch.randn(2, 3, 9, 9)).shape == (2, 8, 9, 9)
 
 
 def test_everything_includes_the_stem_and_depthwise_ones() -> None:
@@ -91,16 +91,16 @@ def test_everything_includes_the_stem_and_depthwise_ones() -> None:
 def test_where_alone_decides_by_name_and_by_module(
     where: Callable[[str, nn.Conv2d], bool], expected: list[str]
 ) -> None:
-    net, asked = Net(), []
+    model, asked = Net(), []
 
     def noted(name: str, conv: nn.Conv2d) -> bool:
         asked.append((name, conv))
         return where(name, conv)
 
     eligible = [
-        (name, net.get_submodule(name)) for name in ("stem", "plain", "grouped", "depthwise", "wide", "inner.1")
+        (name, model.get_submodule(name)) for name in ("stem", "plain", "grouped", "depthwise", "wide", "inner.1")
     ]
-    report = convert(net, where=noted)
+    report = convert(model, where=noted)
     assert asked == eligible  # each once, and only those
     assert [entry.name for entry in report.converted] == expected
     left = [entry.name for entry in report.skipped if entry.reason == "filtered out by where"]
@@ -111,26 +111,26 @@ def test_where_alone_decides_by_name_and_by_module(
 @pytest.mark.parametrize("path", ["circle", "square"])
 @pytest.mark.parametrize(("angle_groups", "learn_angle"), [(None, True), (4, False)])
 def test_layers_are_those_of_from_conv(taps: Any, path: Any, angle_groups: int | None, learn_angle: bool) -> None:
-    net = two(bias=False).requires_grad_(False)
-    expected = RotateConv2d.from_conv(net[1], taps, path, angle_groups, learn_angle)
-    convert(net, taps, path=path, angle_groups=angle_groups, learn_angle=learn_angle)
-    assert repr(net[1]) == repr(expected)
-    assert net[1].state_dict().keys() == expected.state_dict().keys()
+    model = two(bias=False).requires_grad_(False)
+    expected = RotateConv2d.from_conv(model[1], taps, path, angle_groups, learn_angle)
+    convert(model, taps, path=path, angle_groups=angle_groups, learn_angle=learn_angle)
+    assert repr(model[1]) == repr(expected)
+    assert model[1].state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
-        assert torch.equal(net[1].state_dict()[name], tensor)
-    assert dict(net[1].named_parameters()).keys() == dict(expected.named_parameters()).keys()
+        assert torch.equal(model[1].state_dict()[name], tensor)
+    assert dict(model[1].named_parameters()).keys() == dict(expected.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("taps", ["free", "shared", "profile"])
 def test_the_reports_numbers_are_sums_over_parameters(taps: Any) -> None:
-    net = Net()
-    before = copy.deepcopy(net)
-    report = convert(net, taps)
-    assert (report.parameters_before, report.parameters_after) == (count(before), count(net))
+    model = Net()
+    before = copy.deepcopy(model)
+    report = convert(model, taps)
+    assert (report.parameters_before, report.parameters_after) == (count(before), count(model))
     assert report.parameters_after < report.parameters_before
     assert len(report.entries) == 10
     for entry in report.entries:
-        old, new = before.get_submodule(entry.name), net.get_submodule(entry.name)
+        old, new = before.get_submodule(entry.name), model.get_submodule(entry.name)
         assert entry.shape == tuple(old.weight.shape)
         assert (entry.parameters_before, entry.parameters_after) == (count(old), count(new))
         assert (entry.residual is None) == (entry.reason is not None) == (type(old) is type(new))
@@ -140,29 +140,29 @@ def test_the_reports_numbers_are_sums_over_parameters(taps: Any) -> None:
             assert 0.1 < entry.residual < 1
 
 
-def test_resnet20_gets_the_size_of_a_net_built_with_rotate4() -> None:
+def test_resnet20_gets_the_size_of_a_model_built_with_rotate4() -> None:
     report = convert(build_model("resnet20", "conv3x3"))
     assert (report.parameters_before, report.parameters_after) == (269_722, 121_242)
     assert [entry.name for entry in report.skipped] == ["stem"]
 
 
 def test_line_segments_are_converted_without_loss() -> None:
-    net = two()
+    model = two()
     line = RotateConv2d(4, 8, 3)
-    net[1] = line.fuse()
+    model[1] = line.fuse()
     x = torch.randn(2, 3, 9, 9)
-    expected = net(x)
-    (entry,) = convert(net).converted
+    expected = model(x)
+    (entry,) = convert(model).converted
     assert entry.residual == pytest.approx(0, abs=1e-5)
-    assert_close(net(x), expected)
+    assert_close(model(x), expected)
 
 
 def test_a_kernel_of_zeros_has_no_residual() -> None:
-    net = two()
-    nn.init.zeros_(net[1].weight)
-    (entry,) = convert(net).converted
+    model = two()
+    nn.init.zeros_(model[1].weight)
+    (entry,) = convert(model).converted
     assert entry.residual == 0
-    assert torch.equal(net[1].kernel(), torch.zeros(8, 4, 3, 3))
+    assert torch.equal(model[1].kernel(), torch.zeros(8, 4, 3, 3))
 
 
 def test_str_is_a_table_with_a_line_for_every_convolution() -> None:
@@ -187,65 +187,65 @@ def test_the_report_is_frozen() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_training_flags_and_requires_grad_are_kept(dtype: torch.dtype) -> None:
-    net = Net().to(dtype)
-    net.plain.eval()
-    net.wide.requires_grad_(False)
-    flags = {name: module.training for name, module in net.named_modules()}
-    convert(net)
-    assert {name: module.training for name, module in net.named_modules()} == flags
-    assert {parameter.dtype for parameter in net.parameters()} == {dtype}
-    assert {p.requires_grad for p in net.wide.parameters()} == {False}
-    assert all(p.requires_grad for name, p in net.named_parameters() if not name.startswith("wide"))
+    model = Net().to(dtype)
+    model.plain.eval()
+    model.wide.requires_grad_(False)
+    flags = {name: module.training for name, module in model.named_modules()}
+    convert(model)
+    assert {name: module.training for name, module in model.named_modules()} == flags
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert {p.requires_grad for p in model.wide.parameters()} == {False}
+    assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("wide"))
 
 
 def test_biases_stay_the_same_parameters() -> None:
-    net = two()
-    bias = net[1].bias
-    convert(net)
-    assert net[1].bias is bias
+    model = two()
+    bias = model[1].bias
+    convert(model)
+    assert model[1].bias is bias
 
 
 def test_tied_modules_stay_tied() -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), conv, nn.Sequential(conv, nn.ReLU(), conv))
-    report = convert(net)
-    assert isinstance(net[1], RotateConv2d)
-    assert net[1] is net[2][0] is net[2][2]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), conv, nn.Sequential(conv, nn.ReLU(), conv))
+    report = convert(model)
+    assert isinstance(model[1], RotateConv2d)
+    assert model[1] is model[2][0] is model[2][2]
     assert [entry.name for entry in report.converted] == ["1"]
-    assert report.parameters_after == count(net[0]) + count(net[1])
+    assert report.parameters_after == count(model[0]) + count(model[1])
 
 
 @pytest.mark.parametrize("taps", ["free", "profile"])
 @pytest.mark.parametrize("learn_angle", [True, False])
 def test_shared_weights_stay_shared(taps: Any, learn_angle: bool) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, stride=2, bias=False))
-    net[2].weight = net[1].weight
-    report = convert(net, taps, learn_angle=learn_angle)
-    first, second = net[1], net[2]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, stride=2, bias=False))
+    model[2].weight = model[1].weight
+    report = convert(model, taps, learn_angle=learn_angle)
+    first, second = model[1], model[2]
     assert first is not second
     assert first.weight is second.weight
     assert first.angle is second.angle
     assert first.profile is second.profile
     assert (first.profile is None) == (taps == "free")
     assert (second.bias, second.stride) == (None, (2, 2))
-    assert report.parameters_after == count(net[0]) + count(first)
-    net(torch.randn(1, 3, 12, 12)).sum().backward()
+    assert report.parameters_after == count(model[0]) + count(first)
+    model(torch.randn(1, 3, 12, 12)).sum().backward()
     assert first.weight.grad is not None
 
 
 def test_shared_weights_stay_as_they_are_if_only_some_would_be_converted() -> None:
-    net = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4)))
-    net[1].weight = net[2].weight = net[0].weight
-    report = convert(net)
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4)))
+    model[1].weight = model[2].weight = model[0].weight
+    report = convert(model)
     assert [entry.name for entry in report.converted] == ["3"]
-    assert net[0].weight is net[1].weight is net[2].weight
+    assert model[0].weight is model[1].weight is model[2].weight
     assert [entry.reason for entry in report.skipped] == ["the stem", *["shares its weight with 0"] * 2]
 
 
 def test_a_weight_that_the_model_uses_itself_stays() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
-    net.register_parameter("kernel", net[1].weight)
-    report = convert(net)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model.register_parameter("kernel", model[1].weight)
+    report = convert(model)
     assert report.entries[1].reason == "shares its weight with the model itself"
 
 
@@ -274,21 +274,21 @@ def _replace_forward(conv: nn.Conv2d) -> None:
 )
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 def test_convolutions_that_cannot_be_replaced_stay(change: Callable[[nn.Conv2d], Any], reason: str) -> None:
-    net = nn.Sequential(*two(), nn.Conv2d(8, 8, 3))
-    conv = net[1]
+    model = nn.Sequential(*two(), nn.Conv2d(8, 8, 3))
+    conv = model[1]
     change(conv)
-    report = convert(net, where=everything)
-    assert net[1] is conv
+    report = convert(model, where=everything)
+    assert model[1] is conv
     assert [entry.reason for entry in report.entries] == [None, reason, None]
 
 
 def test_angle_groups_select_the_divisible_ones() -> None:
-    net = Net()
-    report = convert(net, angle_groups=8)
+    model = Net()
+    report = convert(model, angle_groups=8)
     assert [entry.name for entry in report.converted] == ["plain", "grouped", "inner.1"]
     reasons = {entry.name: entry.reason for entry in report.skipped}
     assert reasons["wide"] == "12 output channels, not divisible by angle_groups=8"
-    assert net.plain.angle.shape == (8, 8)
+    assert model.plain.angle.shape == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -326,13 +326,13 @@ def test_unknown_arguments_are_errors(arguments: Any, message: str) -> None:
 
 
 def test_a_failed_fit_names_the_layer_and_leaves_the_model_unchanged() -> None:
-    net = Net()
+    model = Net()
     with torch.no_grad():
-        net.inner[1].weight[3, 2, 1, 0] = math.nan
-    modules = dict(net.named_modules())
+        model.inner[1].weight[3, 2, 1, 0] = math.nan
+    modules = dict(model.named_modules())
     with pytest.raises(ValueError, match=r"cannot convert inner\.1: kernel must be finite"):
-        convert(net)
-    assert dict(net.named_modules()) == modules
+        convert(model)
+    assert dict(model.named_modules()) == modules
 
 
 def test_replace_modules_finds_every_name() -> None:
@@ -343,21 +343,21 @@ def test_replace_modules_finds_every_name() -> None:
     assert model["a"] is model["b"][1] is model["b"][2] is new
 
 
-def test_an_optimizer_made_afterwards_trains_the_converted_net() -> None:
-    net = two()
-    report = convert(net, taps="shared")
+def test_an_optimizer_made_afterwards_trains_the_converted_model() -> None:
+    model = two()
+    report = convert(model, taps="shared")
     assert isinstance(report, ConversionReport)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     x = torch.randn(4, 3, 8, 8)
     losses = []
     for _ in range(5):
-        loss = net(x).square().mean()
+        loss = model(x).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
-    assert net[1].angle.grad.abs().sum() > 0
+    assert model[1].angle.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("conv", [conv for conv in CONVS if not conv.startswith("conv")])

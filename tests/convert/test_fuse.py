@@ -16,8 +16,8 @@ from rotateconv import RotateConv2d, fuse
 from rotateconv.models import CONVS, MODELS, build_model
 from rotateconv.nn._conv_base import ConvBase
 
-# Every entry of CONVS in one net; every net, and so both families, with one entry.
-NETS = [*(("resnet20", conv) for conv in CONVS), *((net, "rotate2") for net in MODELS)]
+# Every entry of CONVS in one model; every model, and so both families, with one entry.
+BUILT = [*(("resnet20", conv) for conv in CONVS), *((model, "rotate2") for model in MODELS)]
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -57,9 +57,9 @@ def assert_frozen(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize("fold_batchnorm", [False, True])
-@pytest.mark.parametrize(("net", "conv"), NETS)
-def test_every_net_has_the_same_output(net: str, conv: str, fold_batchnorm: bool) -> None:
-    model = with_statistics(build_model(net, conv, width=0.25)).double()
+@pytest.mark.parametrize(("name", "conv"), BUILT)
+def test_every_model_has_the_same_output(name: str, conv: str, fold_batchnorm: bool) -> None:
+    model = with_statistics(build_model(name, conv, width=0.25)).double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     before = frozen_state(model)
     fused = fuse(model, fold_batchnorm)
@@ -271,7 +271,7 @@ def test_the_copy_keeps_nothing_of_the_tracing() -> None:
     assert not hasattr(fused, "last")
 
 
-def test_a_fused_net_can_be_pickled_and_trained_on() -> None:
+def test_a_fused_model_can_be_pickled_and_trained_on() -> None:
     fused = fuse(with_statistics(build_model("resnet20", "rotate2p", width=0.25)), fold_batchnorm=True)
     again = pickle.loads(pickle.dumps(fused))
     x = torch.randn(2, 3, 8, 8)

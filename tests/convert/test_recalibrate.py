@@ -31,51 +31,49 @@ def test_batches_count_by_their_images() -> None:
     torch.testing.assert_close(norm.running_var, var, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("model", ["resnet20", "densenet40"])
-def test_equal_batches_give_what_torch_gives_for_averaged_weights(model: str) -> None:
-    net = (
-        build_model(model, "rotate4", width=0.5).double()
-        if model == "resnet20"
-        else build_model(model, growth=2).double()
+@pytest.mark.parametrize("name", ["resnet20", "densenet40"])
+def test_equal_batches_give_what_torch_gives_for_averaged_weights(name: str) -> None:
+    model = (
+        build_model(name, "rotate4", width=0.5).double() if name == "resnet20" else build_model(name, growth=2).double()
     )
     images = [batch.double() for batch in batches(4, 4, 4)]
-    recalibrate(net, images)
-    found = statistics(net)
-    update_bn(images, net)
-    for name, expected in statistics(net).items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-9, msg=name)
+    recalibrate(model, images)
+    found = statistics(model)
+    update_bn(images, model)
+    for key, expected in statistics(model).items():
+        torch.testing.assert_close(found[key], expected, rtol=1e-9, atol=1e-9, msg=key)
 
 
 def test_dropout_drops_nothing() -> None:
     wet, dry = (build_model("densenet40", growth=2, dropout=rate) for rate in (0.5, 0.0))
     dry.load_state_dict(wet.state_dict())
-    for net in (wet, dry):
-        recalibrate(net, batches(4, 2))
+    for model in (wet, dry):
+        recalibrate(model, batches(4, 2))
     assert all(torch.equal(value, statistics(dry)[name]) for name, value in statistics(wet).items())
 
 
 def test_all_but_the_statistics_stays() -> None:
-    net = build_model("resnet20", "rotate2p", width=0.5).train()
-    net.stages[0].eval()
-    net.stem_norm = nn.BatchNorm2d(3, track_running_stats=False)  # keeps none
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    model = build_model("resnet20", "rotate2p", width=0.5).train()
+    model.stages[0].eval()
+    model.stem_norm = nn.BatchNorm2d(3, track_running_stats=False)  # keeps none
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     norms[1].momentum, norms[2].momentum = None, 0.3
-    modes, momenta = [module.training for module in net.modules()], [norm.momentum for norm in norms]
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    recalibrate(net, batches(4))
-    assert [module.training for module in net.modules()] == modes
+    modes, momenta = [module.training for module in model.modules()], [norm.momentum for norm in norms]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recalibrate(model, batches(4))
+    assert [module.training for module in model.modules()] == modes
     assert [norm.momentum for norm in norms] == momenta
-    for name, tensor in net.state_dict().items():
+    for name, tensor in model.state_dict().items():
         kept = "running" not in name and "num_batches" not in name
         assert torch.equal(tensor, before[name]) == kept, name
 
 
 def test_a_failing_batch_leaves_flags_and_momentum() -> None:
-    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)).eval()
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)).eval()
     with pytest.raises(RuntimeError):
-        recalibrate(net, [torch.zeros(2, 4, 8, 8)])
-    assert net[0].momentum == 0.1
-    assert not net[0].training
+        recalibrate(model, [torch.zeros(2, 4, 8, 8)])
+    assert model[0].momentum == 0.1
+    assert not model[0].training
 
 
 def test_pairs_with_labels_are_batches_too() -> None:
@@ -95,11 +93,11 @@ def test_no_image_is_refused_and_changes_nothing() -> None:
 
 @pytest.mark.parametrize("conv", ["conv3x3", "rotate4", "mask4"])
 def test_quantizing_with_images_is_rounding_measuring_and_rounding(conv: str) -> None:
-    net = build_model("resnet20", conv, width=0.5)
-    recalibrate(net, batches(4))  # not the ones of the start, which are exact in 16 bits
-    original = statistics(net)
-    found = quantize(net, 3, 4, calibration=batches(6, 6))
-    expected = quantize(net, 3, 4)
+    model = build_model("resnet20", conv, width=0.5)
+    recalibrate(model, batches(4))  # not the ones of the start, which are exact in 16 bits
+    original = statistics(model)
+    found = quantize(model, 3, 4, calibration=batches(6, 6))
+    expected = quantize(model, 3, 4)
     recalibrate(expected, batches(6, 6))
     measured = statistics(expected)
     for name, tensor in found.state_dict().items():
@@ -108,7 +106,7 @@ def test_quantizing_with_images_is_rounding_measuring_and_rounding(conv: str) ->
             assert not torch.equal(tensor, to_bf16(original[name]).float()), name
         else:
             assert torch.equal(tensor, expected.state_dict()[name]), name
-    assert all(torch.equal(value, statistics(net)[name]) for name, value in original.items())
+    assert all(torch.equal(value, statistics(model)[name]) for name, value in original.items())
     again = quantize(found, 3, 4).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in found.state_dict().items())
 

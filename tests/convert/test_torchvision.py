@@ -29,7 +29,7 @@ def dilated(name: str, conv: nn.Conv2d) -> bool:
 
 
 class Case(NamedTuple):
-    """A net, how to convert it, and what is then expected of it."""
+    """A model, how to convert it, and what is then expected of it."""
 
     build: Callable[[], nn.Module]
     taps: str
@@ -77,7 +77,7 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_converted_and_fused_nets(case: Case) -> None:
+def test_converted_and_fused_models(case: Case) -> None:
     model = case.build().eval()
     images = torch.randn(2, 3, 64, 64)
     shape = output(model, images).shape
@@ -103,7 +103,7 @@ def test_converted_and_fused_nets(case: Case) -> None:
 
 
 @pytest.mark.parametrize(("path", "angle_groups"), [("circle", None), ("square", 8)])
-def test_a_net_in_float64(path: Any, angle_groups: int | None) -> None:
+def test_a_model_in_float64(path: Any, angle_groups: int | None) -> None:
     model = mobilenet_v3_small().double().eval()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert len(convert(model, where=everything, path=path, angle_groups=angle_groups).converted) == 12

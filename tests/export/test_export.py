@@ -44,7 +44,7 @@ def run_torch(path: Path, images: Tensor) -> Tensor:
     return torch.export.load(path).module()(images)
 
 
-EXPORTERS = [(export_onnx, run_onnx, "net.onnx"), (export_torch, run_torch, "net.pt2")]
+EXPORTERS = [(export_onnx, run_onnx, "model.onnx"), (export_torch, run_torch, "model.pt2")]
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_the_file_computes_what_the_model_does(
 
 def test_an_onnx_file_is_complete_and_has_nothing_of_this_computer(tmp_path: Path) -> None:
     model = build_model("resnet20", width=0.25)
-    path = tmp_path / "net.onnx"
+    path = tmp_path / "model.onnx"
     found = export_onnx(model, path, input_size=(3, 8, 8), classes=["café", "dog"], mean=(0.1, 0.2, 0.3), std=[1, 2, 3])
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
@@ -96,15 +96,15 @@ def test_an_onnx_file_is_complete_and_has_nothing_of_this_computer(tmp_path: Pat
 
 
 def test_a_torch_program_is_folded_and_holds_its_metadata(tmp_path: Path) -> None:
-    export_torch(build_model("resnet20", width=0.25), tmp_path / "net.pt2", input_size=(3, 8, 8), classes="ab")
+    export_torch(build_model("resnet20", width=0.25), tmp_path / "model.pt2", input_size=(3, 8, 8), classes="ab")
     extra = {"metadata.json": ""}
-    program = torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     assert "batch_norm" not in str(program.graph)
     assert json.loads(extra["metadata.json"]) == {"input_size": "[3, 8, 8]", "classes": '["a", "b"]'}
 
 
 @pytest.mark.parametrize(("export", "run", "name"), EXPORTERS)
-def test_the_file_is_not_larger_than_the_dense_nets(
+def test_the_file_is_not_larger_than_the_dense_models(
     export: Exporter, run: Callable[[Path, Tensor], Tensor], name: str, tmp_path: Path
 ) -> None:
     sizes = [
@@ -121,11 +121,11 @@ def test_a_converted_torchvision_resnet18(tmp_path: Path) -> None:
     resnet18 = pytest.importorskip("torchvision.models").resnet18
     model = lively(resnet18(num_classes=10, weights=None))
     convert(model, taps="shared")
-    found = export_onnx(model, tmp_path / "net.onnx", input_size=(3, 40, 40))
+    found = export_onnx(model, tmp_path / "model.onnx", input_size=(3, 40, 40))
     images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         expected = model.eval()(images)
-    torch.testing.assert_close(run_onnx(tmp_path / "net.onnx", images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", images), expected, rtol=1e-4, atol=1e-4)
     assert found.bytes < 4.05 * 11_181_642
 
 
@@ -135,8 +135,8 @@ MAIN = ("rotate4", "rotate2", "rotate2p")
 @pytest.mark.slow
 @pytest.mark.parametrize("conv", MAIN)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_net_exports_at_full_width(name: str, conv: str, tmp_path: Path) -> None:
-    found = export_onnx(lively(build_model(name, conv)), tmp_path / "net.onnx", input_size=(3, 32, 32))
+def test_every_model_exports_at_full_width(name: str, conv: str, tmp_path: Path) -> None:
+    found = export_onnx(lively(build_model(name, conv)), tmp_path / "model.onnx", input_size=(3, 32, 32))
     assert found.largest_difference < 1e-4
     dense = sum(tensor.numel() for tensor in build_model(name, "conv3x3").state_dict().values())
     graph = 2000 * int(re.sub(r"\D", "", name))  # bytes of names and nodes: so many a layer
@@ -280,4 +280,4 @@ def test_missing_packages(package: str, kind: type[Exception], monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", fail)
     match = rf"export to ONNX needs more packages \(no {package} here\): pip install 'rotateconv\[export\]'"
     with pytest.raises(ValueError, match=match):
-        export_onnx(nn.Conv2d(3, 4, 3), "net.onnx", input_size=(3, 8, 8))
+        export_onnx(nn.Conv2d(3, 4, 3), "model.onnx", input_size=(3, 8, 8))

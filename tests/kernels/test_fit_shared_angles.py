@@ -161,7 +161,7 @@ def test_a_turn_solves_for_the_profile_at_the_best_angles(size: int, path: Any) 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e18])
 def test_rows_of_tiny_and_of_huge_weights(scale: float) -> None:
-    """Their squares are beyond float32; dead channels of trained nets are as small."""
+    """Their squares are beyond float32; dead channels of trained models are as small."""
     layer = RotateConv2d(16, 6, taps="profile")
     kernel = layer.kernel().detach() * scale
     left = fit_line(kernel, "profile").residual.double().norm(dim=1) / kernel.double().flatten(1).norm(dim=1)

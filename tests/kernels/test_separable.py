@@ -293,7 +293,7 @@ def test_auto_asks_the_model(monkeypatch: pytest.MonkeyPatch, training: bool) ->
     assert (len(asked), len(ran)) == (1, 2)
 
 
-def test_a_net_of_groups_trains_in_every_form() -> None:
+def test_a_model_of_groups_trains_in_every_form() -> None:
     images = torch.randn(2, 3, 16, 16)
     losses = []
     for form in ("dense", "separable", "auto"):
@@ -302,8 +302,8 @@ def test_a_net_of_groups_trains_in_every_form() -> None:
         def conv(*arguments: Any, chosen: Any = form, **named: Any) -> nn.Module:
             return RotateConv2d(*arguments, **named, taps="profile", angle_groups=4, form=chosen)
 
-        net = build_model("resnet20", conv=conv, width=0.5)
-        loss = net(images).square().sum()
+        model = build_model("resnet20", conv=conv, width=0.5)
+        loss = model(images).square().sum()
         loss.backward()
         losses.append(loss.item())
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)

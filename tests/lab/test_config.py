@@ -132,9 +132,9 @@ def test_every_preset_is_whole(name: str) -> None:
     assert preset.conv in CONVS
     assert make_config(name) == preset
     assert from_json(to_json(preset)) == preset
-    net = build_model(preset.model, preset.conv, width=0.25, growth=preset.growth, dropout=preset.dropout)
-    optimizer = build_optimizer(net, preset.optimization)
-    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, net.parameters()))
+    model = build_model(preset.model, preset.conv, width=0.25, growth=preset.growth, dropout=preset.dropout)
+    optimizer = build_optimizer(model, preset.optimization)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, model.parameters()))
 
 
 @pytest.mark.parametrize(

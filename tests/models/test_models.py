@@ -91,13 +91,13 @@ def test_every_3x3_convolution_but_the_stem_is_made_by_conv(name: str) -> None:
     class Marked(nn.Conv2d):
         pass
 
-    net = on_meta(name, Marked)
-    dense = {n: m for n, m in net.named_modules() if type(m) is nn.Conv2d}
-    marked = [m for m in net.modules() if isinstance(m, Marked)]
+    model = on_meta(name, Marked)
+    dense = {n: m for n, m in model.named_modules() if type(m) is nn.Conv2d}
+    marked = [m for m in model.modules() if isinstance(m, Marked)]
     assert dense.pop("stem").kernel_size == (3, 3)
     assert all(module.kernel_size == (1, 1) for module in dense.values())
     assert all(module.kernel_size == (3, 3) for module in marked)
-    assert all(module.bias is None for module in net.modules() if isinstance(module, nn.Conv2d))
+    assert all(module.bias is None for module in model.modules() if isinstance(module, nn.Conv2d))
     depth = int("".join(filter(str.isdigit, name)))
     assert len(marked) + len(dense) + 2 == depth  # and the stem and the linear layer
 
@@ -105,8 +105,8 @@ def test_every_3x3_convolution_but_the_stem_is_made_by_conv(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (32, 32)])
 def test_output_shape_at_every_input_size(name: str, size: tuple[int, int]) -> None:
-    net = on_meta(name, "conv3x3", num_classes=7, in_channels=1)
-    assert net(torch.empty(2, 1, *size, device="meta")).shape == (2, 7)
+    model = on_meta(name, "conv3x3", num_classes=7, in_channels=1)
+    assert model(torch.empty(2, 1, *size, device="meta")).shape == (2, 7)
 
 
 def test_shortcut_a_takes_every_second_cell_and_adds_channels_of_zeros() -> None:
@@ -136,11 +136,11 @@ def test_a_dense_layer_keeps_what_came_in_and_adds_its_own_channels() -> None:
 
 
 def test_channels_of_a_compressed_densenet() -> None:
-    net = on_meta("densenet-bc100", "conv3x3")
-    kept = [m.out_channels for m in net.modules() if type(m) is nn.Conv2d and m.kernel_size == (1, 1)]
-    assert net.stem.out_channels == 24
+    model = on_meta("densenet-bc100", "conv3x3")
+    kept = [m.out_channels for m in model.modules() if type(m) is nn.Conv2d and m.kernel_size == (1, 1)]
+    assert model.stem.out_channels == 24
     assert [channels for channels in kept if channels != 48] == [(24 + 192) // 2, (108 + 192) // 2]
-    assert net.classifier.in_features == 150 + 192
+    assert model.classifier.in_features == 150 + 192
 
 
 def test_the_layers_keep_their_own_initialization() -> None:
@@ -160,9 +160,9 @@ def test_the_layers_keep_their_own_initialization() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dense_convolutions_are_kaiming_normal(name: str) -> None:
-    net = build_model(name, "conv3x3")
+    model = build_model(name, "conv3x3")
     sums, numbers = 0.0, 0
-    for module in net.modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
             sums += (module.weight.square().sum() * fan_in / 2).item()
@@ -175,8 +175,8 @@ def test_dense_convolutions_are_kaiming_normal(name: str) -> None:
 
 @pytest.mark.parametrize(("width", "base"), [(0.25, 4), (11 / 16, 11), (1.0, 16), (2.5, 40)])
 def test_width_of_a_resnet(width: float, base: int) -> None:
-    net = on_meta("resnet20", "conv3x3", width=width)
-    channels = [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
+    model = on_meta("resnet20", "conv3x3", width=width)
+    channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert channels == [base] * 7 + [2 * base] * 6 + [4 * base] * 6
 
 
@@ -205,14 +205,14 @@ def test_equal_size_width_has_no_nearer_neighbor(name: str, conv: str) -> None:
 
 def test_dropout_follows_every_convolution_but_the_stem() -> None:
     for name in ("densenet40", "densenet-bc100"):
-        net = on_meta(name, "conv3x3", dropout=0.2)
-        modules = list(net.blocks.modules())
+        model = on_meta(name, "conv3x3", dropout=0.2)
+        modules = list(model.blocks.modules())
         followers = [after for m, after in pairwise(modules) if isinstance(m, nn.Conv2d)]
-        assert len(followers) == sum(isinstance(m, nn.Conv2d) for m in net.modules()) - 1
+        assert len(followers) == sum(isinstance(m, nn.Conv2d) for m in model.modules()) - 1
         assert all(isinstance(after, nn.Dropout) and after.p == 0.2 for after in followers)
-    net, x = DenseNet(7, "conv3x3", dropout=0.2), torch.randn(2, 3, 8, 8)
-    assert not torch.equal(net(x), net(x))
-    torch.testing.assert_close(net.eval()(x), net(x), rtol=0, atol=0)
+    model, x = DenseNet(7, "conv3x3", dropout=0.2), torch.randn(2, 3, 8, 8)
+    assert not torch.equal(model(x), model(x))
+    torch.testing.assert_close(model.eval()(x), model(x), rtol=0, atol=0)
 
 
 def test_unknown_names_say_which_come_near() -> None:

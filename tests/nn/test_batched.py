@@ -13,12 +13,15 @@ from rotateconv import CONVS, RotateConv2d, batched_kernels, build_model
 Found = list[Tensor]
 
 
-def run(net: nn.Module, images: Tensor, *, batched: bool) -> Found:
+def run(model: nn.Module, images: Tensor, *, batched: bool) -> Found:
     """Output and gradients of a forward and a backward pass."""
-    net.zero_grad()
-    output = forward(net, images, batched)
+    model.zero_grad()
+    output = forward(model, images, batched)
     output.square().sum().backward()
-    return [output.detach(), *(parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None)]
+    return [
+        output.detach(),
+        *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None),
+    ]
 
 
 def assert_same(found: Found, expected: Found, tolerance: float = 1e-10) -> None:
@@ -50,10 +53,10 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("conv", CONVS)
-def test_gives_the_numbers_of_the_net_alone(conv: str) -> None:
-    net = build_model("resnet20", conv, width=0.25).double()
+def test_gives_the_numbers_of_the_model_alone(conv: str) -> None:
+    model = build_model("resnet20", conv, width=0.25).double()
     batch = torch.randn(2, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    assert_same(run(net, batch, batched=True), run(net, batch, batched=False))
+    assert_same(run(model, batch, batched=True), run(model, batch, batched=False))
 
 
 def test_sorts_unlike_layers() -> None:
@@ -63,75 +66,75 @@ def test_sorts_unlike_layers() -> None:
             layers.append(RotateConv2d(2, 2, size, padding=size // 2, **form))
     layers.insert(3, RotateConv2d(2, 2, padding=1, groups=2, learn_angle=False))
     layers.insert(7, RotateConv2d(2, 2, padding="same", dilation=2, padding_mode="reflect", path="square"))
-    net = nn.Sequential(*layers).double()
-    net[5].angle_grad_scale, net[8].angle_grad_scale = 1, 0.25  # set by hand, one of them as an int
+    model = nn.Sequential(*layers).double()
+    model[5].angle_grad_scale, model[8].angle_grad_scale = 1, 0.25  # set by hand, one of them as an int
     batch = image_for(2, dtype=torch.float64)
-    assert_same(run(net, batch, batched=True), run(net, batch, batched=False))
+    assert_same(run(model, batch, batched=True), run(model, batch, batched=False))
 
 
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (1.0, 8.0)])
 def test_makes_the_kernels_of_all_layers_by_one_node(images: Tensor, scales: tuple[float, float]) -> None:
-    net = two_layers()
-    net[0].angle_grad_scale, net[2].angle_grad_scale = scales
-    assert line_nodes(net(images)) == 2
-    with batched_kernels(net):
-        assert line_nodes(net(images)) == 1
-        assert line_nodes(net(images)) == 2  # the second pass makes its own
-    assert line_nodes(net(images)) == 2
+    model = two_layers()
+    model[0].angle_grad_scale, model[2].angle_grad_scale = scales
+    assert line_nodes(model(images)) == 2
+    with batched_kernels(model):
+        assert line_nodes(model(images)) == 1
+        assert line_nodes(model(images)) == 2  # the second pass makes its own
+    assert line_nodes(model(images)) == 2
 
 
-def change_weight(net: nn.Sequential) -> None:
+def change_weight(model: nn.Sequential) -> None:
     with torch.no_grad():
-        net[2].weight.mul_(2)
+        model[2].weight.mul_(2)
 
 
-def change_angle(net: nn.Sequential) -> None:
+def change_angle(model: nn.Sequential) -> None:
     with torch.no_grad():
-        net[0].angle.add_(1)
+        model[0].angle.add_(1)
 
 
-def change_profile(net: nn.Sequential) -> None:
+def change_profile(model: nn.Sequential) -> None:
     with torch.no_grad():
-        net[0].profile.add_(1)
+        model[0].profile.add_(1)
 
 
-def replace_weight(net: nn.Sequential) -> None:
-    net[0].weight = nn.Parameter(torch.randn_like(net[0].weight))
+def replace_weight(model: nn.Sequential) -> None:
+    model[0].weight = nn.Parameter(torch.randn_like(model[0].weight))
 
 
-def step(net: nn.Sequential) -> None:
-    net(torch.randn(1, 2, 5, 5, dtype=torch.float64)).sum().backward()
-    torch.optim.SGD(net.parameters(), lr=0.5).step()
+def step(model: nn.Sequential) -> None:
+    model(torch.randn(1, 2, 5, 5, dtype=torch.float64)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
 
 
 @pytest.mark.parametrize("change", [change_weight, change_angle, change_profile, replace_weight, step])
 def test_never_uses_a_kernel_of_other_parameters(images: Tensor, change: Callable[[nn.Sequential], None]) -> None:
-    net = two_layers(taps="profile")
-    with batched_kernels(net):
-        change(net)
-        found = net(images)
-    torch.testing.assert_close(found, net(images))
+    model = two_layers(taps="profile")
+    with batched_kernels(model):
+        change(model)
+        found = model(images)
+    torch.testing.assert_close(found, model(images))
 
 
 def test_parameters_that_are_lent_count(images: Tensor) -> None:
-    net = two_layers()
-    lent = {name: torch.randn_like(parameter) for name, parameter in net.named_parameters()}
-    with batched_kernels(net):
-        found = torch.func.functional_call(net, lent, (images,))
-    torch.testing.assert_close(found, torch.func.functional_call(net, lent, (images,)))
+    model = two_layers()
+    lent = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    with batched_kernels(model):
+        found = torch.func.functional_call(model, lent, (images,))
+    torch.testing.assert_close(found, torch.func.functional_call(model, lent, (images,)))
 
 
 def test_kernels_made_without_gradients_are_not_trained_on(images: Tensor) -> None:
-    net = two_layers()
+    model = two_layers()
     with torch.no_grad():
-        context = batched_kernels(net)
+        context = batched_kernels(model)
         context.__enter__()
-    output = net(images)
+    output = model(images)
     context.__exit__(None, None, None)
     output.sum().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
-    with torch.inference_mode(), batched_kernels(net):
-        inside = net(images)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.inference_mode(), batched_kernels(model):
+        inside = model(images)
     torch.testing.assert_close(inside, output.detach())
 
 
@@ -146,180 +149,182 @@ def test_an_inner_context_leaves_the_outer_one_as_it_was(images: Tensor) -> None
 
 
 def test_under_autocast_the_kernels_have_its_type(images: Tensor) -> None:
-    net = two_layers().float()
+    model = two_layers().float()
     with torch.autocast("cpu", torch.bfloat16):
-        expected = net(images.float())
-        with batched_kernels(net):
-            found = net(images.float())
+        expected = model(images.float())
+        with batched_kernels(model):
+            found = model(images.float())
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected)
-    with batched_kernels(net), torch.autocast("cpu", torch.bfloat16):  # made before the type was known
-        torch.testing.assert_close(net(images.float()), expected)
+    with batched_kernels(model), torch.autocast("cpu", torch.bfloat16):  # made before the type was known
+        torch.testing.assert_close(model(images.float()), expected)
 
 
-def test_a_compiled_net_makes_its_own(images: Tensor) -> None:
-    net = two_layers()
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    with batched_kernels(net):
-        torch.testing.assert_close(compiled(images), net(images))
+def test_a_compiled_model_makes_its_own(images: Tensor) -> None:
+    model = two_layers()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with batched_kernels(model):
+        torch.testing.assert_close(compiled(images), model(images))
 
 
 def test_second_derivatives(images: Tensor) -> None:
-    net = two_layers()
+    model = two_layers()
 
     def second(batched: bool) -> Found:
         images.requires_grad_()
-        output = forward(net, images, batched)
+        output = forward(model, images, batched)
         (first,) = torch.autograd.grad(output.square().sum(), images, create_graph=True)
-        return list(torch.autograd.grad(first.square().sum(), list(net.parameters()), allow_unused=True))
+        return list(torch.autograd.grad(first.square().sum(), list(model.parameters()), allow_unused=True))
 
     pairs = zip(second(True), second(False), strict=True)
     assert_same(*map(list, zip(*[(mine, other) for mine, other in pairs if other is not None], strict=True)))
 
 
-def test_a_net_without_such_layers_is_left_alone(images: Tensor) -> None:
-    net = nn.Conv2d(2, 2, 3).double()
-    with batched_kernels(net):
-        torch.testing.assert_close(net(images), net(images))
+def test_a_model_without_such_layers_is_left_alone(images: Tensor) -> None:
+    model = nn.Conv2d(2, 2, 3).double()
+    with batched_kernels(model):
+        torch.testing.assert_close(model(images), model(images))
 
 
 # What a context over a whole model must not change: who learns, what a backward pass costs, which graph is whose.
 
 
-def gradients_of(net: nn.Module) -> list[Tensor | None]:
-    return [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+def gradients_of(model: nn.Module) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
 @pytest.mark.usefixtures("each_kernel_form")
 @pytest.mark.parametrize("frozen", [(0,), (2,), (0, 2)])
 def test_frozen_layers_cost_no_gradient(images: Tensor, frozen: tuple[int, ...]) -> None:
-    net = two_layers()
+    model = two_layers()
     for index in frozen:
-        net[index].requires_grad_(False)
-    with batched_kernels(net):
-        output = net(images.requires_grad_())
+        model[index].requires_grad_(False)
+    with batched_kernels(model):
+        output = model(images.requires_grad_())
     assert line_nodes(output) == 2 - len(frozen)
     output.square().sum().backward()
-    found = gradients_of(net)
-    run(net, images, batched=False)
-    for mine, other in zip(found, gradients_of(net), strict=True):
+    found = gradients_of(model)
+    run(model, images, batched=False)
+    for mine, other in zip(found, gradients_of(model), strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or torch.allclose(mine, other, atol=1e-10)
 
 
 @pytest.mark.usefixtures("each_kernel_form")
 def test_a_layer_that_is_not_used_has_no_gradient(images: Tensor) -> None:
-    net = two_layers()
-    with batched_kernels(net):
-        output = net[0](images)
+    model = two_layers()
+    with batched_kernels(model):
+        output = model[0](images)
     output.sum().backward()
-    assert all(parameter.grad is None for parameter in net[2].parameters())
-    assert all(parameter.grad is not None for parameter in net[0].parameters())
+    assert all(parameter.grad is None for parameter in model[2].parameters())
+    assert all(parameter.grad is not None for parameter in model[0].parameters())
 
 
 @pytest.mark.usefixtures("each_kernel_form")
 def test_losses_of_different_layers_each_run_backward(images: Tensor) -> None:
-    net = nn.ModuleList([RotateConv2d(2, 4), RotateConv2d(2, 3)]).double()
-    with batched_kernels(net):
-        one, other = (layer(images).square().sum() for layer in net)
+    model = nn.ModuleList([RotateConv2d(2, 4), RotateConv2d(2, 3)]).double()
+    with batched_kernels(model):
+        one, other = (layer(images).square().sum() for layer in model)
     one.backward()
-    assert net[1].weight.grad is None
+    assert model[1].weight.grad is None
     other.backward()
-    found = gradients_of(net)
-    net.zero_grad()
-    sum(layer(images).square().sum() for layer in net).backward()
-    for mine, wanted in zip(found, gradients_of(net), strict=True):
+    found = gradients_of(model)
+    model.zero_grad()
+    sum(layer(images).square().sum() for layer in model).backward()
+    for mine, wanted in zip(found, gradients_of(model), strict=True):
         torch.testing.assert_close(mine, wanted)
 
 
 @pytest.mark.usefixtures("each_kernel_form")
 def test_parameters_that_were_changed_before_backward_are_refused(images: Tensor) -> None:
-    net = two_layers()
-    with batched_kernels(net):
-        loss = net(images).sum()
-    change_weight(net)
+    model = two_layers()
+    with batched_kernels(model):
+        loss = model(images).sum()
+    change_weight(model)
     with pytest.raises(RuntimeError, match="found them modified by an in-place operation"):
         loss.backward()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_parts(images: Tensor, reentrant: bool) -> None:
-    net = two_layers()
+    model = two_layers()
 
     def part(batch: Tensor) -> Tensor:
-        return net[0](batch)
+        return model[0](batch)
 
-    with batched_kernels(net):
+    with batched_kernels(model):
         middle = torch.utils.checkpoint.checkpoint(part, images.requires_grad_(), use_reentrant=reentrant)
-        output = net[2](net[1](middle))
+        output = model[2](model[1](middle))
     output.square().sum().backward()
-    found = [parameter.grad.clone() for parameter in net.parameters()]
-    assert_same(found, run(net, images, batched=False)[1:])
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    assert_same(found, run(model, images, batched=False)[1:])
 
 
 def test_what_is_written_through_data_before_the_forward_pass_counts(images: Tensor) -> None:
-    net = two_layers()
-    with batched_kernels(net):
-        net[0].weight.data.mul_(3)
-        nn.utils.vector_to_parameters(2 * nn.utils.parameters_to_vector(net.parameters()).detach(), net.parameters())
-        found = net(images)
-    torch.testing.assert_close(found, net(images))
+    model = two_layers()
+    with batched_kernels(model):
+        model[0].weight.data.mul_(3)
+        nn.utils.vector_to_parameters(
+            2 * nn.utils.parameters_to_vector(model.parameters()).detach(), model.parameters()
+        )
+        found = model(images)
+    torch.testing.assert_close(found, model(images))
 
 
 def test_parametrized_layers_make_their_own(images: Tensor) -> None:
     """A spectral norm takes one step of its power method a forward pass, as in nn.Conv2d, not two."""
     torch.manual_seed(1)
-    net = two_layers()
-    nn.utils.parametrizations.spectral_norm(net[0], "weight")
+    model = two_layers()
+    nn.utils.parametrizations.spectral_norm(model[0], "weight")
     calls: list[int] = []
-    net[0].parametrizations["weight"][0].register_forward_hook(lambda *_: calls.append(1))
-    net(images)
+    model[0].parametrizations["weight"][0].register_forward_hook(lambda *_: calls.append(1))
+    model(images)
     assert len(calls) == 1
-    with batched_kernels(net):
-        net(images)
+    with batched_kernels(model):
+        model(images)
     assert len(calls) == 2
 
 
 def test_kernels_lie_as_the_convolutions_read_them(images: Tensor, each_kernel_form: str) -> None:
     seen: list[Tensor] = []
-    net, convolve = two_layers(), torch.nn.functional.conv2d
+    model, convolve = two_layers(), torch.nn.functional.conv2d
     for order in (torch.channels_last, torch.contiguous_format):
         batch = images.to(memory_format=order)
-        with batched_kernels(net), pytest.MonkeyPatch.context() as patched:
+        with batched_kernels(model), pytest.MonkeyPatch.context() as patched:
             patched.setattr("torch.nn.functional.conv2d", lambda x, k, *a: (seen.append(k), convolve(x, k, *a))[1])
-            net(batch)
+            model(batch)
     orders = (True, True, False, False) if each_kernel_form == "compiled" else (False,) * 4
     assert [kernel.stride(1) == 1 for kernel in seen] == list(orders)
 
 
 def test_contexts_that_are_left_out_of_order(images: Tensor) -> None:
-    net = two_layers()
-    outer, inner = batched_kernels(net), batched_kernels(net)
+    model = two_layers()
+    outer, inner = batched_kernels(model), batched_kernels(model)
     outer.__enter__()
     inner.__enter__()
     outer.__exit__(None, None, None)
     inner.__exit__(None, None, None)
-    assert line_nodes(net(images)) == 2  # nothing is left set
+    assert line_nodes(model(images)) == 2  # nothing is left set
 
 
 def test_a_compiled_model_makes_nothing_ahead(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     from rotateconv.nn import batched
 
-    net = two_layers()
+    model = two_layers()
     monkeypatch.setattr(batched, "_make", lambda *_: pytest.fail("kernels were made for nobody"))
-    with batched_kernels(net):
-        torch.compile(net, backend="aot_eager")(images)
+    with batched_kernels(model):
+        torch.compile(model, backend="aot_eager")(images)
 
 
 @pytest.mark.usefixtures("each_kernel_form")
 def test_second_derivatives_of_the_parameters(images: Tensor) -> None:
-    net = two_layers()
+    model = two_layers()
 
     def penalty(batched: bool) -> list[Tensor]:
-        net.zero_grad()
-        loss = forward(net, images, batched).square().sum()
-        slopes = torch.autograd.grad(loss, [net[0].weight, net[0].angle], create_graph=True)
+        model.zero_grad()
+        loss = forward(model, images, batched).square().sum()
+        slopes = torch.autograd.grad(loss, [model[0].weight, model[0].angle], create_graph=True)
         sum(slope.square().sum() for slope in slopes).backward()
-        return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     assert_same(penalty(True), penalty(False), 1e-8)

@@ -100,8 +100,8 @@ def test_another_form_of_a_layer_is_packed(tmp_path: Path) -> None:
     separable = RotateConfig("profile", angle_groups=4, form="separable")
     put_layers(model, {name: separable})
     assert added_layers(model, build_model("resnet20", "rotate2p-g4", width=0.25)) == {name: separable}
-    pack(model, tmp_path / "net")
-    assert load_packed(tmp_path / "net").get_submodule(name).form == "separable"
+    pack(model, tmp_path / "model")
+    assert load_packed(tmp_path / "model").get_submodule(name).form == "separable"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -129,7 +129,7 @@ def test_memory_format_of_conv2d(form: dict[str, Any], arguments: dict[str, Any]
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert output.stride() == conv(images).stride()
     assert_close(output, expected, scale=3)
-    layer = layer.to(memory_format=torch.channels_last)  # as one does to a whole net
+    layer = layer.to(memory_format=torch.channels_last)  # as one does to a whole model
     assert torch.equal(layer(images), output)
 
 

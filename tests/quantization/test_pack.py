@@ -43,7 +43,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-def net(name: str, conv: str) -> nn.Module:
+def build(name: str, conv: str) -> nn.Module:
     growth = 4 if name == "densenet40" else None
     return shaken(build_model(name, conv, width=0.5 if growth is None else 1.0, growth=growth))
 
@@ -51,9 +51,9 @@ def net(name: str, conv: str) -> nn.Module:
 @pytest.mark.parametrize("conv", CONVS)
 @pytest.mark.parametrize("name", ["resnet20", "densenet40"])
 def test_loading_gives_what_quantize_gives(name: str, conv: str, tmp_path: Path) -> None:
-    model = net(name, conv)
-    pack(model, tmp_path / "net")
-    loaded = load_packed(tmp_path / "net")
+    model = build(name, conv)
+    pack(model, tmp_path / "model")
+    loaded = load_packed(tmp_path / "model")
     assert_same(loaded, quantize(model))
     assert type(loaded) is type(model)
     assert not loaded.training
@@ -63,10 +63,10 @@ def test_loading_gives_what_quantize_gives(name: str, conv: str, tmp_path: Path)
 
 
 def test_a_stream_of_one_number(tmp_path: Path) -> None:
-    # A single norm counts its batches in the only integer of the net, a single slice has the only scale.
+    # A single norm counts its batches in the only integer of the model, a single slice has the only scale.
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
-    pack(model, tmp_path / "net.rotateconv")
-    loaded = load_packed(tmp_path / "net.rotateconv", model=model)
+    pack(model, tmp_path / "model.rotateconv")
+    loaded = load_packed(tmp_path / "model.rotateconv", model=model)
     expected = quantize(model).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
@@ -80,9 +80,9 @@ def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path
     count = {"fewest": most if weight == 8 else 2 ** (weight - 1) + 1, "most": most, None: None}[levels]
     model = build_model("resnet20", "rotate2p-g4", width=0.5)
     more = {"dense_bits": dense, "weight_levels": count, "profile_bits": profile}
-    pack(model, tmp_path / "net", weight_bits=weight, angle_bits=angle, **more)
-    assert_same(load_packed(tmp_path / "net"), quantize(model, weight, angle, **more))
-    described = describe_packed(tmp_path / "net")
+    pack(model, tmp_path / "model", weight_bits=weight, angle_bits=angle, **more)
+    assert_same(load_packed(tmp_path / "model"), quantize(model, weight, angle, **more))
+    described = describe_packed(tmp_path / "model")
     assert described.bits == [weight, angle, dense]
     # What is so without being said is not in the file: older versions read it.
     assert described.levels == (None if count in (2, 2**weight - 1) else count)
@@ -168,8 +168,8 @@ def test_norms_without_statistics_or_weights_are_not_folded() -> None:
 
 def test_what_is_quantized_already_is_packed_without_loss(tmp_path: Path) -> None:
     model = quantize(build_model("resnet20", width=0.5), 3, 4)
-    pack(model, tmp_path / "net", weight_bits=3, angle_bits=4)
-    assert_same(load_packed(tmp_path / "net"), model)
+    pack(model, tmp_path / "model", weight_bits=3, angle_bits=4)
+    assert_same(load_packed(tmp_path / "model"), model)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_neither_model_nor_random_numbers_are_touched(tmp_path: Path) -> None:
     model = build_model("resnet20", width=0.25)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    pack(model, tmp_path / "net")
-    load_packed(tmp_path / "net")
+    pack(model, tmp_path / "model")
+    load_packed(tmp_path / "model")
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -192,34 +192,34 @@ def test_neither_model_nor_random_numbers_are_touched(tmp_path: Path) -> None:
 
 def test_loading_does_not_look_at_the_default_dtype(tmp_path: Path) -> None:
     model = build_model("resnet20", width=0.25)
-    pack(model, tmp_path / "net")
+    pack(model, tmp_path / "model")
     torch.set_default_dtype(torch.float64)
-    assert_same(load_packed(tmp_path / "net"), quantize(model))
+    assert_same(load_packed(tmp_path / "model"), quantize(model))
 
 
 @pytest.mark.parametrize(
     ("conv", "most"), [("rotate4", 65_000), ("rotate2p", 40_500), ("rotate2", 36_000), ("conv3x3", 132_000)]
 )
 def test_sizes_of_resnet20(conv: str, most: int, tmp_path: Path) -> None:
-    pack(build_model("resnet20", conv), tmp_path / "net")
-    assert (tmp_path / "net").stat().st_size < most
+    pack(build_model("resnet20", conv), tmp_path / "model")
+    assert (tmp_path / "model").stat().st_size < most
 
 
 def test_every_stream_is_as_small_as_its_bits(tmp_path: Path) -> None:
     model = build_model("resnet20", "rotate4")
-    pack(model, tmp_path / "net", weight_bits=4, angle_bits=5)
-    with safetensors.safe_open(tmp_path / "net", "pt") as file:
+    pack(model, tmp_path / "model", weight_bits=4, angle_bits=5)
+    with safetensors.safe_open(tmp_path / "model", "pt") as file:
         sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, RotateConv2d))
     angles = sum(m.angle.numel() for m in model.modules() if isinstance(m, RotateConv2d))
     assert sizes["weight"] < 0.94 * weights * 4 / 8  # what Huffman's code gains
     assert sizes["angle"] <= angles * 5 / 8 + 1
-    counts = torch.bincount(read_packed(tmp_path / "net").codes("weight").long()).double()
+    counts = torch.bincount(read_packed(tmp_path / "model").codes("weight").long()).double()
     entropy = -(counts / counts.sum() * (counts / counts.sum()).clamp(min=1e-9).log2()).sum().item()
     assert sizes["weight"] < 1.02 * weights * entropy / 8
 
 
-def test_a_net_knows_the_arguments_that_build_it() -> None:
+def test_a_model_knows_the_arguments_that_build_it() -> None:
     model = build_model("densenet40", "rotate2", 7, 1, 2, growth=2, dropout=0.1)
     arguments = json.loads(json.dumps(model.build_arguments))
     again = build_model(**arguments)
@@ -233,8 +233,8 @@ def test_a_net_knows_the_arguments_that_build_it() -> None:
 
 def test_fused(tmp_path: Path) -> None:
     model = shaken(build_model("resnet20", "rotate2p", width=0.5))
-    pack(model, tmp_path / "net")
-    fused = load_packed(tmp_path / "net", fused=True)
+    pack(model, tmp_path / "model")
+    fused = load_packed(tmp_path / "model", fused=True)
     assert not any(isinstance(module, RotateConv2d) for module in fused.modules())
     assert_same(fused, fuse(quantize(model)))
     assert not fused.training
@@ -243,19 +243,19 @@ def test_fused(tmp_path: Path) -> None:
 def test_what_the_file_says(tmp_path: Path) -> None:
     pack(
         build_model("resnet20", num_classes=2, width=0.25),
-        tmp_path / "net",
+        tmp_path / "model",
         classes=("café", "dog"),
         mean=(0.1, 0.2, 0.3),
         std=(1, 2, 3),
         input_size=(3, 32, 32),
     )
-    found = describe_packed(tmp_path / "net")
+    found = describe_packed(tmp_path / "model")
     assert (found.classes, found.mean, found.std) == (["café", "dog"], [0.1, 0.2, 0.3], [1, 2, 3])
     assert found.input_size == [3, 32, 32]
     assert found.architecture == "ResNet"
     assert found.build["name"] == "resnet20"
-    pack(build_model("resnet20", width=0.25), tmp_path / "net")
-    assert describe_packed(tmp_path / "net").classes is None
+    pack(build_model("resnet20", width=0.25), tmp_path / "model")
+    assert describe_packed(tmp_path / "model").classes is None
 
 
 # ------------------------------------------------------------------------------------ other architectures
@@ -286,28 +286,28 @@ def test_a_converted_model_needs_its_structure(converted: bool, tmp_path: Path) 
     if converted:
         convert(template, taps="profile", path="square", angle_groups=4)
     before = {name: tensor.clone() for name, tensor in template.state_dict().items()}
-    pack(model, tmp_path / "net")
-    loaded = load_packed(tmp_path / "net", model=template)
+    pack(model, tmp_path / "model")
+    loaded = load_packed(tmp_path / "model", model=template)
     assert_same(loaded, quantize(model))
     assert torch.equal(loaded(torch.ones(1, 3, 16, 16)), quantize(model)(torch.ones(1, 3, 16, 16)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in template.state_dict().items())
     assert template.training
 
 
-def test_a_converted_net_of_ours_needs_none(tmp_path: Path) -> None:
+def test_a_converted_model_of_ours_needs_none(tmp_path: Path) -> None:
     model = build_model("resnet20", "conv3x3", width=0.25)
     convert(model, taps="shared", where=lambda name, conv: "stages.1" in name)
-    pack(model, tmp_path / "net")
-    assert_same(load_packed(tmp_path / "net"), quantize(model))
-    assert len(describe_packed(tmp_path / "net").layers) == 6
+    pack(model, tmp_path / "model")
+    assert_same(load_packed(tmp_path / "model"), quantize(model))
+    assert len(describe_packed(tmp_path / "model").layers) == 6
 
 
 def test_profiles_that_are_not_learned_stay_so(tmp_path: Path) -> None:
     model = build_model("resnet20", "conv3x3", width=0.25)
     old = model.stages[0][0].conv1
     model.stages[0][0].conv1 = RotateConv2d.from_conv(old, taps="profile", learn_profile=False)
-    pack(model, tmp_path / "net")
-    loaded = load_packed(tmp_path / "net")
+    pack(model, tmp_path / "model")
+    loaded = load_packed(tmp_path / "model")
     assert_same(loaded, quantize(model))
     assert not loaded.stages[0][0].conv1.learn_profile
     convert(model, taps="profile")
@@ -316,14 +316,14 @@ def test_profiles_that_are_not_learned_stay_so(tmp_path: Path) -> None:
     assert [config.learn_profile for config in layers.values()].count(False) == 1
 
 
-def test_a_net_of_ours_with_another_layer_needs_its_structure(tmp_path: Path) -> None:
+def test_a_model_of_ours_with_another_layer_needs_its_structure(tmp_path: Path) -> None:
     model, template = build_model("resnet20", width=0.25), build_model("resnet20", width=0.25)
     for one in (model, template):
         one.classifier = nn.Linear(16, 3)
-    pack(model, tmp_path / "net")
+    pack(model, tmp_path / "model")
     with pytest.raises(ValueError, match="holds a ResNet, which build_model does not build: give one as the argument"):
-        load_packed(tmp_path / "net")
-    assert_same(load_packed(tmp_path / "net", model=template), quantize(model))
+        load_packed(tmp_path / "model")
+    assert_same(load_packed(tmp_path / "model", model=template), quantize(model))
 
 
 def test_tied_layers(tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_tied_layers(tmp_path: Path) -> None:
         return nn.Sequential(layer, nn.ReLU(), layer)
 
     model = tied()
-    pack(model, tmp_path / "net")
-    loaded = load_packed(tmp_path / "net", model=tied())
+    pack(model, tmp_path / "model")
+    loaded = load_packed(tmp_path / "model", model=tied())
     assert_same(loaded, quantize(model))
     assert loaded[0] is loaded[2]
 
@@ -350,24 +350,24 @@ def test_tied_layers(tmp_path: Path) -> None:
 def test_another_structure(template: nn.Module | None, match: str, tmp_path: Path) -> None:
     model = Own()
     convert(model)
-    pack(model, tmp_path / "net")
+    pack(model, tmp_path / "model")
     with pytest.raises(ValueError, match=match):
-        load_packed(tmp_path / "net", model=template)
+        load_packed(tmp_path / "model", model=template)
 
 
 def test_a_structure_whose_convolution_is_something_else(tmp_path: Path) -> None:
     model, template = Own(), Own()
     convert(model)
     template.body[0] = nn.Linear(3, 3)
-    pack(model, tmp_path / "net")
+    pack(model, tmp_path / "model")
     with pytest.raises(ValueError, match=r"body.0 should be a convolution to make a RotateConv2d of, not a Linear"):
-        load_packed(tmp_path / "net", model=template)
+        load_packed(tmp_path / "model", model=template)
 
 
 def test_a_structure_that_is_not_needed(tmp_path: Path) -> None:
-    pack(build_model("resnet20", width=0.25), tmp_path / "net")
+    pack(build_model("resnet20", width=0.25), tmp_path / "model")
     with pytest.raises(ValueError, match="it says itself how its model is built: leave the argument model out"):
-        load_packed(tmp_path / "net", model=build_model("resnet20", width=0.25))
+        load_packed(tmp_path / "model", model=build_model("resnet20", width=0.25))
 
 
 # -------------------------------------------------------------------------------------------- bad input
@@ -376,37 +376,37 @@ def test_a_structure_that_is_not_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"pack needs float32 numbers, and weight is {dtype}: call model.float\(\)"):
-        pack(nn.Linear(2, 2).to(dtype), tmp_path / "net")
+        pack(nn.Linear(2, 2).to(dtype), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_bits_out_of_range_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weight_bits must be a whole number from 1 to 8, got 9"):
-        pack(nn.Linear(2, 2), tmp_path / "net", weight_bits=9)
+        pack(nn.Linear(2, 2), tmp_path / "model", weight_bits=9)
     model = nn.Linear(2, 2)
     model.bias.data[0] = float("inf")
     with pytest.raises(ValueError, match="cannot quantize bias: only finite numbers"):
-        pack(model, tmp_path / "net")
+        pack(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is a folder; give the name of a file"):
         pack(nn.Linear(2, 2), tmp_path)
-    with pytest.raises(ValueError, match=r"cannot write .*nowhere/net: there is no folder .*nowhere; make it first"):
-        pack(nn.Linear(2, 2), tmp_path / "nowhere" / "net")
+    with pytest.raises(ValueError, match=r"cannot write .*nowhere/model: there is no folder .*nowhere; make it first"):
+        pack(nn.Linear(2, 2), tmp_path / "nowhere" / "model")
 
 
 def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "net").write_bytes(b"before")
+    (tmp_path / "model").write_bytes(b"before")
 
     def full(self: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ValueError, match=r"cannot write .*net: No space left on device"):
-        pack(nn.Linear(2, 2), tmp_path / "net")
-    assert (tmp_path / "net").read_bytes() == b"before"
+    with pytest.raises(ValueError, match=r"cannot write .*model: No space left on device"):
+        pack(nn.Linear(2, 2), tmp_path / "model")
+    assert (tmp_path / "model").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -417,8 +417,8 @@ def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: p
 def test_an_index_has_no_more_bits_than_it_needs(conv: str, index: tuple[int, int], tmp_path: Path) -> None:
     """Positions of a seed need none, those of eight patterns three bits a slice, one of K kernels log2 K."""
     model = build_model("resnet20", conv)
-    pack(model, tmp_path / "net")
-    stored = read_packed(tmp_path / "net").stored
+    pack(model, tmp_path / "model")
+    stored = read_packed(tmp_path / "model").stored
     assert (stored["index"].count, stored["index"].width) == index
     assert stored["weight"].count == 29_696 * (4 if conv in ("mask4", "pattern4") else 1)
 
@@ -428,8 +428,8 @@ def test_any_positions_are_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         random = torch.rand(64, 16, 25).argsort(-1)[..., :7]
         model[0].position.copy_(random)
-    pack(model, tmp_path / "net")
-    loaded = load_packed(tmp_path / "net", model=model)
+    pack(model, tmp_path / "model")
+    loaded = load_packed(tmp_path / "model", model=model)
     assert torch.equal(loaded[0].position, random.short())
     assert torch.equal(loaded[1].position, model[1].position)
 
@@ -441,9 +441,9 @@ def test_equal_kernels_of_a_codebook_are_told_apart_every_time(bits: int, tmp_pa
     with torch.no_grad():
         model[0].codebook[5:9] = model[0].codebook[3]
         model[0].codebook[9:11] = -2 * model[0].codebook[2]
-    pack(model, tmp_path / "net", weight_bits=bits, dense_bits=bits)
+    pack(model, tmp_path / "model", weight_bits=bits, dense_bits=bits)
     expected = quantize(model, weight_bits=bits, dense_bits=bits)
-    assert_same(load_packed(tmp_path / "net", model=model), expected)
+    assert_same(load_packed(tmp_path / "model", model=model), expected)
     assert_same(quantize(expected, weight_bits=bits, dense_bits=bits), expected)
 
 

@@ -23,7 +23,7 @@ from rotateconv.quantization.quantize import entries
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    path = tmp_path / "net"
+    path = tmp_path / "model"
     pack(build_model("resnet20", "rotate2p", width=0.25), path)
     return path
 
@@ -61,17 +61,17 @@ def test_a_file_that_is_altered_anywhere(packed: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + bytes(100), b"\x80\x04" + bytes(50), bytes(1000), b"\xff" * 64])
 def test_a_foreign_file(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "net").write_bytes(data)
+    (tmp_path / "model").write_bytes(data)
     with pytest.raises(ValueError, match="is no packed model, or it was cut off"):
-        load_packed(tmp_path / "net")
+        load_packed(tmp_path / "model")
     with pytest.raises(ValueError, match="is no packed model, or it was cut off"):
-        describe_packed(tmp_path / "net")
+        describe_packed(tmp_path / "model")
 
 
 def test_another_safetensors_file(tmp_path: Path) -> None:
-    save_file({"weight": torch.zeros(3)}, tmp_path / "net")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model")
     with pytest.raises(ValueError, match=r"is a safetensors file but no packed model: make one with rotateconv\.pack"):
-        load_packed(tmp_path / "net")
+        load_packed(tmp_path / "model")
 
 
 def in_description(**changes: object) -> Callable[[dict[str, str]], None]:

@@ -231,7 +231,7 @@ def test_binary_and_ternary_weights_are_trained_and_exported(bits: int, tmp_path
     expected = quantize(model.eval(), bits)
     rows = expected[1].weight.detach().flatten(1)
     assert all(len(row.abs().unique()) == 1 if bits == 1 else len(row.unique()) <= 3 for row in rows)
-    pack(model, tmp_path / "net", weight_bits=bits)
-    assert torch.equal(load_packed(tmp_path / "net", model=model)(images), expected(images))
+    pack(model, tmp_path / "model", weight_bits=bits)
+    assert torch.equal(load_packed(tmp_path / "model", model=model)(images), expected(images))
     pytest.importorskip("onnxruntime")
-    export_onnx(model, tmp_path / "net.onnx", input_size=(1, 8, 8), compact=True, weight_bits=bits)  # compares itself
+    export_onnx(model, tmp_path / "model.onnx", input_size=(1, 8, 8), compact=True, weight_bits=bits)  # compares itself

@@ -165,7 +165,7 @@ def test_half_is_the_nearest_bfloat16_and_never_infinite() -> None:
 
 
 @pytest.mark.parametrize("conv", CONVS)
-def test_every_number_of_a_net_is_on_its_grid(conv: str) -> None:
+def test_every_number_of_a_model_is_on_its_grid(conv: str) -> None:
     model = build_model("resnet20", conv, width=0.5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     quantized = quantize(model, weight_bits=3, angle_bits=4, dense_bits=6)

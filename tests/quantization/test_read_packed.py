@@ -29,7 +29,7 @@ def reader() -> ModuleType:
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """The model with norms that are not the ones of a fresh net."""
+    """The model with norms that are not those that it is built with."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -66,7 +66,7 @@ def test_it_needs_numpy_alone() -> None:
 def test_the_scores_are_those_of_the_model(
     conv: str, bits: tuple[int, int, int], more: dict[str, Any], reader: ModuleType, tmp_path: Path
 ) -> None:
-    file = tmp_path / "net.rotateconv"
+    file = tmp_path / "model.rotateconv"
     model = lively(build_model("resnet20", conv, num_classes=7, width=0.5))
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
     weight, angle, dense = bits
@@ -81,7 +81,7 @@ def test_the_scores_are_those_of_the_model(
 
 
 def test_an_altered_file_is_refused(reader: ModuleType, tmp_path: Path) -> None:
-    file = tmp_path / "net.rotateconv"
+    file = tmp_path / "model.rotateconv"
     pack(build_model("resnet20", width=0.25), file)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

@@ -141,7 +141,7 @@ def test_a_wrong_form_is_not_timed(form: str, dtype: Any, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("case", SMALL[-3:], ids=lambda case: case.kind)
-def test_wrong_nets_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_models_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "line_kernel" if case.kind != "fused model" else "fuse"
     right = getattr(forms, name)
 
@@ -154,7 +154,7 @@ def test_wrong_nets_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.Mo
             return self.inside(images) + 1
 
     if name == "fuse":
-        monkeypatch.setattr(forms, "fuse", lambda net, **options: Off(right(net, **options)))
+        monkeypatch.setattr(forms, "fuse", lambda model, **options: Off(right(model, **options)))
     else:
         monkeypatch.setattr(forms, "line_kernel", lambda *arguments: 1.2 * right(*arguments))
     with pytest.raises(BenchError, match="from the plain form, more than 1e-03: not timed"):

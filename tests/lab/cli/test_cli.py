@@ -315,7 +315,7 @@ def test_evaluate_tells_of_a_validation_split_that_was_trained_on() -> None:
         (["resnet20", "--conv", "conv3x3", "--width", "0.6875"], ["128,017"]),
     ],
 )
-def test_info_tells_the_size_of_a_net(args: list[str], numbers: list[str]) -> None:
+def test_info_tells_the_size_of_a_model(args: list[str], numbers: list[str]) -> None:
     text = run("info", *args)
     assert all(number in text for number in numbers)
     assert ("stages.2.2.conv2" in text) == ("resnet20" in args)

@@ -308,7 +308,7 @@ def test_mistakes_are_told_before_images_are_loaded(
     refused(["train", *args], 2, message)
 
 
-def test_evaluate_refuses_data_that_the_net_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_refuses_data_that_the_model_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small_digits()
     with monkeypatch.context() as patch:
         patch.setattr(images, "load_data", lambda name, *args, **kwargs: data)

@@ -41,22 +41,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_packed_and_unpacked(trained: Path, tmp_path: Path) -> None:
-    file, out = tmp_path / "net.rotateconv", tmp_path / "net.safetensors"
+    file, out = tmp_path / "model.rotateconv", tmp_path / "model.safetensors"
     told = run("pack", trained, "--out", file, "--weight-bits", 3, "--angle-bits", 4, "--dense-bits", 6)
     assert f"{file.stat().st_size:,} bytes" in told
     assert "accuracy    not measured: these are other images of digits" in told
     assert "accuracy    not measured: --no-evaluate" in run("pack", trained, "--out", file, "--no-evaluate")
     run("pack", trained, "--out", file, "--weight-bits", 3, "--angle-bits", 4, "--dense-bits", 6)
-    net = quantize(load_run(trained).model, 3, 4, dense_bits=6)
+    model = quantize(load_run(trained).model, 3, 4, dense_bits=6)
     loaded = load_packed(file).state_dict()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
 
     told = run("unpack", file, "--out", out)
     for text in ("resnet20, rotate2p", "3 bits per weight, 4 per angle, 6 in", "0, 1, 2, 3", "1 x 8 x 8", str(out)):
         assert text in told
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in load_file(out).items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_file(out).items())
     run("unpack", file, "--out", out, "--fused")
-    assert load_file(out).keys() == fuse(net).state_dict().keys()
+    assert load_file(out).keys() == fuse(model).state_dict().keys()
     assert "written" not in run("unpack", file)
 
 
@@ -93,7 +93,7 @@ def test_bits_are_those_of_the_training(quantized: Path, tmp_path: Path) -> None
     assert "--license has no meaning with --to torch-export" in mistake
 
 
-def test_calibrating_gives_as_many_bytes_and_statistics_of_the_rounded_net(trained: Path, tmp_path: Path) -> None:
+def test_calibrating_gives_as_many_bytes_and_statistics_of_the_quantized_model(trained: Path, tmp_path: Path) -> None:
     whole = load_data("digits")  # what the command loads for this run: its data.json is of fewer images
     run_on_all = tmp_path / "run"
     shutil.copytree(trained, run_on_all)
@@ -126,13 +126,13 @@ def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Pa
     assert re.search(r"differs from PyTorch by \d\.\de-0\d at most \(0\.0001 of the outputs", told)
     assert "batch x 1 x 8 x 8, any batch" in told
     assert ("opset 18, IR version" in told) == (to == "onnx")
-    run("pack", trained, "--out", tmp_path / "net")
-    run("export", tmp_path / "net", "--to", to, "--out", tmp_path / "packed.pt2")
-    assert {path.name for path in tmp_path.iterdir()} == {"net", "run.pt2", "packed.pt2"}
+    run("pack", trained, "--out", tmp_path / "model")
+    run("export", tmp_path / "model", "--to", to, "--out", tmp_path / "packed.pt2")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "run.pt2", "packed.pt2"}
 
 
 def test_mistakes(trained: Path, tmp_path: Path) -> None:
-    file = tmp_path / "net"
+    file = tmp_path / "model"
     assert run("pack", trained, "--out", file, "--weight-bits", 9, code=2) == (
         "error: --weight-bits must be a whole number from 1 to 8, or none, not 9\n"
     )
@@ -145,7 +145,7 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     )
     assert "was trained on other images of digits" in run("pack", trained, "--out", file, "--calibrate", code=2)
     assert "is not there" in run("pack", tmp_path / "no", "--out", file, code=2)
-    assert "there is no folder" in run("pack", trained, "--out", tmp_path / "no" / "net", code=2)
+    assert "there is no folder" in run("pack", trained, "--out", tmp_path / "no" / "model", code=2)
     assert "--to must be one of onnx, torch-export, hub, not 'coreml'" in run(
         "export", trained, "--to", "coreml", "--out", file, code=2
     )

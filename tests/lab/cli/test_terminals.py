@@ -31,8 +31,8 @@ SMALL = ["--model", "resnet20", "--width", "0.125", "--epochs", "1"]
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    pack(build_model("resnet20", width=0.25), tmp_path / "net.rcp", classes=NAMES)
-    return tmp_path / "net.rcp"
+    pack(build_model("resnet20", width=0.25), tmp_path / "model.rcp", classes=NAMES)
+    return tmp_path / "model.rcp"
 
 
 def program(*words: object, encoding: str = "utf-8", **options: object) -> "subprocess.CompletedProcess[str]":

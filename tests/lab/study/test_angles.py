@@ -58,16 +58,16 @@ def two_layers() -> nn.Sequential:
 
 
 def test_a_shuffle_permutes_the_angles_alone_and_ends() -> None:
-    net = two_layers()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    first, last = rotate_layers(net).values()
+    model = two_layers()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, last = rotate_layers(model).values()
     with shuffled([first], torch.Generator().manual_seed(0)):
         assert not torch.equal(first.angle, before["0.angle"])
         assert torch.equal(first.angle.flatten().sort().values, before["0.angle"].flatten().sort().values)
-        same = [name for name, tensor in net.state_dict().items() if torch.equal(tensor, before[name])]
+        same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
         assert set(before) - set(same) == {"0.angle"}
         assert torch.equal(last.angle, before["2.angle"])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_movement_is_the_distance_of_every_angle() -> None:
@@ -114,8 +114,8 @@ def test_movement_is_the_distance_of_every_angle() -> None:
 
 
 def test_shared_taps_have_half_the_period() -> None:
-    net = nn.Sequential(RotateConv2d(4, 6, 3, taps="shared"))
-    assert analyse_angles(net, net, lambda: 0.0).period == math.pi
+    model = nn.Sequential(RotateConv2d(4, 6, 3, taps="shared"))
+    assert analyse_angles(model, model, lambda: 0.0).period == math.pi
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_trained_run(small: None, tmp_path: Path) -> None:
     assert analyse(run, small_digits(), draws=2) == found
 
 
-def test_a_net_without_angles_is_packed_alone(small: None, tmp_path: Path) -> None:
+def test_a_model_without_angles_is_packed_alone(small: None, tmp_path: Path) -> None:
     found = analyse(trained(tmp_path / "run", conv="conv3x3", validation=False), small_digits())
     assert found.angles is None
     assert found.validation_seen

@@ -60,8 +60,8 @@ def fake_runs(tasks: list[Task], executor: Executor, count: int, on_event: Any) 
         if task.config.seed == 1 and task.config.conv == "rotate2" and task.config.lr == 9:
             on_event(RunDiverged(task.name, "the loss became infinite"))
             continue
-        with_net = build_model(task.config.model, task.config.conv, 10, 1, task.config.width)
-        found = cost(with_net, (1, 8, 8))
+        with_model = build_model(task.config.model, task.config.conv, 10, 1, task.config.width)
+        found = cost(with_model, (1, 8, 8))
         counts = {"parameters": found.parameters, "multiply_adds": found.multiply_adds}
         write_run(task.out, task.config, accuracy_of(task), seconds_per_epoch=2.0 + task.config.seed, **counts)
         on_event(RunEvent(task.name, RunEnd(read_summary(task.out))))

@@ -57,8 +57,8 @@ def two_layers() -> nn.Module:
     )
 
 
-def no_net() -> str:
-    return "no net"
+def no_model() -> str:
+    return "no model"
 
 
 def needs_an_argument(width: int) -> nn.Module:
@@ -77,7 +77,7 @@ def dense(tmp_path: Path, data: ImageData) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "net.safetensors"
+    path = tmp_path / "model.safetensors"
     path.write_bytes(weights_bytes(two_layers()))
     return path
 
@@ -117,8 +117,8 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
     recalibrate(calibrated, Batches(data.train, len(data.train), mean=data.mean, std=data.std))
     description = DataDescription.of(data)
     accuracies = {
-        key: evaluate_model(net, settings(dense).execution, description, split).accuracy
-        for key, net, split in [
+        key: evaluate_model(model, settings(dense).execution, description, split).accuracy
+        for key, model, split in [
             ("source validation", load_run(dense).model, data.validation),
             ("fitted validation", expected, data.validation),
             ("source test", load_run(dense).model, data.test),
@@ -128,8 +128,8 @@ def test_the_run_starts_from_the_fit_and_keeps_the_source(
         ]
     }
     for key, accuracy in accuracies.items():
-        net, split = key.split()
-        assert getattr(getattr(result, f"{split}_accuracy"), net) == pytest.approx(accuracy)
+        model, split = key.split()
+        assert getattr(getattr(result, f"{split}_accuracy"), model) == pytest.approx(accuracy)
     assert [entry.residual for entry in result.layers] == [entry.residual for entry in report.entries]
     assert result.parameters_before > result.parameters_after == report.parameters_after
     assert conversion_from_json(read_json(tmp_path / "run" / "conversion.json"), "conversion.json") == result
@@ -173,7 +173,7 @@ def test_stages_fit_to_outputs_too(weights: Path, tmp_path: Path, data: ImageDat
     assert all(layer.output_residual is not None for layer in result.layers if layer.reason is None)
 
 
-def test_training_begins_at_the_fitted_net(dense: Path, tmp_path: Path, data: ImageData) -> None:
+def test_training_begins_at_the_fitted_model(dense: Path, tmp_path: Path, data: ImageData) -> None:
     expected = load_run(dense).model
     convert(expected, "free")
     fit(settings(dense, lr=1e-9, epochs=1), tmp_path / "run", data=data)
@@ -214,9 +214,9 @@ def test_another_run_in_the_folder_leaves_nothing_of_the_conversion(
 
 def test_stages_convert_the_nearest_fits_first(weights: Path, tmp_path: Path, data: ImageData) -> None:
     config = own_settings(weights, epochs=10)
-    net = two_layers()
-    load_weights(net, read_weights_file(weights), weights)
-    report = convert(net, "free")
+    model = two_layers()
+    load_weights(model, read_weights_file(weights), weights)
+    report = convert(model, "free")
     nearest = min(report.converted, key=lambda entry: entry.residual or 0).name
     plan = stages_of(config, tmp_path / "run", report, 2)
     assert [(run, settings.convert_only, settings.epochs) for run, settings in plan] == [
@@ -248,7 +248,7 @@ def test_stages_need_a_layer_and_an_epoch_each(stages: int, weights: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_users_own_net(weights: Path, tmp_path: Path, data: ImageData) -> None:
+def test_a_users_own_model(weights: Path, tmp_path: Path, data: ImageData) -> None:
     config = own_settings(weights, epochs=2)
     result = convert_run(dataclasses.replace(config, convert_only="2"), tmp_path / "run", data=data)
     assert [entry.name for entry in result.layers if entry.reason is None] == ["2"]
@@ -259,11 +259,11 @@ def test_a_users_own_net(weights: Path, tmp_path: Path, data: ImageData) -> None
 
 def test_training_with_rounded_numbers_keeps_them(dense: Path, tmp_path: Path, data: ImageData) -> None:
     result = convert_run(settings(dense, qat=True, weight_bits=3, angle_bits=4), tmp_path / "run", data=data)
-    net = load_run(tmp_path / "run").model
-    again = quantize(net, 3, 4)
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    model = load_run(tmp_path / "run").model
+    again = quantize(model, 3, 4)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     assert result.bits == (3, 4, 8)
-    accuracy = evaluate_model(net, settings(dense).execution, DataDescription.of(data), data.test).accuracy
+    accuracy = evaluate_model(model, settings(dense).execution, DataDescription.of(data), data.test).accuracy
     assert accuracy == read_json(tmp_path / "run" / "summary.json")["test_accuracy"]
 
 
@@ -303,7 +303,7 @@ def test_quantized_training_resumes_bit_for_bit(
         assert torch.equal(kept[name], tensor), name
 
 
-def test_a_source_of_the_same_net_is_taken_as_it_is(tmp_path: Path, data: ImageData) -> None:
+def test_a_source_of_the_same_model_is_taken_as_it_is(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="rotate4"), tmp_path / "first", data=data)
     fit(tiny_config(conv="rotate4", source=str(tmp_path / "first"), lr=1e-9), tmp_path / "second", data=data)
     first, second = (load_run(tmp_path / name).model for name in ("first", "second"))
@@ -311,7 +311,7 @@ def test_a_source_of_the_same_net_is_taken_as_it_is(tmp_path: Path, data: ImageD
         torch.testing.assert_close(second.get_parameter(name), parameter, rtol=0, atol=1e-6)
 
 
-def test_a_converted_net_is_trained_on_with_rounded_numbers(dense: Path, tmp_path: Path, data: ImageData) -> None:
+def test_a_converted_model_is_trained_on_with_quantized_numbers(dense: Path, tmp_path: Path, data: ImageData) -> None:
     convert_run(settings(dense, convert_taps="profile"), tmp_path / "lines", data=data)
     config = fine_tuning(read_config(tmp_path / "lines"), str(tmp_path / "lines"))
     fit(dataclasses.replace(config, qat=True, lr=1e-9), tmp_path / "rounded", data=data)
@@ -355,7 +355,7 @@ def test_a_pruned_run_keeps_its_zeros_also_when_it_goes_on(dense: Path, tmp_path
         tiny_config(prune=0.5)
 
 
-def test_a_source_of_another_net_is_refused(dense: Path, tmp_path: Path, data: ImageData) -> None:
+def test_a_source_of_another_model_is_refused(dense: Path, tmp_path: Path, data: ImageData) -> None:
     config = tiny_config(conv="conv3x3", width=2.0, source=str(dense))
     with pytest.raises(ConfigError, match=r"do not fit the model: stem.weight is 8x1x3x3, expected 16x1x3x3; .*more"):
         fit(config, tmp_path / "run", data=data)
@@ -365,11 +365,11 @@ def test_a_source_of_another_net_is_refused(dense: Path, tmp_path: Path, data: I
         convert_run(settings(dense), tmp_path / "run", data=other)
 
 
-def test_a_net_without_dense_convolutions_is_refused(tmp_path: Path, data: ImageData) -> None:
+def test_a_model_without_dense_convolutions_is_refused(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="rotate4", epochs=1), tmp_path / "lines", data=data)
     with pytest.raises(ValueError, match="nothing to convert among the model's convolutions: the stem"):
         convert_run(settings(tmp_path / "lines"), tmp_path / "run", data=data)
-    with pytest.raises(ConfigError, match=r"only: the net has no convolution 'layer9': did|only: .* choose from"):
+    with pytest.raises(ConfigError, match=r"only: the model has no convolution 'layer9': did|only: .* choose from"):
         convert_run(settings(tmp_path / "lines", convert_only="layer9"), tmp_path / "run", data=data)
 
 
@@ -380,10 +380,10 @@ def test_a_net_without_dense_convolutions_is_refused(tmp_path: Path, data: Image
         ("no.such.module:net", "cannot build a model with no.such.module:net: ModuleNotFoundError"),
         (f"{__name__}:nothing", "cannot build a model with .*: AttributeError"),
         (f"{__name__}:needs_an_argument", "cannot build a model with .*: TypeError: .*missing 1 required"),
-        (f"{__name__}:no_net", "must return an nn.Module, not str"),
+        (f"{__name__}:no_model", "must return an nn.Module, not str"),
     ],
 )
-def test_functions_that_build_no_net(factory: str, message: str) -> None:
+def test_functions_that_build_no_model(factory: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_from(factory)
 
@@ -391,12 +391,12 @@ def test_functions_that_build_no_net(factory: str, message: str) -> None:
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model": w, "epoch": 3}])
 @pytest.mark.parametrize(("prefix", "new"), [("", True), ("module.", True), ("", False)])
 def test_weights_as_training_scripts_save_them(wrap: Any, prefix: str, new: bool, tmp_path: Path) -> None:
-    net = two_layers()
-    weights = wrap({prefix + name: tensor for name, tensor in net.state_dict().items()})
-    torch.save(weights, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
-    found = read_weights_file(tmp_path / "net.pt")
-    assert found.keys() == net.state_dict().keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
+    model = two_layers()
+    weights = wrap({prefix + name: tensor for name, tensor in model.state_dict().items()})
+    torch.save(weights, tmp_path / "model.pt", _use_new_zipfile_serialization=new)
+    found = read_weights_file(tmp_path / "model.pt")
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
 
 
 class Malicious:
@@ -444,14 +444,14 @@ def test_files_that_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_first_five_mismatches_are_named() -> None:
-    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)])
-    weights = net.state_dict()
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)])
+    weights = model.state_dict()
     del weights["0.weight"]
     weights |= {"extra": torch.zeros(()), "1.weight": torch.zeros(3, 2)}
     for name in ("2.weight", "2.bias", "3.weight", "3.bias"):
         weights[name] = torch.zeros(5)
     with pytest.raises(ConfigError) as caught:
-        load_weights(net, weights, "old.pt")
+        load_weights(model, weights, "old.pt")
     assert str(caught.value) == (
         "the weights in old.pt do not fit the model: 0.weight is missing, expected 2x2; extra is one number, and the "
         "model has none; 1.weight is 3x2, expected 2x2; 2.weight is 5, expected 2x2; 2.bias is 5, expected 2; and 2 "
@@ -459,18 +459,18 @@ def test_the_first_five_mismatches_are_named() -> None:
     )
 
 
-def test_a_net_that_takes_other_images_is_refused(tmp_path: Path, data: ImageData) -> None:
-    (tmp_path / "net.safetensors").write_bytes(weights_bytes(two_layers()))
+def test_a_model_that_takes_other_images_is_refused(tmp_path: Path, data: ImageData) -> None:
+    (tmp_path / "model.safetensors").write_bytes(weights_bytes(two_layers()))
     description = DataDescription.of(data)
-    config = own_settings(tmp_path / "net.safetensors")
+    config = own_settings(tmp_path / "model.safetensors")
     wide = dataclasses.replace(description, input_shape=(3, 8, 8))
     with pytest.raises(ConfigError, match="does not take images of 3x8x8: "):
-        load_source(str(tmp_path / "net.safetensors"), config.factory, wide)
+        load_source(str(tmp_path / "model.safetensors"), config.factory, wide)
     few = dataclasses.replace(description, classes=("a", "b"))
     with pytest.raises(ConfigError, match=r"must give 2 numbers an image, one a class, not \(10,\)"):
-        load_source(str(tmp_path / "net.safetensors"), config.factory, few)
+        load_source(str(tmp_path / "model.safetensors"), config.factory, few)
     with pytest.raises(ConfigError, match=r"is a file of weights: say which function builds its model"):
-        load_source(str(tmp_path / "net.safetensors"), None, description)
+        load_source(str(tmp_path / "model.safetensors"), None, description)
 
 
 def test_the_teachers_part_of_the_loss_is_there(weights: Path, tmp_path: Path, data: ImageData) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy against bytes: what is measured, how nets are compared at equal bytes, and what is written."""
+"""Accuracy against bytes: what is measured, how models are compared at equal bytes, and what is written."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def row(
 DENSE = [row("a", 100, 50.0, dense=True), row("a", 400, 60.0, dense=True), row("b", 200, 40.0, dense=True)]
 
 
-def test_the_frontier_leaves_out_what_a_smaller_net_equals() -> None:
+def test_the_frontier_leaves_out_what_a_smaller_model_equals() -> None:
     assert [found.bytes for found in pareto(DENSE)] == [100, 400]
     tied = [row("a", 100, 50.0, dense=True), row("b", 100, 51.0, dense=True), row("c", 150, 51.0, dense=True)]
     assert [found.label for found in pareto(tied)] == ["b"]
@@ -54,22 +54,22 @@ def test_the_frontier_leaves_out_what_a_smaller_net_equals() -> None:
         (100, 49.0, -1.0),
         (400, 60.5, 0.5),
         (1600, 61.0, 1.0),  # no larger dense net: level from the largest
-        (99, 90.0, None),  # no dense net as small
+        (99, 90.0, None),  # no dense model as small
     ],
 )
-def test_nets_are_compared_at_equal_bytes(size: float, accuracy: float, above: float | None) -> None:
+def test_models_are_compared_at_equal_bytes(size: float, accuracy: float, above: float | None) -> None:
     found = with_differences([*DENSE, row("lines", size, accuracy)])[-1]
     assert found.label == "lines"
     assert found.above_dense == (None if above is None else pytest.approx(above))
 
 
-def test_dense_nets_stand_first_and_are_compared_with_none() -> None:
+def test_dense_models_stand_first_and_are_compared_with_none() -> None:
     found = with_differences([row("lines", 200, 56.0), *DENSE])
     assert [entry.dense for entry in found] == [True, True, True, False]
     assert [entry.above_dense for entry in found[:3]] == [None] * 3
 
 
-def test_a_net_below_the_dense_ones_is_in_bold() -> None:
+def test_a_model_below_the_dense_ones_is_in_bold() -> None:
     below, above = with_differences([*DENSE, row("lines", 200, 54.0, 54.5), row("more", 200, 56.0)])[-2:]
     rows = sizes_table([below, above, DENSE[0]]).rows
     assert rows[0] == ("lines", "4", "200", "54.25 ± 0.35", "2", "**-0.75**")
@@ -176,8 +176,8 @@ def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> N
     by_key = {(found.label.split()[-1], found.bits): found for found in rows}
     trained = load_run(runs[2])
     part = Batches(data.train, len(data.train), mean=data.mean, std=data.std)
-    for bits, net in ((32, trained.model), (4, quantize(trained.model, 4, 5, calibration=part))):
-        expected = evaluate_model(net, trained.config.execution, trained.data, data.test).accuracy
+    for bits, model in ((32, trained.model), (4, quantize(trained.model, 4, 5, calibration=part))):
+        expected = evaluate_model(model, trained.config.execution, trained.data, data.test).accuracy
         assert by_key["rotate2p", bits].accuracies == (expected,)
     whole = sum(t.numel() * t.element_size() for t in trained.model.state_dict().values())
     assert by_key["rotate2p", 32].bytes == whole
@@ -207,7 +207,7 @@ def test_mistakes(runs: list[Path], data: ImageData) -> None:
         measure_sizes(runs, other, (32,))
 
 
-def test_the_nets_are_not_changed(runs: list[Path], data: ImageData) -> None:
+def test_the_models_are_not_changed(runs: list[Path], data: ImageData) -> None:
     before = load_run(runs[2]).model.state_dict()
     measure_sizes(runs[2:3], data, (2,))
     after = load_run(runs[2]).model.state_dict()

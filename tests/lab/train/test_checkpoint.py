@@ -43,9 +43,9 @@ class Tied(nn.Module):
         self.register_buffer("void", torch.empty(0))
 
 
-def randomise(net: nn.Module) -> None:
+def randomise(model: nn.Module) -> None:
     with torch.no_grad():
-        for tensor in net.state_dict().values():
+        for tensor in model.state_dict().values():
             tensor.copy_(torch.randn(tensor.shape) if tensor.is_floating_point() else torch.randint(9, tensor.shape))
 
 
@@ -57,13 +57,13 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def test_weights_round_trip_exactly_and_stay_tied() -> None:
-    net = Tied()
-    randomise(net)
-    data = weights_bytes(net)
-    assert_equal(read_weights(data), dict(net.state_dict()))
+    model = Tied()
+    randomise(model)
+    data = weights_bytes(model)
+    assert_equal(read_weights(data), dict(model.state_dict()))
     fresh = Tied()
     fresh.load_state_dict(read_weights(data))
-    assert_equal(dict(fresh.state_dict()), dict(net.state_dict()))
+    assert_equal(dict(fresh.state_dict()), dict(model.state_dict()))
     assert fresh.output.weight is fresh.embedding.weight
 
 
@@ -76,11 +76,11 @@ def test_a_tied_weight_is_stored_once() -> None:
 def test_safetensors_reads_the_weights_too(tmp_path: Path) -> None:
     from safetensors.torch import load_model
 
-    net, fresh = Tied(), Tied()
-    randomise(net)
-    (tmp_path / "model.safetensors").write_bytes(weights_bytes(net))
+    model, fresh = Tied(), Tied()
+    randomise(model)
+    (tmp_path / "model.safetensors").write_bytes(weights_bytes(model))
     load_model(fresh, tmp_path / "model.safetensors")
-    assert_equal(dict(fresh.state_dict()), dict(net.state_dict()))
+    assert_equal(dict(fresh.state_dict()), dict(model.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_foreign_weights_are_refused(data: bytes) -> None:
 
 
 def trained() -> tuple[nn.Module, dict[str, Any]]:
-    net = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(net.parameters())
-    net(torch.randn(4, 3)).sum().backward()
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
-    return net, {"step": 7, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "loader": None}
+    return model, {"step": 7, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "loader": None}
 
 
 def test_state_round_trips_exactly(tmp_path: Path) -> None:
-    net, state = trained()
-    path = save_checkpoint(tmp_path, {"model": net, "average": nn.Linear(1, 1)}, state)
+    model, state = trained()
+    path = save_checkpoint(tmp_path, {"model": model, "average": nn.Linear(1, 1)}, state)
     found = load_checkpoint(tmp_path)
     assert found is not None
     assert (found.path, found.damaged) == (path, ())
     assert found.weights.keys() == {"model", "average"}
-    assert_equal(found.weights["model"], dict(net.state_dict()))
+    assert_equal(found.weights["model"], dict(model.state_dict()))
     assert torch.equal(found.state["rng"], state["rng"])
     assert found.state["step"] == 7
     moments = found.state["optimizer"]["state"][0]
@@ -154,20 +154,20 @@ def die_before_change(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
 
 
 def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, finished = nn.Linear(2, 2), []
+    model, finished = nn.Linear(2, 2), []
     for changes in range(100):
         folder = tmp_path / str(changes)
         for step in (1, 2):
-            save_checkpoint(folder, {"model": net}, {"step": step})
+            save_checkpoint(folder, {"model": model}, {"step": step})
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             die_before_change(patch, changes)
-            save_checkpoint(folder, {"model": net}, {"step": 3})
+            save_checkpoint(folder, {"model": model}, {"step": 3})
             finished.append(changes)
         found = load_checkpoint(folder)
         assert found is not None
         assert found.damaged == ()
         assert found.state["step"] in ((3,) if finished else (2, 3))
-        save_checkpoint(folder, {"model": net}, {"step": 4})
+        save_checkpoint(folder, {"model": model}, {"step": 4})
         assert load_checkpoint(folder).state["step"] == 4
         if finished:
             break

@@ -11,7 +11,7 @@ from rotateconv.lab.train.evaluate import evaluate
 CLASSES = ("a", "b", "c")
 
 
-def net() -> nn.Module:
+def build() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Dropout(0.5), nn.Linear(12, 3))
 
 
@@ -34,7 +34,7 @@ def one_by_one(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[
 
 @pytest.mark.parametrize("batch", [1, 7, 50, 64])
 def test_evaluation_is_the_loop_over_single_images(batch: int) -> None:
-    model, batches = net(), split(50, batch)
+    model, batches = build(), split(50, batch)
     loss, accuracy, confusion = one_by_one(model, batches)
     found = evaluate(model, batches, CLASSES)
     assert found.loss == pytest.approx(loss, rel=1e-5)
@@ -46,8 +46,8 @@ def test_evaluation_is_the_loop_over_single_images(batch: int) -> None:
 
 
 def test_every_training_flag_comes_back() -> None:
-    model = net().train()
-    model[1].eval()  # a frozen norm in a training net
+    model = build().train()
+    model[1].eval()  # a frozen norm in a training model
     before = [module.training for module in model.modules()]
     statistics = model[1].running_mean.clone()
     evaluate(model, split(8, 4), CLASSES)
@@ -56,7 +56,7 @@ def test_every_training_flag_comes_back() -> None:
 
 
 def test_flags_come_back_after_an_error() -> None:
-    model = net().train()
+    model = build().train()
     with pytest.raises(ValueError, match=r"expected 2 outputs, one a class, not \(3,\)"):
         evaluate(model, split(8, 4), ("a", "b"))
     assert all(module.training for module in model.modules())

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("tiny")
 def test_angle_grad_scale_overrides_every_layers_own(data: ImageData) -> None:
     described = DataDescription.of(data)
     for scale in (1.0, 7.5):
-        net = build_configured(tiny_config(conv="rotate4", angle_grad_scale=scale).architecture, described)
-        assert [m.angle_grad_scale for m in net.modules() if isinstance(m, RotateConv2d)] == [scale]
+        model = build_configured(tiny_config(conv="rotate4", angle_grad_scale=scale).architecture, described)
+        assert [m.angle_grad_scale for m in model.modules() if isinstance(m, RotateConv2d)] == [scale]
     natural = build_configured(tiny_config(conv="rotate4").architecture, described).conv.angle_grad_scale
     assert natural == Tiny("rotate4", 10, 1, 1.0).conv.angle_grad_scale != 1.0
 

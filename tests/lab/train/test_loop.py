@@ -73,7 +73,7 @@ def test_the_movement_of_angles_is_measured_from_the_first_weights(tmp_path: Pat
     assert record.angle_movement_layers == pytest.approx([moved.mean().item()])
 
 
-def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> None:
+def test_the_movement_of_layers_is_in_the_order_of_the_model(tmp_path: Path) -> None:
     config = make_config("digits", changes={"epochs": 1, "width": 0.25, "conv": "rotate4"})
     data = small_digits()
     fit(config, tmp_path / "run", data=data)
@@ -88,7 +88,7 @@ def test_the_movement_of_layers_is_in_the_order_of_the_net(tmp_path: Path) -> No
     assert record.angle_movement_layers == pytest.approx(moved, rel=1e-4)
 
 
-def test_a_net_without_angles_records_none(tmp_path: Path, data: ImageData) -> None:
+def test_a_model_without_angles_records_none(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="conv3x3", epochs=1), tmp_path / "run", data=data)
     (record,) = read_records(tmp_path / "run")
     assert (record.angle_movement_mean, record.angle_movement_max, record.angle_movement_layers) == (None,) * 3
@@ -99,9 +99,9 @@ def test_train_loss_and_accuracy_are_means_over_images(tmp_path: Path, data: Ima
     fit(config, tmp_path / "run", data=data)
     record = read_records(tmp_path / "run")[0]
     torch.manual_seed(0)
-    net = build_configured(config.architecture, DataDescription.of(data)).train()
+    model = build_configured(config.architecture, DataDescription.of(data)).train()
     images, labels = next(iter(Batches(data.train, 101, mean=data.mean, std=data.std)))
-    scores = net(images)
+    scores = model(images)
     assert record.train_loss == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
     assert record.train_accuracy == pytest.approx(100 * (scores.argmax(1) == labels).sum().item() / 101)
 
@@ -249,7 +249,7 @@ def test_a_precision_that_the_device_refuses_is_told(
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_autocast_reaches_the_net_in_training_and_evaluation(
+def test_autocast_reaches_the_model_in_training_and_evaluation(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     seen = set()

@@ -78,14 +78,14 @@ def test_every_preset_moves_at_every_step(name: str) -> None:
 
 @pytest.mark.parametrize("optimizer", get_args(get_type_hints(RunConfig)["optimizer"]))
 def test_groups_follow_the_schedule_together(optimizer: str) -> None:
-    net = nn.Sequential(RotateConv2d(2, 4), nn.BatchNorm2d(4))
+    model = nn.Sequential(RotateConv2d(2, 4), nn.BatchNorm2d(4))
     config = RunConfig(optimizer=optimizer, lr=0.3, weight_decay=0.01, angle_lr_scale=2.0, momentum=0.7)
-    built = build_optimizer(net, config.optimization)
+    built = build_optimizer(model, config.optimization)
     groups = {group["name"]: group for group in built.param_groups}
-    assert any(p is net[0].angle for p in groups["angles"]["params"])
+    assert any(p is model[0].angle for p in groups["angles"]["params"])
     assert groups["weights"]["weight_decay"] == 0.01
     assert groups["angles"]["weight_decay"] == 0
-    decayed = build_optimizer(net, dataclasses.replace(config, angle_weight_decay=0.02).optimization)
+    decayed = build_optimizer(model, dataclasses.replace(config, angle_weight_decay=0.02).optimization)
     assert [group["weight_decay"] for group in decayed.param_groups if group["name"] == "angles"] == [0.02]
     set_learning_rate(built, 0.5)
     assert groups["weights"]["lr"] == pytest.approx(0.15)
@@ -95,9 +95,9 @@ def test_groups_follow_the_schedule_together(optimizer: str) -> None:
 
 
 def test_optimizers_take_momentum_and_nesterov() -> None:
-    net = nn.Linear(2, 2)
+    model = nn.Linear(2, 2)
     config = RunConfig(momentum=0.7, nesterov=True)
-    sgd = build_optimizer(net, config.optimization).param_groups[0]
+    sgd = build_optimizer(model, config.optimization).param_groups[0]
     assert (sgd["momentum"], sgd["nesterov"], sgd["dampening"]) == (0.7, True, 0)
-    adamw = build_optimizer(net, dataclasses.replace(config, nesterov=False, optimizer="adamw").optimization)
+    adamw = build_optimizer(model, dataclasses.replace(config, nesterov=False, optimizer="adamw").optimization)
     assert adamw.param_groups[0]["betas"] == (0.7, 0.999)
