@@ -1,4 +1,4 @@
-"""All layers' kernels in one launch against the plain form, in Triton's interpreter or on a GPU."""
+"""All layers' kernels in one launch against the reference implementation, in Triton's interpreter or on a GPU."""
 
 from collections.abc import Sequence
 from typing import Any

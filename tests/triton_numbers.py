@@ -1,4 +1,4 @@
-"""The Triton kernels against the plain form, in Triton's interpreter or on a GPU; test_triton.py runs this file."""
+"""The Triton kernels against the reference, in Triton's interpreter or on a GPU; test_triton.py runs this file."""
 
 from itertools import product
 from typing import Any

@@ -38,8 +38,10 @@ def configuration_page() -> str:
     lines += ["| preset | keys |", "| --- | --- |"]
     for name, preset in PRESETS.items():
         values = ((field.name, getattr(preset, field.name), field.default) for field in dataclasses.fields(preset))
-        told = ", ".join(f"{key}={_text(value)}" for key, value, usual in values if value != usual and key != "recipe")
-        lines.append(f"| `{name}` | {told} |")
+        settings = ", ".join(
+            f"{key}={_text(value)}" for key, value, usual in values if value != usual and key != "recipe"
+        )
+        lines.append(f"| `{name}` | {settings} |")
     lines += ["", "## Names of version 0.1.0", "", "A `config.json` that has these still loads.", ""]
     lines += ["| then | now |", "| --- | --- |", *(f"| `{old}` | `{new}` |" for old, new in RENAMED.items())]
     return "\n".join([*lines, ""])

@@ -156,7 +156,7 @@ def test_an_error_leaves_the_model_as_it_was(data: Any, message: str) -> None:
 
 def test_batches_may_be_those_of_a_loader() -> None:
     model = trained(nn.Conv2d(8, 8, 3))
-    labelled = torch.utils.data.TensorDataset(torch.cat(images()), torch.zeros(64))
-    report = convert(model, data=torch.utils.data.DataLoader(labelled, batch_size=20))
+    labeled = torch.utils.data.TensorDataset(torch.cat(images()), torch.zeros(64))
+    report = convert(model, data=torch.utils.data.DataLoader(labeled, batch_size=20))
     assert report.converted[0].output_residual is not None
     assert "of its outputs 0." in str(report)

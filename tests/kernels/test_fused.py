@@ -229,7 +229,7 @@ def test_compiled_closed_form(taps: int, shape: tuple[int, ...]) -> None:
 
 
 def test_the_compiler_is_given_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "line_kernel", lambda *arguments: pytest.fail("the plain form was traced"))
+    monkeypatch.setattr(fused, "line_kernel", lambda *arguments: pytest.fail("the reference was traced"))
     weight, angle = inputs((4, 6), 3)
     torch._dynamo.reset()
     torch.compile(fused_line_kernel, fullgraph=True, backend="aot_eager")(weight, angle).sum().backward()

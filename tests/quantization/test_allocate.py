@@ -73,7 +73,7 @@ def test_a_chain_has_parts_too_and_weights_of_lines_no_zero() -> None:
     found = allocate_bits(model, IMAGES, 10**5).bits
     own = dict(found.layers)
     bits = [own.get(str(number), (found.weight, found.angle)) for number in range(1, 8)]
-    assert bits[0:6:2] == bits[1:7:2]  # neighbours are one part
+    assert bits[0:6:2] == bits[1:7:2]  # neighbors are one part
     assert found.levels == 2**found.weight
 
 

@@ -20,7 +20,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
 
         running_mean = Σ n_b mean_b / Σ n_b,    running_var = Σ n_b var_b / Σ n_b
 
-    of its input, where the norms before it already normalise by the batch, as in training; one that is passed several
+    of its input, where the norms before it already normalize by the batch, as in training; one that is passed several
     times in a batch counts each of them. All else, dropout too, is in evaluation mode. Norms that keep no statistics,
     or that no batch reaches, stay as they are.
 

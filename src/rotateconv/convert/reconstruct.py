@@ -37,7 +37,7 @@ _PRODUCTS = 2**36  # in the second moments of a layer: a few seconds
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What became of a layer's output error ‖ŷ - y‖ / ‖y - mean(y)‖ against the convolution that it replaced."""
+    """A layer's output error ‖ŷ - y‖ / ‖y - mean(y)‖ against the convolution that it replaced."""
 
     before: float
     after: float

@@ -57,7 +57,7 @@ def expected(owner: type, name: str) -> str:
     """
     kinds = kinds_of(owner, name)
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    told = [
+    choices = [
         "one of " + ", ".join(get_args(kind))
         if get_origin(kind) is Literal
         else words.get(kind) or ("names" if str in get_args(kind) else "numbers") + " with commas between"
@@ -65,7 +65,7 @@ def expected(owner: type, name: str) -> str:
         if kind is not types.NoneType
     ]
     bounds = {type(data): data for data in field_of(owner, name).metadata}
-    return " or ".join(told) + _range(bounds) + (", or none" if types.NoneType in kinds else "")
+    return " or ".join(choices) + _range(bounds) + (", or none" if types.NoneType in kinds else "")
 
 
 def _range(bounds: dict[type, Any]) -> str:

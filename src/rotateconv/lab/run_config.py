@@ -135,7 +135,7 @@ class RunConfig:
     convert_path: Literal["circle", "square"] = "circle"
     """Path of their taps."""
     convert_angle_groups: Annotated[int | None, Ge(1)] = None
-    """Groups of output channels that share angles; none for an angle a slice."""
+    """Groups of output channels that share angles; none for one angle per slice."""
     convert_learn_angle: bool = True
     """Learn their angles; without it, they stay as they were fitted."""
     convert_form: Literal["auto", "dense", "separable"] = "auto"

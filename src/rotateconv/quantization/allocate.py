@@ -89,9 +89,9 @@ def allocate_bits(
     images = [batch if isinstance(batch, Tensor) else batch[0] for batch in batches]
     if not sum(map(len, images)):
         raise InputError("allocate_bits needs images: what fewer bits cost is measured on them")
-    lines = [module for module in model.modules() if isinstance(module, RotateConv2d)]
-    even = bool(lines) and all(layer.taps != "free" for layer in lines)
-    steps = STEPS if lines else tuple(dict(STEPS).items())  # without angles, those that differ in the weight
+    rotated = [module for module in model.modules() if isinstance(module, RotateConv2d)]
+    even = bool(rotated) and all(layer.taps != "free" for layer in rotated)
+    steps = STEPS if rotated else tuple(dict(STEPS).items())  # without angles, those that differ in the weight
 
     def bits_of(chosen: Sequence[Step], parts: Sequence[Part]) -> Bits:
         weight, angle = max(chosen, key=chosen.count)

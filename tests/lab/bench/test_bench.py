@@ -136,7 +136,7 @@ def test_a_wrong_form_is_not_timed(form: str, dtype: Any, monkeypatch: pytest.Mo
 
     for wrong in (wrong_values, wrong_gradient):
         monkeypatch.setattr(RotateConv2d, "forward", wrong)
-        with pytest.raises(BenchError, match=f"{form} is .* from the plain form"):
+        with pytest.raises(BenchError, match=f"{form} is .* from the reference implementation"):
             build_forms(case)
 
 
@@ -157,7 +157,7 @@ def test_wrong_models_and_kernels_are_not_timed(case: Case, monkeypatch: pytest.
         monkeypatch.setattr(forms, "fuse", lambda model, **options: Off(right(model, **options)))
     else:
         monkeypatch.setattr(forms, "line_kernel", lambda *arguments: 1.2 * right(*arguments))
-    with pytest.raises(BenchError, match="from the plain form, more than 1e-03: not timed"):
+    with pytest.raises(BenchError, match="from the reference implementation, more than 1e-03: not timed"):
         build_forms(case)
 
 

@@ -15,7 +15,7 @@ MEAN, STD = (0.5, 0.25, 0.4), (0.2, 0.3, 0.25)
 
 
 def numbered(count: int, size: int = 8) -> Split:
-    """Random images, each labelled with its own place."""
+    """Random images, each labeled with its own place."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     return Split(images, torch.arange(count))
@@ -38,8 +38,8 @@ def in_place(batches: Batches, epoch: int) -> Tensor:
     return images[labels.argsort()]
 
 
-def normalised(images: Tensor) -> Tensor:
-    """The slow twin of normalisation: one number after the other, in float64."""
+def normalized(images: Tensor) -> Tensor:
+    """The slow twin of normalization: one number after the other, in float64."""
     result = torch.empty(images.shape, dtype=torch.float64)
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         result[:, channel] = (images[:, channel].double() / 255 - mean) / std
@@ -47,7 +47,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def variants(image: Tensor, pad: int, mode: str) -> Iterator[tuple[tuple[int, int, bool], Tensor]]:
-    """Every crop of one normalised image padded pixel by pixel, with its corner and whether it is mirrored."""
+    """Every crop of one normalized image padded pixel by pixel, with its corner and whether it is mirrored."""
     _, height, width = image.shape
     for top in range(2 * pad + 1):
         for left in range(2 * pad + 1):
@@ -63,11 +63,11 @@ def variants(image: Tensor, pad: int, mode: str) -> Iterator[tuple[tuple[int, in
             yield (top, left, True), crop.flip(2)
 
 
-def test_without_augmentation_images_are_normalised_in_order() -> None:
+def test_without_augmentation_images_are_normalized_in_order() -> None:
     split = numbered(10)
     images, labels = epoch_of(make(split, flip=True))
     assert torch.equal(labels, split.labels)
-    torch.testing.assert_close(images.double(), normalised(split.images), rtol=0, atol=1e-6)
+    torch.testing.assert_close(images.double(), normalized(split.images), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("augment", ["paper", "fast"])
@@ -76,7 +76,7 @@ def test_every_augmented_image_is_a_crop_and_every_crop_occurs(augment: str, fli
     split = numbered(6, size=8)
     batches = make(split, augment=augment, flip=flip, shuffle=True)
     epochs = [in_place(batches, epoch) for epoch in range(120)]
-    for place, image in enumerate(normalised(split.images).float()):
+    for place, image in enumerate(normalized(split.images).float()):
         names, crops = zip(*variants(image, pad=1, mode=augment), strict=True)
         seen = set()
         for images in epochs:
@@ -86,10 +86,10 @@ def test_every_augmented_image_is_a_crop_and_every_crop_occurs(augment: str, fli
         assert seen == {name for name in names if flip or not name[2]}
 
 
-def test_padding_of_paper_is_zero_after_normalisation() -> None:
+def test_padding_of_paper_is_zero_after_normalization() -> None:
     white = Split(torch.full((50, 3, 8, 8), 255, dtype=torch.uint8), torch.arange(50))
     images, _ = epoch_of(make(white, augment="paper"))
-    inside = normalised(white.images)[0, :, 0, 0].float().view(1, 3, 1, 1)
+    inside = normalized(white.images)[0, :, 0, 0].float().view(1, 3, 1, 1)
     outside = images == 0
     assert outside.any()
     torch.testing.assert_close(images, inside.where(~outside, 0.0), rtol=0, atol=1e-6)
@@ -282,7 +282,7 @@ def test_one_pass_over_the_images_is_no_alias_of_them() -> None:
     for images, _ in make(split):
         images.zero_()
     assert torch.equal(split.images, before)
-    assert F.l1_loss(next(iter(make(split)))[0].double(), normalised(before)) < 1e-6
+    assert F.l1_loss(next(iter(make(split)))[0].double(), normalized(before)) < 1e-6
 
 
 @pytest.mark.parametrize(

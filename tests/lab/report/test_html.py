@@ -14,7 +14,7 @@ from commands import invoke
 from rotateconv.lab.report.html import comparison_page, run_page
 from rotateconv.lab.report.html_charts import Series, confusion_matrix, line_chart, rose
 from rotateconv.lab.report.statistics import make_groups
-from rotateconv.lab.study.run_details import FileSize, RunDetails, TurnedLayer, read_details
+from rotateconv.lab.study.run_details import FileSize, MovedLayer, RunDetails, read_details
 from study_runs import write_comparison
 
 RUN = Path(__file__).parents[2] / "fixtures" / "run-folder"
@@ -137,6 +137,6 @@ def test_a_run_without_angles_has_no_kernels(details: RunDetails) -> None:
 
 
 def test_a_rose_of_a_layer_tells_before_from_after(details: RunDetails) -> None:
-    layer: TurnedLayer = details.layers[0]
+    layer: MovedLayer = details.layers[0]
     both, after = rose(layer.before, layer.after, 1, "a"), rose(None, layer.after, 1, "a")
     assert ('class="before"' in both, 'class="before"' in after) == (True, False)

@@ -38,8 +38,8 @@ TURN = 2 * math.pi
 
 def test_the_mean_of_cos4_is_what_the_caption_says() -> None:
     quarters = torch.randint(4, (2000,)) * (TURN / 4)
-    for centre, sign in ((0.0, 1), (math.pi / 4, -1)):
-        assert sign * mean_cos4(quarters + centre + 0.2 * torch.randn(2000)) > 0.5
+    for center, sign in ((0.0, 1), (math.pi / 4, -1)):
+        assert sign * mean_cos4(quarters + center + 0.2 * torch.randn(2000)) > 0.5
     assert mean_cos4(quarters) == pytest.approx(1.0)
     draws = [mean_cos4(torch.rand(80) * TURN) for _ in range(1000)]
     assert statistics.fmean(draws) == pytest.approx(0.0, abs=4 / math.sqrt(160_000))

@@ -569,13 +569,13 @@ def test_a_run_with_a_source_goes_on_without_it(dense: Path, data: ImageData, tm
 def test_a_models_own_normalization_is_asked_for_and_then_taken(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = data.normalised_by((0.5,), (0.25,))
+    own = data.normalized_by((0.5,), (0.25,))
     config = tiny_config(factory=FACTORY, conv="conv3x3", epochs=40, lr=0.02)
     fit(config, tmp_path / "dense", data=own)
     weights = tmp_path / "dense" / "model.safetensors"
     settings = dataclasses.replace(fine_tuning(config, str(weights)), convert_taps="free", epochs=1)
     assert settings.lr == pytest.approx(0.02 / 20)  # nobody knows what it was trained with
-    wrong = data.normalised_by((0.0,), (0.1,))
+    wrong = data.normalized_by((0.0,), (0.1,))
     with pytest.raises(ConfigError, match=r"% with its norms recalibrated: .*; give its own with --mean and --std"):
         convert_run(settings, tmp_path / "run", data=wrong)
     assert not (tmp_path / "run").exists()

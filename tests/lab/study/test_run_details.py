@@ -11,7 +11,7 @@ import torch
 from rotateconv.errors import RunError
 from rotateconv.lab.config import make_config
 from rotateconv.lab.study.angles import starting_model
-from rotateconv.lab.study.run_details import FRAMES, read_details, short_way, turned_layer
+from rotateconv.lab.study.run_details import FRAMES, moved_layer, read_details, short_way
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run, pack_model
 from rotateconv.nn.conv import RotateConv2d
@@ -33,7 +33,7 @@ LAYERS = [
 def test_the_first_frame_is_the_start_and_the_last_the_end(options: dict[str, object]) -> None:
     start, end = (RotateConv2d(3, 8, **{"kernel_size": 3, **options}) for _ in range(2))  # type: ignore[arg-type]
     before = {key: value.clone() for key, value in end.state_dict().items()}
-    found = turned_layer("a", start, end)
+    found = moved_layer("a", start, end)
     size = end.kernel_size[0]
     frames = torch.frombuffer(bytearray(found.frames), dtype=torch.int8).view(FRAMES, len(found.shown), size, size)
     for frame, layer in ((frames[0], start), (frames[-1], end)):
@@ -53,7 +53,7 @@ def test_the_first_frame_is_the_start_and_the_last_the_end(options: dict[str, ob
 
 
 def test_a_layer_without_a_known_start_has_one_frame() -> None:
-    found = turned_layer("a", None, RotateConv2d(2, 2, 3))
+    found = moved_layer("a", None, RotateConv2d(2, 2, 3))
     assert len(found.frames) == 4 * 9
     assert (found.before, found.moved) == (None, None)
     assert all(first == last for first, last in found.turns)

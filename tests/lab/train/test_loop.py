@@ -281,7 +281,7 @@ def test_every_preset_trains_a_step(tmp_path: Path, data: ImageData) -> None:
         assert summary.steps == read_records(tmp_path / name)[-1].step
 
 
-def test_given_normalisation_reaches_the_run(tmp_path: Path) -> None:
+def test_given_normalization_reaches_the_run(tmp_path: Path) -> None:
     config = tiny_config(epochs=1, mean=(0.25,), std=(0.5,))
     fit(config, tmp_path / "run", data=load_images(config.images))
     assert read_json(tmp_path / "run" / "data.json")["mean"] == [0.25]

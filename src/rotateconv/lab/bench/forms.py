@@ -1,4 +1,4 @@
-"""The forms of a case as functions to time; each of ours is first compared with the plain form of line_kernel."""
+"""The forms of a case as functions to time; ours are first compared with the reference implementation, line_kernel."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ from rotateconv.optim import param_groups
 Work = Callable[[], object]
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 6e-2}
-"""Of an output or gradient from the plain form, as a share of its largest number."""
+"""Of an output or gradient from the reference implementation, as a share of its largest number."""
 
 
 def build_forms(case: Case, device: str = "cpu") -> dict[str, Work]:
@@ -35,7 +35,7 @@ def build_forms(case: Case, device: str = "cpu") -> dict[str, Work]:
         Functions without arguments by the name of the form; a peer that is not installed is left out.
 
     Raises:
-        BenchError: If a form of ours differs from the plain form.
+        BenchError: If a form of ours differs from the reference implementation.
     """
     torch.manual_seed(0)
     build = {"kernel": _kernels, "layer": _layers, "model": _models, "fused model": _fused_models}[case.kind]
@@ -259,4 +259,6 @@ def _check(name: str, found: list[Tensor], expected: list[Tensor], tolerance: fl
     for mine, other in zip(found, expected, strict=True):
         error = (mine.float() - other).abs().max() / other.abs().max().clamp(min=1e-12)
         if not error <= tolerance:
-            raise BenchError(f"{name} is {error:.1e} from the plain form, more than {tolerance:.0e}: not timed")
+            raise BenchError(
+                f"{name} is {error:.1e} from the reference implementation, more than {tolerance:.0e}: not timed"
+            )

@@ -58,13 +58,13 @@ def analyse(
         if (counts := read_summary(run).test_confusion) is not None:
             title = f"{run.name}: the test images"
             draw_confusion(counts, read_description(run).classes, run / "confusion.png", title)
-        told = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
+        message = f"packed {found.packed.bytes:,} bytes, {found.packed.validation_accuracy:.2f} %"
         if found.angles is not None:
             color = layers_color(layers_label(config))
             draw_angles(found, run / "analysis.png", title=run.name, color=color)
             together = found.angles.all
-            told += f", moved {together.movement.mean:.3f} rad, shuffled {together.shuffled.mean:.2f} %"
-        say(console, f"{run.name}: validation accuracy {found.validation_accuracy:.2f} %, {told}")
+            message += f", moved {together.movement.mean:.3f} rad, shuffled {together.shuffled.mean:.2f} %"
+        say(console, f"{run.name}: validation accuracy {found.validation_accuracy:.2f} %, {message}")
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -90,7 +90,7 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
         make_folder(out)
     console = make_console()
 
-    def tell(case: cases.Case, rows: "list[Row | LostRow]", record: "BenchRecord") -> None:
+    def show(case: cases.Case, rows: "list[Row | LostRow]", record: "BenchRecord") -> None:
         say(console, f"{case.name}, {case.how}")
         for row in rows:
             say(console, f"    {row}")
@@ -102,7 +102,7 @@ def _measure(*, full: bool, targets: bool, eager: bool, name: str | None, second
     if eager:
         todo = [case for case in todo if not case.compiled]
         goals = [goal for goal in goals if not goal.case.compiled]
-    found = run.run_bench(todo, goals, device=device, seconds=seconds, on_case=tell)
+    found = run.run_bench(todo, goals, device=device, seconds=seconds, on_case=show)
     text = report.to_markdown(found)
     say(console, "\n" + text[: text.index("\n## One layer")] if "\n## One layer" in text else "\n" + text)
     if out is not None:

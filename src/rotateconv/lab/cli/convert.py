@@ -74,8 +74,8 @@ def convert(
 ) -> None:
     """Convert a trained model to RotateConv layers, fine-tune it with its original as the teacher, and report the cost.
 
-    A run's own recipe with half its epochs and learning rate is what it is fine-tuned with, unless told otherwise;
-    its data too. A model of your own may want its own normalization: --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2.
+    A run's own recipe with half its epochs and learning rate is what it is fine-tuned with, if no option differs; its
+    data too. A model of your own may want its own normalization: --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2.
     SOURCE is never changed. The same command goes on after Ctrl-C.
     """
     without_torchrun("convert", jobs=False)

@@ -45,26 +45,26 @@ def _of_the_command_line(error: CycloptsError) -> Failure:
         case UnknownCommandError():
             name = (error.unused_tokens or [""])[0]
             commands = [command for command in (error.app or ()) if not command.startswith("-")]
-            told = f"unknown command {name!r}: {nearest(name, commands)}"
+            sentence = f"unknown command {name!r}: {nearest(name, commands)}"
         case UnknownOptionError():
             name = (error.token.keyword or error.token.value).partition("=")[0]
             options = [option for argument in error.argument_collection for option in argument.names]
             near = nearest(name, options)
-            told = f"unknown option {name!r}" + (f": {near}" if near.startswith("did") else "")
+            sentence = f"unknown option {name!r}" + (f": {near}" if near.startswith("did") else "")
         case CoercionError() if error.token is not None and error.msg is None:
             name = error.token.keyword or (error.argument.name if error.argument else "a value")
-            told = f"{name} must be {_kind(error.target_type)}, not {error.token.value!r}"
+            sentence = f"{name} must be {_kind(error.target_type)}, not {error.token.value!r}"
         case MissingArgumentError() if error.argument is not None:
             name = error.keyword or error.argument.name
             given = error.keyword is not None or error.argument.tokens
-            told = (
+            sentence = (
                 f"{name} requires a value{_instead(name, error.root_input_tokens)}" if given else f"{name} is missing"
             )
         case UnusedCliTokensError():
-            told = f"unexpected argument {' '.join(error.unused_tokens or ())!r}"
+            sentence = f"unexpected argument {' '.join(error.unused_tokens or ())!r}"
         case _:
-            told = " ".join(str(error).split()).rstrip(".")
-    return Failure(MISTAKE, f"{told}{' See' if told.endswith('?') else '; see'} {command} --help")
+            sentence = " ".join(str(error).split()).rstrip(".")
+    return Failure(MISTAKE, f"{sentence}{' See' if sentence.endswith('?') else '; see'} {command} --help")
 
 
 def _instead(option: str, words: Sequence[str] | None) -> str:

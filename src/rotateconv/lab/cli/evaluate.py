@@ -102,11 +102,11 @@ def _show_classes(console: Console, found: "Evaluation") -> None:
     for number, (name, accuracy) in enumerate(found.class_accuracy.items()):
         row = confusion[number]
         if whole:
-            told: list[Any] = [_cell(count, number == place) for place, count in enumerate(row)]
+            cells: list[Any] = [_cell(count, number == place) for place, count in enumerate(row)]
         else:
             count, wrong = max((count, place) for place, count in enumerate(row) if place != number)
-            told = [f"{found.classes[wrong]} ({count})" if count else ""]
-        table.add_row(str(number), name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.1f}", *told)
+            cells = [f"{found.classes[wrong]} ({count})" if count else ""]
+        table.add_row(str(number), name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.1f}", *cells)
     console.print(table)
 
 

@@ -47,8 +47,8 @@ def pack(
 ) -> None:
     """Write a trained model into a file of a few kilobytes: quantized, entropy-coded, with all that rebuilds it.
 
-    Rounding shifts what each batch norm sees. With --calibrate they measure it again on 2,048 training images: as many
-    bytes, and most of the accuracy that rounding after the training loses comes back.
+    Quantization shifts what each batch norm sees. With --calibrate they are recalibrated on 2,048 training images: as
+    many bytes, and most of the accuracy that quantization after the training loses comes back.
 
     A model that was trained with --qat keeps the bits it was trained with; any other gets 4 per weight, 5 per angle and
     8 in stem, 1x1 and linear layers.

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: a bar on a terminal, a line an epoch elsewhere."""
+"""What a training run reports while it runs: a bar on a terminal, a line per epoch elsewhere."""
 
 import dataclasses
 import time

@@ -57,7 +57,7 @@ def shrink(
     jobs: executors.Jobs = None,
     device: options.Device = None,
 ) -> None:
-    """Find the lines and bits with which a trained model fits in so many bytes and loses least, and write that file.
+    """Write a trained model into so many bytes, in the form and with the bits with which it loses least.
 
     The model is tried as it is and as RotateConv layers of every kind, without training at the largest bits that fit;
     then the best third, and the model as it is, trained with quantized numbers and their original (or the run of

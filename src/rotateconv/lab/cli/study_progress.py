@@ -1,4 +1,4 @@
-"""What the runs of a study tell while they are done."""
+"""What is reported of the runs of a study while they are done."""
 
 import time
 from pathlib import Path
@@ -23,9 +23,11 @@ class StudyProgress:
 
     def __init__(self, console: Console, base: RunConfig, seeds: int | None, data: DataDescription, out: Path) -> None:
         self.console, self.base, self.seeds, self.data, self.out = console, base, seeds, data, out
-        name, told = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[told]"))
-        self.bar = Progress(name, BarColumn(None), told, console=console, expand=True, disable=not console.is_terminal)
-        self.total = self.bar.add_task("all runs", told="")
+        name, message = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[message]"))
+        self.bar = Progress(
+            name, BarColumn(None), message, console=console, expand=True, disable=not console.is_terminal
+        )
+        self.total = self.bar.add_task("all runs", message="")
         self.tasks: dict[str, TaskID] = {}
         self.accuracy: dict[str, str] = {}
         self.runs = self.finished = self.began_with = 0
@@ -42,11 +44,11 @@ class StudyProgress:
                 self._plan(event)
             case events.RunEvent(run, RunStart() as start):
                 self._remove(run)  # it may begin a second time, on another node
-                self.tasks[run] = self.bar.add_task(run, total=start.steps, completed=start.step, told="")
+                self.tasks[run] = self.bar.add_task(run, total=start.steps, completed=start.step, message="")
             case events.RunEvent(run, StepEnd() as step) if run in self.tasks:
                 loss = "" if step.loss is None else f"loss {step.loss:.3f}"
-                told = f"epoch {step.epoch + 1}/{self.base.epochs} {loss}{self.accuracy.get(run, '')}"
-                self.bar.update(self.tasks[run], completed=step.step, told=told)
+                message = f"epoch {step.epoch + 1}/{self.base.epochs} {loss}{self.accuracy.get(run, '')}"
+                self.bar.update(self.tasks[run], completed=step.step, message=message)
             case events.RunEvent(run, EpochEnd(record)) if record.validation_accuracy is not None:
                 self.accuracy[run] = f"  acc {record.validation_accuracy:.1f} %"
             case events.RunEvent(run, RunWarning(message)):
@@ -76,7 +78,7 @@ class StudyProgress:
                 "runs": f"{self.runs}{done}{together if self.finished < self.runs else ''}",
             },
         )
-        self.bar.update(self.total, total=self.runs, completed=self.finished, told=self._left())
+        self.bar.update(self.total, total=self.runs, completed=self.finished, message=self._left())
         if self.finished < self.runs:
             self.bar.start()
 
@@ -84,14 +86,14 @@ class StudyProgress:
         self.finished += 1
         say(self.console, f"{self.finished:{len(str(self.runs))}} of {self.runs} runs  {run}  {text}")
         self._remove(run)
-        self.bar.update(self.total, completed=self.finished, told=self._left())
+        self.bar.update(self.total, completed=self.finished, message=self._left())
 
     def _remove(self, run: str) -> None:
         if run in self.tasks:
             self.bar.remove_task(self.tasks.pop(run))
 
     def _left(self) -> str:
-        """Return how far it is, and the time left once a run has told how long one takes."""
+        """Return how far it is, and the time left once a run has shown how long one takes."""
         done = self.finished - self.began_with
         if not done:
             return f"{self.finished} of {self.runs}"

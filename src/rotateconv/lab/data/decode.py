@@ -131,7 +131,7 @@ def decode_images(
 
 
 def _upright(image: Any, operations: Any) -> Any:
-    """Turn an image as its camera was held: so viewers show it, and so it was labelled."""
+    """Turn an image as its camera was held: so viewers show it, and so it was labeled."""
     try:
         return operations.exif_transpose(image)
     except Exception:  # what the EXIF data say is broken, and the pixels may be whole

@@ -72,7 +72,7 @@ class ImageData:
     std: tuple[float, ...]
     flip: bool
 
-    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageData":
+    def normalized_by(self, mean: Sequence[float], std: Sequence[float]) -> "ImageData":
         """The same images with given constants, such as those that a pretrained model was trained with.
 
         Raises:
@@ -153,9 +153,9 @@ def hold_out(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    centres = (2 * torch.arange(count) + 1) * len(labels) // (2 * count)
+    centers = (2 * torch.arange(count) + 1) * len(labels) // (2 * count)
     held = torch.zeros(len(labels), dtype=torch.bool)
-    held[by_class[centres]] = True
+    held[by_class[centers]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 

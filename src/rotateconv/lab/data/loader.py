@@ -14,14 +14,14 @@ AUGMENTS = ("none", "paper", "fast")
 
 
 class Batches:
-    """One epoch of normalised batches at every iteration.
+    """One epoch of normalized batches at every iteration.
 
     Everything random is a function of (seed, epoch) and of the sample's place in the split, drawn on the CPU:
     a batch is the same on every device, on any number of processes and after any interruption.
 
     Augmentation pads by an eighth of the image, crops back at random, and mirrors where `flip` allows it:
 
-    - "paper": padded with zeros *after* normalisation, that is with the mean colour, as in He et al. 2015 and
+    - "paper": padded with zeros *after* normalization, that is with the mean color, as in He et al. 2015 and
       Huang et al. 2017 (padding with black before it, as many later recipes do, is another augmentation);
       mirrored with probability one half.
     - "fast": padded by reflection; a sample is mirrored in every other epoch, half of the samples in the even
@@ -184,7 +184,7 @@ class Batches:
 
 
 def _generator(*key: int) -> torch.Generator:
-    """A generator of its own for each key: neighbouring numbers are hashed far apart, so no two keys meet."""
+    """A generator of its own for each key: neighboring numbers are hashed far apart, so no two keys meet."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 

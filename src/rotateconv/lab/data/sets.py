@@ -73,7 +73,7 @@ def load_data(
     given = {**options, "progress": progress}
     folder = Path(data_dir or os.environ.get("ROTATECONV_DATA") or "data").expanduser()
     data = load(folder, **{option: value for option, value in given.items() if option in taken})
-    return data if mean is None or std is None else data.normalised_by(mean, std)
+    return data if mean is None or std is None else data.normalized_by(mean, std)
 
 
 def load_digits(folder: Path, *, download: bool) -> ImageData:

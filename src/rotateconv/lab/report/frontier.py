@@ -1,4 +1,4 @@
-"""Accuracy against bytes of models that were trained with quantized numbers, rivals beside lines of every kind."""
+"""Accuracy against bytes of models trained with quantized numbers, rivals beside RotateConv layers of every kind."""
 
 import dataclasses
 import statistics
@@ -23,7 +23,7 @@ FAMILIES: Mapping[str, Callable[[str], bool]] = {
     "dense": lambda label: label.startswith("conv"),
     "others": lambda label: True,
 }
-"""What a family is told by, of the label of its layers; the first that holds."""
+"""How a family is recognized by the label of its layers; the first that holds."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Point:
         assert bits is not None
         levels = "" if bits.levels is None else f" ({bits.levels} levels)"
         profile = "" if bits.profile is None else f", {bits.profile} a profile"
-        lines = self.family == "RotateConv"
-        own = "".join(f", {w}{f' + {a}' if lines else ''} in {name}" for name, (w, a) in bits.layers)
-        return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if lines else "") + own
+        rotates = self.family == "RotateConv"
+        own = "".join(f", {w}{f' + {a}' if rotates else ''} in {name}" for name, (w, a) in bits.layers)
+        return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if rotates else "") + own
 
     @property
     def accuracy(self) -> Sample:

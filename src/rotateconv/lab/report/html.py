@@ -15,7 +15,7 @@ from rotateconv.lab.report.html_charts import Series, confusion_matrix, line_cha
 from rotateconv.lab.report.page import CAPTION, protocol
 from rotateconv.lab.report.statistics import Group
 from rotateconv.lab.report.tables import COMPARISON, contrast_table, group_table
-from rotateconv.lab.study.run_details import FileSize, RunDetails, TurnedLayer
+from rotateconv.lab.study.run_details import FileSize, MovedLayer, RunDetails
 from rotateconv.lab.table import Table
 
 _MISTAKES = 6  # of the pairs of classes that are mistaken most often
@@ -156,7 +156,7 @@ def _kernels(details: RunDetails, number: int, clock: str) -> str:
     )
 
 
-def _layer(layer: TurnedLayer, place: str) -> str:
+def _layer(layer: MovedLayer, place: str) -> str:
     out, within = layer.channels
     name = escape(layer.name)
     moved = "" if layer.moved is None else f", moved by {layer.moved:.3f} rad on average"

@@ -132,7 +132,7 @@ class Contrast:
 
 
 def make_groups(runs: Sequence[RunRecord]) -> list[Group]:
-    """Return a group per configuration, in the order of models, settings and `CONVS`, narrowed ones after their twins.
+    """Return a group per configuration, in the order of models, settings and `CONVS`, narrowed ones last.
 
     RunError where a configuration has the same seed twice.
     """

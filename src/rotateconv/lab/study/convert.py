@@ -92,7 +92,7 @@ def convert_run(
     validation split; with `qat` always the fine-tuned one, which alone is quantized.
 
     Args:
-        config: of the fine-tuning: `source` and `lines` are set.
+        config: of the fine-tuning: `source` and `convert_taps` are set.
         out: the run folder; conversion.json and conversion.md are added to what `fit` writes.
         data: the images.
         stages: 1 converts all layers at once; n converts a n-th of them at a time, those with the least residual
@@ -276,7 +276,7 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
 
 def _of_stage(stage: int, config: RunConfig, out: Path, stages: int) -> RunConfig:
     """Return the configuration of a stage, but for the layers that all but the last convert."""
-    # The last one is the longest: it has every line to settle.
+    # The last one is the longest: it has all layers to settle.
     epochs = config.epochs // stages + (config.epochs % stages if stage == stages else 0)
     source = config.source if stage == 1 else str(_folder(stage - 1, out, stages))
     return dataclasses.replace(config, epochs=epochs, source=source)

@@ -96,8 +96,8 @@ def states_table(result: ConversionRecord) -> Table:
         parameters = result.parameters_before if name == "source" else result.parameters_after
         accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
         quantized = ", quantized" if name == "fine_tuned" and result.bits is not None else ""
-        told = text.format(epochs=counted(result.epochs, "epoch")) + quantized
-        rows.append((told, f"{parameters:,}", *(f"{accuracy:.2f}" for accuracy in accuracies)))
+        called = text.format(epochs=counted(result.epochs, "epoch")) + quantized
+        rows.append((called, f"{parameters:,}", *(f"{accuracy:.2f}" for accuracy in accuracies)))
     return Table(("model", "parameters", "validation accuracy %", "test accuracy %"), tuple(rows), 1)
 
 

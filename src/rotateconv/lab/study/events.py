@@ -93,7 +93,7 @@ class BitsAllocated:
 
 @dataclass(frozen=True)
 class ModelFitted:
-    """A trained model is converted and not trained yet: what became of its layers, and validation accuracies.
+    """A trained model is converted and not trained yet: the report of its layers, and validation accuracies.
 
     They are of the trained model, of that with the nearest RotateConv layers, and of this with its norms recalibrated.
     """

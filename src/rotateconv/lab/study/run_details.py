@@ -23,12 +23,12 @@ from rotateconv.nn.conv import RotateConv2d
 from rotateconv.quantization.bits import Bits
 
 FRAMES = 17
-"""Pictures of a turning kernel, the first and the last included."""
+"""Pictures of a kernel on its way from the first angle to the last, the first and the last included."""
 _SHOWN = 18  # kernels of a layer
 
 
 @dataclass(frozen=True)
-class TurnedLayer:
+class MovedLayer:
     """The angles and some kernels of a RotateConv layer, before the first step and after the last one.
 
     Attributes:
@@ -84,7 +84,7 @@ class RunDetails:
     record: RunRecord
     command: str | None
     confusion: tuple[tuple[int, ...], ...] | None
-    layers: tuple[TurnedLayer, ...]
+    layers: tuple[MovedLayer, ...]
     start: str
     sizes: tuple[FileSize, ...]
 
@@ -103,14 +103,14 @@ def read_details(run: str | Path) -> RunDetails:
         except InputError as error:
             start, reason = None, str(error)
     starts = rotate_layers(start) if start is not None else {}
-    turned = tuple(turned_layer(name, starts.get(name), layer) for name, layer in layers.items())
+    moved = tuple(moved_layer(name, starts.get(name), layer) for name, layer in layers.items())
     command = read_environment(run).began.command
-    return RunDetails(read_run(run), command, read_summary(run).test_confusion, turned, reason, file_sizes(trained))
+    return RunDetails(read_run(run), command, read_summary(run).test_confusion, moved, reason, file_sizes(trained))
 
 
 @torch.no_grad()
-def turned_layer(name: str, start: RotateConv2d | None, end: RotateConv2d) -> TurnedLayer:
-    """Return how a layer turned."""
+def moved_layer(name: str, start: RotateConv2d | None, end: RotateConv2d) -> MovedLayer:
+    """Return how the angles and kernels of a layer moved."""
     kernels = end.kernel()
     out, of_group, size = kernels.shape[:3]
     shown = kernels.flatten(2).norm(dim=2).flatten().topk(min(_SHOWN, out * of_group)).indices
@@ -134,7 +134,7 @@ def turned_layer(name: str, start: RotateConv2d | None, end: RotateConv2d) -> Tu
     last_angle = end.angle[rows].double()
     first_angle = last_angle - differences["angle"][rows].double() if differences else last_angle
     period = math.pi if end.taps == "shared" else 2 * math.pi
-    return TurnedLayer(
+    return MovedLayer(
         name=name,
         channels=(out, of_group),
         size=size,
@@ -149,14 +149,14 @@ def turned_layer(name: str, start: RotateConv2d | None, end: RotateConv2d) -> Tu
     )
 
 
-def short_way(turn: Tensor) -> Tensor:
-    """Return differences of angles in radians, less the whole turns in them.
+def short_way(difference: Tensor) -> Tensor:
+    """Return differences of angles in radians, less the whole periods of 2π in them.
 
     Example:
         >>> short_way(torch.tensor([0.5, 6.0])).round(decimals=3)
         tensor([ 0.5000, -0.2830])
     """
-    return torch.remainder(turn + math.pi, 2 * math.pi) - math.pi
+    return torch.remainder(difference + math.pi, 2 * math.pi) - math.pi
 
 
 def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:

@@ -56,7 +56,7 @@ FORMS = (
     *(Form(taps, path) for taps in _TAPS for path in _PATHS),
     *(Form(taps, angle_groups=groups) for taps in _TAPS for groups in (4, 1)),
 )
-"""The forms that a model of dense convolutions is tried in: as it is, the honest rival, and as lines of every kind."""
+"""How a model of dense convolutions is tried: as it is, the honest rival, and as RotateConv layers of every kind."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Candidate(Plain):
     def config(self, base: RunConfig, epochs: int) -> RunConfig:
         """Return the run that trains it, starting from the source of `base`, with quantized numbers from its start."""
         form = self.form
-        lines = {
+        rotate = {
             "convert_taps": form.taps,
             "convert_path": form.path,
             "convert_angle_groups": form.angle_groups,
             "convert_fit": "outputs",
         }
-        changes = {**({} if form.taps is None else lines), **bits_keys(self.bits), "qat": True, "epochs": epochs}
+        changes = {**({} if form.taps is None else rotate), **bits_keys(self.bits), "qat": True, "epochs": epochs}
         return dataclasses.replace(base, **changes)
 
 

@@ -71,14 +71,14 @@ class Untrained:
             with disk_errors(self.folder):
                 self.fitted(form).mkdir(exist_ok=True)
             write_bytes(self.fitted(form) / INITIAL, weights_bytes(model))
-        lines = bool(rotate_layers(model))
-        weights = WEIGHT_BITS if lines else range(1, WEIGHT_BITS[-1] + 1)
-        angles = ANGLE_BITS if lines else (Bits().angle,)
+        rotates = bool(rotate_layers(model))
+        weights = WEIGHT_BITS if rotates else range(1, WEIGHT_BITS[-1] + 1)
+        angles = ANGLE_BITS if rotates else (Bits().angle,)
         batches = calibration_batches(model, execution, data, self.images.train)
         small: dict[tuple[int, int], tuple[nn.Module, int]] = {}
 
         def candidate(weight: int, angle: int) -> Candidate:
-            return Candidate(form, weight, angle if lines else None, self.dense_bits)
+            return Candidate(form, weight, angle if rotates else None, self.dense_bits)
 
         def exact(weight: int, angle: int) -> int:
             if (weight, angle) not in small:

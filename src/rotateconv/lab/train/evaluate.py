@@ -1,4 +1,4 @@
-"""Loss, accuracy and confusion of a model on labelled batches."""
+"""Loss, accuracy and confusion of a model on labeled batches."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ class Evaluation:
     def class_accuracy(self) -> dict[str, float | None]:
         """Accuracy in percent of each class, None for a class without images."""
         totals = self.confusion.sum(dim=1).tolist()
-        hits = self.confusion.diagonal().tolist()
-        rows = zip(self.classes, hits, totals, strict=True)
-        return {name: 100 * hit / total if total else None for name, hit, total in rows}
+        correct = self.confusion.diagonal().tolist()
+        rows = zip(self.classes, correct, totals, strict=True)
+        return {name: 100 * right / total if total else None for name, right, total in rows}
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Evaluation:

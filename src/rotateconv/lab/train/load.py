@@ -125,14 +125,14 @@ def check_images(run: Path, data: DataDescription, images: ImageData) -> None:
 def pack_model(
     model: nn.Module, data: DataDescription, path: str | Path, bits: Bits, *, fold_norms: bool = False
 ) -> None:
-    """Pack a model, as `pack`, together with what its users must know of the data: classes, normalisation, size."""
+    """Pack a model, as `pack`, together with what its users must know of the data: classes, normalization, size."""
     pack(model, path, **bits.arguments, fold_norms=fold_norms, **data.about)
 
 
 def evaluate_model(
     model: nn.Module, execution: Execution, data: DataDescription, split: Split, batch_size: int = 512
 ) -> Evaluation:
-    """Evaluate a model in a run's precision, images normalised as in training; it is moved to a GPU if there is one."""
+    """Evaluate a model in a run's precision, images normalized as in training; it is moved to a GPU if there is one."""
     batches = _batches(model, execution, data, split, batch_size)
     low = torch.float16 if execution.precision == "fp16" else torch.bfloat16
     with torch.autocast(batches.device.type, dtype=low, enabled=execution.precision != "no"):

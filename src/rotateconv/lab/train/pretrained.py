@@ -147,7 +147,7 @@ def convert_source(
 
 
 def check_takes(model: nn.Module, data: DataDescription, factory: str) -> None:
-    """Raise ConfigError unless a user's model maps images of the data's shape to one number a class."""
+    """Raise ConfigError unless a user's model maps images of the data's shape to one number per class."""
     shape = "x".join(map(str, data.input_shape))
     try:
         with evaluating(model):
@@ -157,4 +157,4 @@ def check_takes(model: nn.Module, data: DataDescription, factory: str) -> None:
     classes = len(data.classes)
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
         found = tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ConfigError(f"the model of {factory} must give {classes} numbers an image, one a class, not {found}")
+        raise ConfigError(f"the model of {factory} must give {classes} numbers per image, one per class, not {found}")

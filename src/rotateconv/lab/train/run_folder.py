@@ -1,4 +1,4 @@
-"""The run folder: configuration, data, environment, one line an epoch, summary; files are whole or absent."""
+"""The run folder: configuration, data, environment, one line per epoch, summary; files are whole or absent."""
 
 import json
 import math
