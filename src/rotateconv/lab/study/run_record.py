@@ -27,7 +27,14 @@ _DIGITS = 6  # of curves and analysis: more than a picture or a table shows
 
 @dataclass(frozen=True)
 class Curves(Plain):
-    """Quantities of `EpochRecord` over the epochs; those of the layers only of an analysed run, for its picture."""
+    """Quantities of `EpochRecord`, an entry per epoch.
+
+    Attributes:
+        train_loss, train_accuracy, validation_loss, validation_accuracy: In nats and percent.
+        angle_movement_mean, angle_movement_max: In radians; None without angles.
+        seconds: Spent in training.
+        angle_movement_layers: The mean of each layer, only of an analysed run, for its picture.
+    """
 
     train_loss: tuple[float, ...]
     train_accuracy: tuple[float, ...]

@@ -16,11 +16,11 @@ from rotateconv.errors import InputError
 class Evaluation:
     """What `evaluate` found.
 
-    Args:
-        loss: mean cross-entropy an image, in nats.
-        accuracy: share of images whose largest output is their class, in percent.
-        confusion: (classes, classes) int64 on the CPU; [true, predicted] counts images.
-        classes: names of the classes.
+    Attributes:
+        loss: Mean cross-entropy per image, in nats.
+        accuracy: Share of images whose largest output is their class, in percent.
+        confusion: (classes, classes) int64 on the CPU; `[true, predicted]` counts images.
+        classes: Names of the classes.
     """
 
     loss: float
