@@ -212,7 +212,8 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
     [
         (["lrr=1"], "unknown key 'lrr': did you mean 'lr'"),
         (["batchsize=1"], "did you mean 'batch_size'"),
-        (["zzzz=1"], "choose from recipe, model, "),
+        (["dropot=1"], "unknown key 'dropot': did you mean 'dropout'[?] docs/configuration.md lists all keys$"),
+        (["zzzz=1"], "unknown key 'zzzz': docs/configuration.md lists all keys$"),
         (["lr"], "expected key=value, not 'lr'"),
         (["milestones=0.7,0.5"], r"milestones must be rising fractions between 0 and 1, not \(0.7, 0.5\)"),
         (["milestones=0.5,1"], "milestones must be rising"),
@@ -292,7 +293,7 @@ def test_ranges_in_words() -> None:
     assert words["dropout"] == "a number from 0 to below 1"
     assert words["ema_decay"] == "a number between 0 and 1, or none"
     assert words["angle_bits"] == "a whole number from 2 to 8, or none"
-    assert words["seed"] == "a whole number from 0 to below 2^63"
+    assert words["seed"] == "a whole number from 0 to 9,223,372,036,854,775,807"
     assert words["convert_taps"] == "one of free, shared, profile, or none"
     assert words["mean"] == "numbers with commas between, or none"
     assert words["qat"] == "true or false"

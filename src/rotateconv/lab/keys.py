@@ -1,5 +1,6 @@
 """The keys of a configuration: each is declared once, and its range in words, values from text and mistakes follow."""
 
+import difflib
 import functools
 import math
 import tomllib
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rotateconv._files import JSON_BYTES, read_regular
-from rotateconv.errors import ConfigError, nearest
+from rotateconv.errors import ConfigError
 
 
 class KeyValueError(ConfigError):
@@ -36,8 +37,14 @@ def fields_of(owner: type) -> dict[str, FieldInfo]:
 def field_of(owner: type, name: str) -> FieldInfo:
     """Return how a key is declared; ConfigError, with the nearest names, where there is no such key."""
     if name not in fields_of(owner):
-        raise ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner))}")
+        raise _unknown(owner, name)
     return fields_of(owner)[name]
+
+
+def _unknown(owner: type, name: str) -> ConfigError:
+    near = " or ".join(map(repr, difflib.get_close_matches(name, fields_of(owner), n=2)))
+    meant = f"did you mean {near}? " if near else ""
+    return ConfigError(f"unknown key {name!r}: {meant}docs/configuration.md lists all keys")
 
 
 def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
@@ -71,11 +78,11 @@ def expected(owner: type, name: str) -> str:
 def _range(bounds: dict[type, Any]) -> str:
     low = bounds[Gt].gt if Gt in bounds else bounds[Ge].ge if Ge in bounds else None
     high = bounds[Lt].lt if Lt in bounds else bounds[Le].le if Le in bounds else None
-    end = f"2^{high.bit_length() - 1}" if isinstance(high, int) and high > 2**32 else f"{high}"
     if low is None or high is None:
         return "" if low is None else f" above {low}" if Gt in bounds else f" of at least {low}"
     if Gt in bounds and Lt in bounds:
-        return f" between {low} and {end}"
+        return f" between {low} and {high}"
+    end = f"{high:,}" if isinstance(high, int) and high >= 10_000 else high
     return f" from {low} to {'below ' if Lt in bounds else ''}{end}"
 
 
@@ -141,7 +148,7 @@ def _explained(owner: type, error: ValidationError) -> ConfigError:
         return found if isinstance(found, KeyValueError) else ConfigError(str(found))
     name = str(first["loc"][0])
     if first["type"] == "unexpected_keyword_argument":
-        return ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner))}")
+        return _unknown(owner, name)
     value = first["input"]
     shown = f"{value:g}" if isinstance(value, float) and not math.isfinite(value) else repr(value)
     return KeyValueError(name, f"must be {expected(owner, name)}, not {shown}")

@@ -243,7 +243,7 @@ class RunConfig:
     cuda_graph: bool | None = None
     """Capture the training step in a CUDA graph; none where it applies: a GPU, a model of ours, no fp16, compile or
     several processes."""
-    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     """Of initial weights, order, augmentation and dropout."""
     checkpoint_seconds: Annotated[float, Ge(0)] = 60.0
     """A checkpoint is due this long after the last one, besides after every epoch."""

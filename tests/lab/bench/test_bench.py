@@ -284,7 +284,7 @@ def test_what_was_timed_is_kept_when_it_stops(tmp_path: Path, monkeypatch: pytes
         return time(case, device, seconds)
 
     monkeypatch.setattr(run, "_time", stops)
-    result = invoke(["bench", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "b")])
+    result = invoke(["bench", "--device", "cpu", "--seconds", "1e-9", "--out", str(tmp_path / "b")])
     assert result.exit_code == 130
     kept = record_from_json(read_json(tmp_path / "b" / "bench.json"), tmp_path)
     assert {row.case for row in kept.rows} == {SMALL[-1]}
@@ -331,7 +331,7 @@ def test_eager_leaves_out_what_is_compiled(words: list[str], monkeypatch: pytest
     monkeypatch.setattr(
         targets, "targets", lambda device: [Target(case, case.forms[-1], "ratio", most=9) for case in every]
     )
-    result = invoke(["bench", "--eager", "--device", "cpu", "--seconds", "0", *words])
+    result = invoke(["bench", "--eager", "--device", "cpu", "--seconds", "1e-9", *words])
     assert result.exit_code == 0, result.output
     assert SMALL[-1].name in result.output
     assert "compiled" not in result.output
@@ -339,7 +339,7 @@ def test_eager_leaves_out_what_is_compiled(words: list[str], monkeypatch: pytest
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "quick_cases", lambda: [SMALL[0], SMALL[1], SMALL[-1]])
-    result = invoke(["bench", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "b")])
+    result = invoke(["bench", "--device", "cpu", "--seconds", "1e-9", "--out", str(tmp_path / "b")])
     assert result.exit_code == 0, result.output
     assert "8 -> 8 at 6 x 6, batch 2, k 3, stride 2, forward, float32" in result.output
     record = record_from_json(read_json(tmp_path / "b" / "bench.json"), "bench.json")

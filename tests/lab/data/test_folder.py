@@ -134,7 +134,7 @@ def test_different_sizes_need_an_image_size(root: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_an_impossible_image_size_is_refused(root: Path, size: int) -> None:
-    assert f"--image-size must be at least 1 pixel, got {size}" in refusal(root, image_size=size)
+    assert f"image_size (--image-size) must be at least 1 pixel, got {size}" in refusal(root, image_size=size)
 
 
 def test_images_that_do_not_decode_are_counted_named_and_refused(root: Path) -> None:

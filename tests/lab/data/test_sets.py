@@ -160,7 +160,9 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(DataError, match=r"unknown data set 'imagenet': choose one of digits, mnist, .*, folder"):
+    with pytest.raises(DataError, match="unknown data set 'cifra10': did you mean 'cifar10' or"):
+        load_data("cifra10")
+    with pytest.raises(DataError, match=r"unknown data set 'imagenet': choose from digits, mnist, .*, folder"):
         load_data("imagenet")
 
 
@@ -179,8 +181,8 @@ def test_some_options_are_refused() -> None:
 
 @pytest.mark.parametrize(("name", "option"), REFUSED)
 def test_an_option_without_meaning_is_refused(name: str, option: str) -> None:
-    flag = "--" + option.replace("_", "-")
-    with pytest.raises(DataError, match=f"{flag} has no meaning for the data set {name}"):
+    flag = option.replace("_", "-")
+    with pytest.raises(DataError, match=rf"{option} \(--{flag}\) has no meaning for the data set {name}"):
         load_data(name, "nowhere", **{option: OPTIONS[option]})
 
 

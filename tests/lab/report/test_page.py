@@ -172,6 +172,7 @@ def report(*arguments: object, code: int = 0) -> str:
 
 
 def record(*arguments: object) -> str:
+    Path(str(arguments[arguments.index("--out") + 1])).parent.mkdir(parents=True, exist_ok=True)
     result = invoke(["record", *arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -241,18 +242,17 @@ def test_mistakes_are_one_sentence(arguments: list[str], message: str, compariso
 def test_conversions_are_kept_and_shown(comparison: Path, tmp_path: Path) -> None:
     run = tmp_path / "lines"
     shutil.copytree(min((comparison / "runs").glob("*rotate4*")), run)
-    record = {
+    values = {
         **{"source": "/somewhere/runs/dense", "net": "resnet20", "dataset": "digits", "lines": "free"},
         **{"quantised": None, "epochs": 3, "stages": 1, "parameters_before": 269_434, "parameters_after": 120_954},
         "validation_accuracy": {"source": 99.0, "fitted": 10.0, "fine_tuned": 98.5},
         "test_accuracy": {"source": 99.0, "fitted": 10.0, "calibrated": 80.0, "fine_tuned": 98.5},
         **{"validation_was_trained_on": False, "layers": []},
     }
-    (run / "conversion.json").write_text(json.dumps(record))
-    told = invoke(["record", str(run), "--out", str(tmp_path / "kept" / "digits" / "records.jsonl")])
-    assert told.exit_code == 0, told.output
+    (run / "conversion.json").write_text(json.dumps(values))
+    record(str(run), "--out", str(tmp_path / "kept" / "digits" / "records.jsonl"))
     found = find_studies([tmp_path / "kept"])
-    assert found["digits"].conversions == (conversion_from_json({**record, "source": "dense"}, "conversion.json"),)
+    assert found["digits"].conversions == (conversion_from_json({**values, "source": "dense"}, "conversion.json"),)
     page = fill_page("<!-- report: conversions digits -->\n<!-- end -->", found)
     row = "| digits | resnet20 | free | float32 | 269,434 to 120,954 | 99.00 | 10.00 | 80.00 | 98.50 | **-0.50** | 3 |"
     assert row in page

@@ -241,10 +241,19 @@ def test_a_conversion_needs_a_source_and_taps(missing: str, dense: Path, tmp_pat
         convert_run(dataclasses.replace(settings(dense), **{missing: None}), tmp_path / "run", data=data)
 
 
-@pytest.mark.parametrize("stages", [0, 3])
-def test_stages_need_a_layer_and_an_epoch_each(stages: int, weights: Path, tmp_path: Path, data: ImageData) -> None:
-    with pytest.raises(ValueError, match=f"stages must be from 1 to 2, not {stages}"):
-        convert_run(own_settings(weights, epochs=4), tmp_path / "run", data=data, stages=stages)
+@pytest.mark.parametrize(
+    ("stages", "epochs", "sentence"),
+    [
+        (0, 4, "stages must be from 1 to 2, not 0: each needs a layer and an epoch, of 2 layers and 4 epochs"),
+        (3, 4, "stages must be from 1 to 2, not 3"),
+        (2, 1, "stages must be left out, not 2: each needs a layer and an epoch, of 2 layers and 1 epoch"),
+    ],
+)
+def test_stages_need_a_layer_and_an_epoch_each(
+    stages: int, epochs: int, sentence: str, weights: Path, tmp_path: Path, data: ImageData
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        convert_run(own_settings(weights, epochs=epochs), tmp_path / "run", data=data, stages=stages)
     assert not (tmp_path / "run").exists()
 
 

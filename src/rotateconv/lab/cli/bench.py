@@ -1,10 +1,9 @@
 """`rotateconv bench`: what the layer costs on this machine, beside others."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import validators
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import options
@@ -32,10 +31,7 @@ def bench(
         bool, options.switch("--eager", "Leave out the cases with torch.compile, which take the longest.")
     ] = False,
     device: options.Device = None,
-    seconds: Annotated[
-        float,
-        options.value("--seconds", "NUMBER", "For each form of each case, about.", validator=validators.Number(gte=0)),
-    ] = 0.5,
+    seconds: Annotated[float, options.value("--seconds", "NUMBER", "For each form of each case, about.")] = 0.5,
     out: Annotated[Path | None, options.value("--out", "DIR", "Folder for bench.json, bench.md and bench.png.")] = None,
     record: Annotated[
         Path | None, options.value("--record", "FILE", "Measure nothing: the bench.json for --page.")
@@ -50,6 +46,8 @@ def bench(
     """
     if full and targets:
         raise ConfigError("--full and --targets are two sets of cases: leave one of them out")
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"--seconds must be a number above 0, not {seconds:g}")
     if (record is None) != (page is None):
         raise ConfigError("--page needs --record" if record is None else "--record needs --page")
     if record is not None and page is not None:

@@ -9,7 +9,7 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import keys, options
 from rotateconv.lab.cli.console import facts, make_console, new_table, say
 from rotateconv.lab.cli.errors import refuse
-from rotateconv.lab.cli.settings import check_names
+from rotateconv.lab.cli.settings import check_names, check_there
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import model_name
 
@@ -41,6 +41,7 @@ def evaluate(
     """Show accuracy, each class's accuracy and the confusion of a trained model."""
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
+    check_there(run, ", a packed file or an ONNX file")
     options.use_device(device)
     values, called = keys.read(RunConfig, changes)
     if run.is_file() and "data" not in values:

@@ -9,6 +9,7 @@ from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import bits, keys, options
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import refuse
+from rotateconv.lab.cli.settings import check_there
 from rotateconv.quantization.bits import Bits
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _load(source: Path, built_by: str | None) -> tuple["nn.Module", dict[str, An
     from rotateconv.lab.train.load import load_run
     from rotateconv.lab.train.pretrained import load_packed_file
 
+    check_there(source, " or a packed file")
     if not source.is_file():
         refuse({"--model": built_by}, "a run folder, which says what builds its model")
         trained = load_run(source)

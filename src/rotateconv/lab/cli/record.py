@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+from rotateconv._files import check_target
 from rotateconv.lab.cli import options
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.report import Folders
@@ -32,5 +33,6 @@ def record(
     from rotateconv.lab.report.write import write_records
     from rotateconv.lab.study.study_record import find_studies
 
+    check_target(out)
     files = write_records(find_studies(folders), out, add=add)
     facts(make_console(), {file.name.partition(".")[0]: str(file) for file in files})

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rotateconv.errors import ConfigError, InputError
+from rotateconv.errors import ConfigError, InputError, RunError
 from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.run_config import QAT_KEYS
@@ -97,3 +97,9 @@ def check_names(data: str, model: str | None = None, conv: str | None = None) ->
     for kind, names, name in (("data set", DATASETS, data), ("model", MODELS, model), ("conv", CONVS, conv)):
         if name is not None:
             find_name(kind, names, name)
+
+
+def check_there(source: Path, kinds: str) -> None:
+    """Raise RunError where there is neither a folder nor a file."""
+    if not source.exists():
+        raise RunError(f"{source} is not there: name the folder of a run{kinds}")

@@ -58,7 +58,7 @@ def decode_image(path: Path, image_size: int | None = None, max_pixels: int = MA
             if image.width * image.height > max_pixels:
                 raise DataError(
                     f"{path} has {image.width * image.height:,} pixels, more than the {max_pixels:,} allowed: "
-                    "make it smaller, or allow more with --max-image-pixels"
+                    "make it smaller, or allow more with max_image_pixels (--max-image-pixels)"
                 )
             whole = _to_rgb(_upright(image, ImageOps), image.format, path, Image, numpy)
             if image_size is not None:
@@ -107,7 +107,7 @@ def decode_images(
             if pixels.shape[:2] != (height, width):
                 raise DataError(
                     f"images differ in size, such as {width} x {height} and, in {path}, "
-                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels: give them one with --image-size"
+                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels: give them one with image_size (--image-size)"
                 )
             target[place] = pixels.transpose(2, 0, 1)
         return bad

@@ -55,7 +55,7 @@ def load_folder(
         DataError: If folders or images are missing or do not agree, or images do not decode.
     """
     if image_size is not None and image_size < 1:
-        raise DataError(f"--image-size must be at least 1 pixel, got {image_size}")
+        raise DataError(f"image_size (--image-size) must be at least 1 pixel, got {image_size}")
     try:
         listing = list_folder(folder)
     except OSError as error:  # a link to nowhere, a folder that may not be read
@@ -73,7 +73,7 @@ def load_folder(
         if decoded.bad and not skip_bad_images:
             raise DataError(
                 f"{_bad_images(decoded, listing)} do not decode as images: repair or remove them, "
-                "or leave them out with --skip-bad-images"
+                "or leave them out with skip_bad_images (--skip-bad-images)"
             )
         write_cache(folder, image_size, listing.key, content(), decoded)
     if decoded.bad:

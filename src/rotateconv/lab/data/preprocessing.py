@@ -53,7 +53,7 @@ class Preprocessing(nn.Module):
     def read(self, paths: Sequence[str | Path]) -> tuple[Tensor, list[bool]]:
         """Return image files as uint8 images of the model's input shape, and which of them had to be resized.
 
-        The shorter side is resized and the middle of the longer one kept, as `--image-size` does; a model of one
+        The shorter side is resized and the middle of the longer one kept, as `image_size` does; a model of one
         channel gets the luminance.
 
         Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rotateconv.errors import DataError, needing
+from rotateconv.errors import DataError, nearest, needing
 from rotateconv.lab.data.decode import Progress
 from rotateconv.lab.data.folder import load_folder
 from rotateconv.lab.data.image_data import ImageData, Split, build_data, check_constants, hold_out
@@ -54,7 +54,7 @@ def load_data(
         (torch.Size([1295, 1, 8, 8]), 10)
     """
     if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+        raise DataError(f"unknown data set {name!r}: {nearest(name, DATASETS)}")
     load = DATASETS[name]
     options = {
         "download": download,
@@ -67,7 +67,7 @@ def load_data(
     for option, value in options.items():
         if value is not None and value is not False and option not in taken:
             flag = option.replace("_", "-")
-            raise DataError(f"--{flag} has no meaning for the data set {name}: leave it out")
+            raise DataError(f"{option} (--{flag}) has no meaning for the data set {name}: leave it out")
     check_constants(mean, std)  # before minutes of reading; whether they fit the channels is known after it
     # Only decoding takes long enough to be watched, so a set without it never calls `progress`.
     given = {**options, "progress": progress}

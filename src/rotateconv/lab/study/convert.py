@@ -18,7 +18,7 @@ from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json, write_bytes, write_json
-from rotateconv.lab.naming import architecture_name
+from rotateconv.lab.naming import architecture_name, counted
 from rotateconv.lab.plain import to_json
 from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.study.budget import within_budget
@@ -260,10 +260,9 @@ def stages_of(config: RunConfig, out: Path, layers: ConversionReport, stages: in
     names = [entry.name for entry in sorted(layers.converted, key=lambda entry: entry.residual or 0.0)]
     most = min(len(names), config.epochs)
     if not 1 <= stages <= most:
-        raise InputError(
-            f"stages must be from 1 to {most}, not {stages}: each converts one of {len(names)} layers or more, and "
-            f"takes one of {config.epochs} epochs or more"
-        )
+        limits = f"{counted(len(names), 'layer')} and {counted(config.epochs, 'epoch')}"
+        allowed = f"from 1 to {most}" if most > 1 else "left out"
+        raise InputError(f"stages must be {allowed}, not {stages}: each needs a layer and an epoch, of {limits}")
     runs = []
     for stage in range(1, stages + 1):
         settings = _of_stage(stage, config, out, stages)

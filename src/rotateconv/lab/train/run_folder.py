@@ -138,6 +138,7 @@ def read_config(run: Path, *, factory: str | None = None, trusting: bool = False
             raise RunError(f"{run} is not there: name the folder of a run") from None
         inside = sorted(run.glob("runs/*/config.json"))
         hint = f"; it is a comparison: name one of its runs, such as {inside[0].parent}" if inside else ""
+        hint = "; rotateconv unpack shows what is in a packed file" if run.is_file() else hint
         raise RunError(f"{run} is no run folder: it has no readable config.json{hint}") from None
     except (ConfigError, UnicodeDecodeError) as error:
         why = error if isinstance(error, ConfigError) else "the configuration is no JSON"
