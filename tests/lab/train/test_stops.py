@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rotateconv.lab.train.run_folder import read_config, read_records
 from small import BATCHES_AN_EPOCH, StopAt, assert_same_run, small_digits, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny")
+UNFINISHED = Path(__file__).parents[2] / "fixtures" / "unfinished-run"
 
 
 EVERYTHING = {
@@ -65,6 +67,28 @@ def test_resuming_twice_in_one_epoch_is_exact(tmp_path: Path, data: ImageData) -
             fit(config, tmp_path / "run", data=data, resume=step > 5, on_event=StopAt(step))
     fit(config, tmp_path / "run", data=data, resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_run_that_an_earlier_version_left_goes_on(older: bool, tmp_path: Path, data: ImageData) -> None:
+    # Stopped after step 6 of 12: in the middle of an epoch, whose sums lie in the checkpoint.
+    run, config = tmp_path / "run", tiny_config(conv="rotate2p", ema_decay=0.9)
+    shutil.copytree(UNFINISHED, run)
+    if older:  # of before a checkpoint kept its configuration and stated the sizes of its files
+        folder = run / "checkpoints" / "000002"
+        state = torch.load(folder / "state.pt", weights_only=True)
+        del state["config"]
+        torch.save(state, folder / "state.pt")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["sha256"]}
+        (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    listener = StopAt()
+    fit(config, run, data=data, resume=True, on_event=listener)
+    assert [event.step for event in listener.all(StepEnd)] == list(range(7, 13))
+    fit(config, tmp_path / "whole", data=data)
+    for found, expected in zip(read_records(run), read_records(tmp_path / "whole"), strict=True):
+        assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
+        assert found.validation_loss == pytest.approx(expected.validation_loss, rel=1e-3)
 
 
 class CrashError(Exception):
