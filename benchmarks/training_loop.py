@@ -2,7 +2,7 @@
 
 Two ratios, each from interleaved rounds, in processor time, which other work on the machine hardly touches:
 
-    epoch    the steps of an epoch of `fit`, from its start to its last step, over a bare loop with the same net, the
+    epoch    the steps of an epoch of `fit`, from its start to its last step, over a bare loop with the same model, the
              same batches and the same optimizer, that records nothing
     loader   cutting and augmenting a batch, over a bare training step on it
 """
@@ -69,13 +69,13 @@ def our_epoch(config: RunConfig, data: ImageData) -> float:
 
 def bare_epoch(config: RunConfig, data: ImageData, split: Split) -> float:
     """Seconds of the same steps, and nothing else."""
-    net = build_model(config.model, config.conv).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(net, config.optimization)
+    model = build_model(config.model, config.conv).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config.optimization)
     start = time.process_time()
     for images, labels in batches(config, data, split):
         optimizer.zero_grad()
-        with batched_kernels(net):
-            scores = net(images)
+        with batched_kernels(model):
+            scores = model(images)
         F.cross_entropy(scores, labels).backward()
         optimizer.step()
     return time.process_time() - start

@@ -1,4 +1,4 @@
-"""A training step of ResNet-20 by batch and precision: the dense net, the layers one by one, `batched_kernels`.
+"""A training step of ResNet-20 by batch and precision: the dense model, the layers one by one, `batched_kernels`.
 
     taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps.json
 

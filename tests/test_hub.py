@@ -1,4 +1,4 @@
-"""Nets in folders of the Hub's form."""
+"""Models in folders of the Hub's form."""
 
 import json
 import subprocess

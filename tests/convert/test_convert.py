@@ -19,7 +19,7 @@ from rotateconv.models import CONVS, build_model
 from tolerances import assert_close
 
 
-class Net(nn.Module):
+class Model(nn.Module):
     """One convolution of each kind, under a name that says which."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def two(**arguments: Any) -> nn.Sequential:
 
 
 def test_every_kind_of_convolution_is_converted_or_has_its_reason() -> None:
-    model = Net()
+    model = Model()
     report = convert(model)
     assert [entry.name for entry in report.converted] == CONVERTED
     assert {entry.name: entry.reason for entry in report.skipped} == REASONS
@@ -76,7 +76,7 @@ def test_every_kind_of_convolution_is_converted_or_has_its_reason() -> None:
 
 
 def test_everything_includes_the_stem_and_depthwise_ones() -> None:
-    report = convert(Net(), where=everything)
+    report = convert(Model(), where=everything)
     assert {entry.name for entry in report.converted} == {*CONVERTED, "stem", "depthwise"}
 
 
@@ -91,7 +91,7 @@ def test_everything_includes_the_stem_and_depthwise_ones() -> None:
 def test_where_alone_decides_by_name_and_by_module(
     where: Callable[[str, nn.Conv2d], bool], expected: list[str]
 ) -> None:
-    model, asked = Net(), []
+    model, asked = Model(), []
 
     def noted(name: str, conv: nn.Conv2d) -> bool:
         asked.append((name, conv))
@@ -123,7 +123,7 @@ def test_layers_are_those_of_from_conv(taps: Any, path: Any, angle_groups: int |
 
 @pytest.mark.parametrize("taps", ["free", "shared", "profile"])
 def test_the_reports_numbers_are_sums_over_parameters(taps: Any) -> None:
-    model = Net()
+    model = Model()
     before = copy.deepcopy(model)
     report = convert(model, taps)
     assert (report.parameters_before, report.parameters_after) == (count(before), count(model))
@@ -166,7 +166,7 @@ def test_a_kernel_of_zeros_has_no_residual() -> None:
 
 
 def test_str_is_a_table_with_a_line_for_every_convolution() -> None:
-    report = convert(Net())
+    report = convert(Model())
     head, rule, *rows, second_rule, total = str(report).splitlines()
     assert rule == second_rule == "-" * max(map(len, str(report).splitlines()))
     assert [row.split()[0] for row in rows] == [entry.name for entry in report.entries]
@@ -187,7 +187,7 @@ def test_the_report_is_frozen() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_training_flags_and_requires_grad_are_kept(dtype: torch.dtype) -> None:
-    model = Net().to(dtype)
+    model = Model().to(dtype)
     model.plain.eval()
     model.wide.requires_grad_(False)
     flags = {name: module.training for name, module in model.named_modules()}
@@ -283,7 +283,7 @@ def test_convolutions_that_cannot_be_replaced_stay(change: Callable[[nn.Conv2d],
 
 
 def test_angle_groups_select_the_divisible_ones() -> None:
-    model = Net()
+    model = Model()
     report = convert(model, angle_groups=8)
     assert [entry.name for entry in report.converted] == ["plain", "grouped", "inner.1"]
     reasons = {entry.name: entry.reason for entry in report.skipped}
@@ -326,7 +326,7 @@ def test_unknown_arguments_are_errors(arguments: Any, message: str) -> None:
 
 
 def test_a_failed_fit_names_the_layer_and_leaves_the_model_unchanged() -> None:
-    model = Net()
+    model = Model()
     with torch.no_grad():
         model.inner[1].weight[3, 2, 1, 0] = math.nan
     modules = dict(model.named_modules())

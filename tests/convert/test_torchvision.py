@@ -1,4 +1,4 @@
-"""convert and fuse on torchvision's nets: shapes kept, and the same output fused, with and without folded norms."""
+"""convert and fuse on torchvision's models: shapes kept, and the same output fused, with and without folded norms."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The nets: exact parameter counts, where the convolutions go, what torch can do with them, and bad input."""
+"""The models: exact parameter counts, where the convolutions go, what torch can do with them, and bad input."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What torch can do with the nets: differentiate, trace, export, compile, materialize, channels-last."""
+"""What torch can do with the models: differentiate, trace, export, compile, materialize, channels-last."""
 
 import copy
 from collections.abc import Callable

@@ -13,7 +13,7 @@ ACROSS = 0.3
 """Factor on the gradient of a slice across its codebook kernel, where it sees no effect: with 1, it overshoots."""
 
 _NEAR = 1e-6
-"""Proportion by which a later codebook kernel must be better: equal ones are told apart the same way every time."""
+"""Proportion by which a later codebook kernel must be better: ties are broken the same way every time."""
 
 
 class CodebookConv2d(ConvBase):

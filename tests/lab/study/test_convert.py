@@ -43,7 +43,7 @@ FACTORY = f"{__name__}:two_layers"
 
 
 def two_layers() -> nn.Module:
-    """A user's own net: built without arguments, from nothing of this library."""
+    """A user's own model: built without arguments, from nothing of this library."""
     return nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1),
         nn.ReLU(),

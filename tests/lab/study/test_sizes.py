@@ -53,7 +53,7 @@ def test_the_frontier_leaves_out_what_a_smaller_model_equals() -> None:
         (200, 56.0, 1.0),  # halfway between 100 and 400 on a logarithmic scale: 55
         (100, 49.0, -1.0),
         (400, 60.5, 0.5),
-        (1600, 61.0, 1.0),  # no larger dense net: level from the largest
+        (1600, 61.0, 1.0),  # no larger dense model: level from the largest
         (99, 90.0, None),  # no dense model as small
     ],
 )

@@ -19,7 +19,10 @@ from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(
     ("A run of this library:", "rotateconv convert runs/digits-resnet20-conv3x3-seed0 --taps profile"),
-    ("Your own model and its weights:", "rotateconv convert net.pt --model mine:net --data folder --data-dir photos"),
+    (
+        "Your own model and its weights:",
+        "rotateconv convert model.pt --model mine:build --data folder --data-dir photos",
+    ),
     ("To few bits at once:", "rotateconv convert runs/dense --taps free --qat --out runs/small"),
     ("Into 28 KB, more bits where they help most:", "rotateconv convert runs/dense --taps profile --budget 28KB"),
     ("Layer by layer, in three stages:", "rotateconv convert runs/dense --stages 3 --epochs 6"),
