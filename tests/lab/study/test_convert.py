@@ -244,7 +244,7 @@ def test_a_conversion_needs_a_source_and_taps(missing: str, dense: Path, tmp_pat
 @pytest.mark.parametrize(
     ("stages", "epochs", "sentence"),
     [
-        (0, 4, "stages must be from 1 to 2, not 0: each needs a layer and an epoch, of 2 layers and 4 epochs"),
+        (0, 4, "stages must be from 1 to 2, not 0: each needs a layer and an epoch, of 2 layers and 2 epochs"),
         (3, 4, "stages must be from 1 to 2, not 3"),
         (2, 1, "stages must be left out, not 2: each needs a layer and an epoch, of 2 layers and 1 epoch"),
     ],
