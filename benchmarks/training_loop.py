@@ -23,10 +23,10 @@ from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData, Split
 from rotateconv.lab.files import write_json
 from rotateconv.lab.plain import to_json
-from rotateconv.lab.train.allocator import keep_freed_memory
 from rotateconv.lab.train.environment import Environment
 from rotateconv.lab.train.events import Event, RunStart, StepEnd
 from rotateconv.lab.train.fit import fit
+from rotateconv.lab.train.process_memory import keep_freed_memory
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.models import build_model
 from rotateconv.nn.batched import batched_kernels

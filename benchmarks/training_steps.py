@@ -21,8 +21,8 @@ from rotateconv import native
 from rotateconv.lab.bench.cases import PRECISIONS, UNBATCHED, Case
 from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.timing import Spread, measure, ratio
-from rotateconv.lab.train.allocator import keep_freed_memory
 from rotateconv.lab.train.environment import Environment
+from rotateconv.lab.train.process_memory import keep_freed_memory
 
 FORMS = ("conv3x3", f"rotate4{UNBATCHED}", "rotate4")
 

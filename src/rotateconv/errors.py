@@ -8,7 +8,7 @@ MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 """Exit codes of a command: the user's mistake; ours or the machine's; interrupted."""
 
 
-LONGEST = 1000
+_LONGEST = 1000
 """Characters of a message: what a file says may be quoted in it, and a file may say anything."""
 
 
@@ -29,7 +29,7 @@ class RotateConvError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-295:]}"
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} ... {text[-295:]}"
 
 
 class InputError(RotateConvError, ValueError):

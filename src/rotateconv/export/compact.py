@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rotateconv.export.decoding import Body, floats
-from rotateconv.export.kernels import Form, Layer, write
+from rotateconv.export.kernels import KernelForm, Layer, write
 from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.codebook import CodebookConv2d, nearest_multiple
 from rotateconv.nn.conv import RotateConv2d
@@ -88,7 +88,7 @@ class _Reader:
     entries: dict[str, Entry]
     model: nn.Module
     body: Body = field(default_factory=Body)
-    forms: dict[Form, list[Layer]] = field(default_factory=dict)
+    forms: dict[KernelForm, list[Layer]] = field(default_factory=dict)
     floats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class _Reader:
             index, weight = nearest_multiple(weight.detach(), entry.codebook.detach())
         digits, sizes = _codes(weight, entry.levels)
         sizes = factor[:, None] * sizes ** (2 if isinstance(module, OuterConv2d) else 1)
-        form = Form("dense", entry.levels, kernel.shape[2:])
+        form = KernelForm("dense", entry.levels, kernel.shape[2:])
         layer = Layer(key, kernel.shape, digits, sizes, bias)
         if isinstance(module, MaskedConv2d):
             form, layer = self.mask(form, layer, module)
@@ -133,12 +133,12 @@ class _Reader:
         """Take the kernels of a codebook like those of a dense layer."""
         levels = self.entry(module.codebook).levels
         digits, sizes = _codes(module.codebook, levels)
-        form = Form("dense", levels, digits.shape[2:])
+        form = KernelForm("dense", levels, digits.shape[2:])
         layer = Layer(f"{key} codebook", digits.shape, digits, sizes)
         self.forms.setdefault(form, []).append(layer)
         return layer.name
 
-    def mask(self, form: Form, layer: Layer, module: MaskedConv2d) -> tuple[Form, Layer]:
+    def mask(self, form: KernelForm, layer: Layer, module: MaskedConv2d) -> tuple[KernelForm, Layer]:
         """The seed of the positions, or which of the sets of them that there are in the model each slice keeps."""
         form, masks = replace(form, kind="masked", taps=layer.digits.shape[-1]), _mask(module)
         seed = seed_of_positions(module.position.flatten(0, 1).long().cpu(), masks.shape[1])
@@ -150,7 +150,7 @@ class _Reader:
         found = np.unique(np.concatenate([table, masks]), axis=0, return_inverse=True)[1].ravel()
         return replace(form, own=own), replace(layer, table=table, index=found[len(table) :])
 
-    def line(self, form: Form, layer: Layer, module: RotateConv2d) -> tuple[Form, Layer]:
+    def line(self, form: KernelForm, layer: Layer, module: RotateConv2d) -> tuple[KernelForm, Layer]:
         """Angles and profiles of a RotateConv2d."""
         angle = self.entry(module.angle)
         taps = layer.digits.shape[-1]

@@ -25,7 +25,7 @@ from rotateconv.quantization.quantize import Entry, quantized_entries
 OPSET = 18
 """Of the ONNX file: the lowest that PyTorch's exporter writes without converting, so the most runtimes read it."""
 
-COEFFICIENT_BITS = (12, 13, 14, 15, 16, 17, 18, 20, 24)
+_COEFFICIENT_BITS = (12, 13, 14, 15, 16, 17, 18, 20, 24)
 """Of scales and biases in a compact file; the more where fewer change an output by too much."""
 
 TOLERANCE = 1e-4
@@ -156,8 +156,8 @@ def _fewest_bits(
         # A third of what is allowed: other images than these may be farther off.
         return all((a - b).abs().max() <= TOLERANCE / 3 * b.abs().max() for a, b in zip(found, expected, strict=True))
 
-    place = bisect.bisect_left(COEFFICIENT_BITS[:-1], True, key=fits)
-    return compact(dense, model, tensors, COEFFICIENT_BITS[place])
+    place = bisect.bisect_left(_COEFFICIENT_BITS[:-1], True, key=fits)
+    return compact(dense, model, tensors, _COEFFICIENT_BITS[place])
 
 
 def _run(runtime: Any, file: str | bytes, batches: list[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from rotateconv.quantization.primitives import decode_angle
 
 
 @dataclass(frozen=True)
-class Form:
+class KernelForm:
     """What layers have in common that are decoded together.
 
     Attributes:
@@ -75,7 +75,7 @@ class Layer:
     sizes: NDArray[Any] | None = None
 
 
-def write(body: Body, form: Form, layers: Sequence[Layer], scales: str) -> None:
+def write(body: Body, form: KernelForm, layers: Sequence[Layer], scales: str) -> None:
     """Write the kernels of layers of one form, under their names.
 
     Args:
@@ -111,11 +111,11 @@ Alike = Sequence[Sequence[Layer]]
 """The layers of one form, those of one shape together."""
 
 
-def _dense(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
+def _dense(body: Body, form: KernelForm, alike: Alike, codes: str) -> Sequence[str]:
     return body.split(codes, [sum(layer.digits.size for layer in layers) for layers in alike])
 
 
-def _line(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
+def _line(body: Body, form: KernelForm, alike: Alike, codes: str) -> Sequence[str]:
     """Slices with a weight beside the center take the next angle each; what the others take changes no kernel."""
     layers = _flat(alike)
     digits = np.concatenate([layer.digits for layer in layers]) - form.levels // 2
@@ -135,7 +135,7 @@ def _line(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
     return body.split(kernels, [sum(len(layer.digits) for layer in layers) for layers in alike])
 
 
-def _grouped(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
+def _grouped(body: Body, form: KernelForm, alike: Alike, codes: str) -> Sequence[str]:
     """The outputs of a group share angles, and profiles: [layer · group, out of the group, in, tap, row, column]."""
     layers = _flat(alike)
     angle, table = _angles(body, form, _joined(layer.angles for layer in layers))
@@ -155,7 +155,7 @@ def _grouped(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
     return found
 
 
-def _masked(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
+def _masked(body: Body, form: KernelForm, alike: Alike, codes: str) -> Sequence[str]:
     """Each slice keeps the positions of one of the patterns, or of its layer's seed, in order."""
     layers = _flat(alike)
     patterns = layers[0].table
@@ -169,7 +169,7 @@ def _masked(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
     return body.split(weights, [sum(math.prod(layer.shape) for layer in layers) for layers in alike])
 
 
-def _mask_of_seeds(body: Body, form: Form, layers: Sequence[Layer]) -> str:
+def _mask_of_seeds(body: Body, form: KernelForm, layers: Sequence[Layer]) -> str:
     """`nn.masked.positions_of_seed` of all layers, as (slices, positions) of true and false.
 
     With s the slice and a layer's first one f, and C = 2654435761::
@@ -225,7 +225,7 @@ def _mask_of_seeds(body: Body, form: Form, layers: Sequence[Layer]) -> str:
     return body.op("LessOrEqual", x, body.op("ReduceMax", smallest, body.ints(1)))
 
 
-def _codebook(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
+def _codebook(body: Body, form: KernelForm, alike: Alike, codes: str) -> Sequence[str]:
     """Each slice is a multiple of one of the kernels (K, k, k) of the codebook."""
     ((layer,),) = alike
     assert layer.index is not None
@@ -233,7 +233,7 @@ def _codebook(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]
     return [body.op("Mul", kernels, body.shaped(codes, -1, 1, 1))]
 
 
-def _outer(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
+def _outer(body: Body, form: KernelForm, alike: Alike, codes: str) -> Sequence[str]:
     """A column of codes times a row of codes for each slice."""
     pairs = body.shaped(codes, -1, 2, form.taps)
     column, row = (body.op("Gather", pairs, body.ints(place), axis=1) for place in (0, 1))
@@ -241,7 +241,7 @@ def _outer(body: Body, form: Form, alike: Alike, codes: str) -> Sequence[str]:
     return body.split(kernels, [sum(math.prod(layer.shape[:2]) for layer in layers) for layers in alike])
 
 
-KINDS: dict[str, Callable[[Body, Form, Alike, str], Sequence[str]]] = {
+KINDS: dict[str, Callable[[Body, KernelForm, Alike, str], Sequence[str]]] = {
     "dense": _dense,
     "line": _line,
     "grouped": _grouped,
@@ -251,7 +251,7 @@ KINDS: dict[str, Callable[[Body, Form, Alike, str], Sequence[str]]] = {
 }
 
 
-def _angles(body: Body, form: Form, codes: NDArray[Any]) -> tuple[str, str]:
+def _angles(body: Body, form: KernelForm, codes: NDArray[Any]) -> tuple[str, str]:
     """The angles as places in the table of the splats of those that there are, and that table."""
     assert form.angle is not None
     bits, period, path = form.angle

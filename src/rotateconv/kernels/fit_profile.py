@@ -19,7 +19,7 @@ from rotateconv.kernels.fit_search import GRID, Segments, best_on_grid, grid_ang
 from rotateconv.kernels.line import Path, tap_slopes, tap_splats, unit_profile
 
 
-class Effort(NamedTuple):
+class _Effort(NamedTuple):
     """How far the search goes, and what that costs.
 
     Measured on 64 x 64 random slices of 3 x 3 (58 ms on one core, a relative residual of 0.75388) and on as many
@@ -44,10 +44,10 @@ class Effort(NamedTuple):
     steps: int = 12
 
 
-_EFFORT = Effort()
+_EFFORT = _Effort()
 
 
-class Grid(NamedTuple):
+class _Grid(NamedTuple):
     """Angles to search: [angle], float64, and at each the splats of the taps, [angle, tap, position]."""
 
     angles: Tensor
@@ -55,7 +55,7 @@ class Grid(NamedTuple):
     size: int
     path: Path
 
-    def every(self, step: int) -> "Grid":
+    def every(self, step: int) -> "_Grid":
         """Every `step`-th of the angles."""
         return self._replace(angles=self.angles[::step], basis=self.basis[::step])
 
@@ -77,7 +77,7 @@ def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
         The profiles [row, tap], of unit norm over a turn, and the angles [row, slice], both float64.
     """
     angles = grid_angles(rows.device)
-    grid = Grid(angles, Segments(size, path).basis(angles).to(rows.dtype), size, path)
+    grid = _Grid(angles, Segments(size, path).basis(angles).to(rows.dtype), size, path)
 
     def unit(places: Tensor) -> Tensor:
         """Some of the rows, each scaled to a largest number of 1."""
@@ -110,7 +110,7 @@ def fit_profiles(rows: Tensor, size: int, path: Path) -> tuple[Tensor, Tensor]:
     return unit_profile(profile, size, path), angle.remainder(2 * torch.pi)
 
 
-def _start(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def _start(rows: Tensor, grid: _Grid) -> tuple[Tensor, Tensor, Tensor]:
     """The best of several starts on the coarse grid: profiles, angles, and the share of each row left over."""
     coarse = grid.every(_EFFORT.coarse)
     tries = [_alternate(rows, start, coarse.basis, turns=2) for start in _starts(rows, grid.basis)]
@@ -120,7 +120,7 @@ def _start(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return profile.double(), coarse.angles[index], 1 - value / rows.square().sum((1, 2)).clamp(min=1e-30)
 
 
-def _finish_far(rows: Tensor, profile: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def _finish_far(rows: Tensor, profile: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
     """Profiles and angles of rows that no line segments come near: a finer grid, then Gauss-Newton, in their dtype."""
     fine = grid.every(_EFFORT.fine)
     profile, index, _ = _alternate(rows, profile.to(rows.dtype), fine.basis, turns=2)
@@ -128,7 +128,7 @@ def _finish_far(rows: Tensor, profile: Tensor, grid: Grid) -> tuple[Tensor, Tens
     return profile.double(), angle.double()
 
 
-def _finish_near(rows: Tensor, profile: Tensor, angle: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def _finish_near(rows: Tensor, profile: Tensor, angle: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
     """Profiles and angles of rows that are line segments, or nearly: Gauss-Newton in float64, from the best side."""
     free = Segments(grid.size, grid.path)
     profile, angle, _ = _gauss_newton(rows.double(), profile, angle, grid.size, grid.path)

@@ -9,7 +9,7 @@ from torch import Tensor
 from rotateconv.kernels.line import Path, tap_slopes, tap_splats
 
 GRID = 720  # angles in a full turn that are tried first: half a degree apart
-STEP = 2 * torch.pi / GRID
+_STEP = 2 * torch.pi / GRID
 _CHUNK = 1 << 21  # numbers in the largest temporary
 _OFF = 1e-9  # from a grid angle into its interval: exactly on a kink, the derivative is the mean of both sides
 _STEPS = 12  # of regula falsi; it ends at rounding after about six
@@ -133,7 +133,7 @@ def refine(bundles: Tensor, angle: Tensor, segments: Segments) -> Tensor:
         rising = (side * _slope(bundles, start, segments) > 0).nonzero()[:, 0]
         if len(rising):
             part, family = bundles[rising], segments.of(rising)
-            found = _climb(part, start[rising], start[rising] + side * (STEP - 2 * _OFF), family)
+            found = _climb(part, start[rising], start[rising] + side * (_STEP - 2 * _OFF), family)
             value = _explained(part, found, family)
             better = value > most[rising]
             best = best.index_put((rising[better],), found[better])
@@ -171,7 +171,7 @@ def _slope(bundles: Tensor, angle: Tensor, segments: Segments) -> Tensor:
 
 def grid_angles(device: torch.device) -> Tensor:
     """The angles of the grid, [GRID], from 0 on, in float64: the kinks must lie on it."""
-    return torch.arange(GRID, device=device, dtype=torch.float64) * STEP
+    return torch.arange(GRID, device=device, dtype=torch.float64) * _STEP
 
 
 def _without_middle(tensor: Tensor) -> Tensor:

@@ -174,14 +174,14 @@ def from_json(text: str) -> RunConfig:
         raise ConfigError(f"the configuration is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"expected a JSON object with the configuration's keys, not {type(values).__name__}")
-    return RunConfig(**current_keys(values))
+    return RunConfig(**_current_keys(values))
 
 
-def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+def _current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys and values of a configuration, as any version wrote them, by today's names.
 
     Example:
-        >>> current_keys({"lines": "free", "qat": False, "weight_bits": 4})
+        >>> _current_keys({"lines": "free", "qat": False, "weight_bits": 4})
         {'convert_taps': 'free', 'qat': False}
     """
     # Version 0.1.0 wrote the bits of every run, also of one that did not train for them.

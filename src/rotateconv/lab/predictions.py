@@ -21,10 +21,10 @@ from rotateconv.lab.train.pretrained import load_packed_file
 LARGEST_ONNX = 2**28
 """Bytes of the largest ONNX file that is opened."""
 
-ONNX_MEMORY = 2**32
+_ONNX_MEMORY = 2**32
 """Bytes that this process may take beyond what it has while ONNX Runtime opens or runs a file, on Linux."""
 
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Of the files of a folder that are taken for images."""
 
 _BATCH = 64
@@ -204,7 +204,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
-        with limited_memory(ONNX_MEMORY):
+        with limited_memory(_ONNX_MEMORY):
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has classes of its own, without a common one
         raise InputError(f"ONNX Runtime cannot open {path}: {first_line(error)}") from None
@@ -214,7 +214,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
 
     def run(images: Tensor) -> Tensor:
         try:
-            with limited_memory(ONNX_MEMORY):
+            with limited_memory(_ONNX_MEMORY):
                 return torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
         except Exception as error:
             raise InputError(f"{path} cannot classify images of its input_size: {first_line(error)}") from None
@@ -242,7 +242,7 @@ def _tensors(message: Any) -> Iterator[Any]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     if not found:
         raise DataError(f"there is no image in the folder {path}")
     return found

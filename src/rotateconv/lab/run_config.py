@@ -50,7 +50,7 @@ QAT_KEYS = (*BITS_KEYS, "qat_scales")
 """Keys of training with qat, none without it."""
 
 
-def bits_by_name(texts: Sequence[str], angle_bits: int = Bits().angle) -> dict[str, tuple[int, int]]:
+def _bits_by_name(texts: Sequence[str], angle_bits: int = Bits().angle) -> dict[str, tuple[int, int]]:
     """Return bits of weight and angle by the patterns of layers' names, of texts such as "layer3.*=2+3".
 
     Args:
@@ -61,7 +61,7 @@ def bits_by_name(texts: Sequence[str], angle_bits: int = Bits().angle) -> dict[s
         ConfigError: a text of another kind.
 
     Example:
-        >>> bits_by_name(["stages.0.*=4+5", "stages.1.*=3"])
+        >>> _bits_by_name(["stages.0.*=4+5", "stages.1.*=3"])
         {'stages.0.*': (4, 5), 'stages.1.*': (3, 5)}
     """
     found = {}
@@ -334,7 +334,7 @@ class RunConfig:
         """Bits of the numbers that the run trains for; None without `qat`."""
         if self.weight_bits is None or self.angle_bits is None or self.dense_bits is None:
             return None
-        own = bits_by_name(self.layer_bits or (), self.angle_bits)
+        own = _bits_by_name(self.layer_bits or (), self.angle_bits)
         return Bits.of(self.weight_bits, self.angle_bits, self.dense_bits, self.weight_levels, self.profile_bits, own)
 
 

@@ -36,7 +36,7 @@ def find_conv(conv: str | Convolution) -> Convolution:
     return conv if callable(conv) else find_name("conv", CONVS, conv)
 
 
-def initialized(make: Callable[Arguments, Layer], initialize: Callable[[Layer], None]) -> Callable[Arguments, Layer]:
+def _initialized(make: Callable[Arguments, Layer], initialize: Callable[[Layer], None]) -> Callable[Arguments, Layer]:
     """`make`, followed by `initialize` on what it made: the same signature, other starting values."""
 
     @wraps(make)
@@ -109,9 +109,9 @@ def wider(make: Callable[..., Layer], more: int = 1, spread: int = 1) -> Callabl
 
 
 # A plain nn.Conv2d, not a subclass: tools that match modules by type keep working on the models.
-dense = initialized(nn.Conv2d, _kaiming)
-line = initialized(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
-bank = initialized(partial(RotateConv2d, taps="profile", learn_profile=False), deal_profiles)
+dense = _initialized(nn.Conv2d, _kaiming)
+line = _initialized(partial(RotateConv2d, taps="free", learn_angle=False), _along_the_grid)
+bank = _initialized(partial(RotateConv2d, taps="profile", learn_profile=False), deal_profiles)
 
 _LONG: dict[str, dict[str, Any]] = {
     "rotate4": {"taps": "free"},

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from rotateconv.errors import InputError, nearest
 
-Entry = TypeVar("Entry")
+Value = TypeVar("Value")
 
 
-def find_name(kind: str, entries: Mapping[str, Entry], name: str) -> Entry:
+def find_name(kind: str, entries: Mapping[str, Value], name: str) -> Value:
     """Look `name` up; if it is not there, say which names come nearest.
 
     Returns:

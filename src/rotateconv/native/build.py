@@ -11,7 +11,7 @@ from pathlib import Path
 LIBRARY = "_line.so"
 SOURCE = Path(__file__).with_name("line.c")
 HEADER = Path(__file__).with_name("line_real.h")
-FLAGS = ("-std=c11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
+_FLAGS = ("-std=c11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
 SECONDS = 120
 """After which a compiler is given up."""
 
@@ -42,7 +42,7 @@ def build_key() -> str:
     compiler = find_compiler()
     file = Path(compiler[0]).resolve()
     state = file.stat()
-    parts = [*compiler, str(file), state.st_size, state.st_mtime_ns, *FLAGS, platform.system(), platform.machine()]
+    parts = [*compiler, str(file), state.st_size, state.st_mtime_ns, *_FLAGS, platform.system(), platform.machine()]
     digest = hashlib.sha256(repr(parts).encode())
     for source in (SOURCE, HEADER):
         digest.update(source.read_bytes())
@@ -54,12 +54,12 @@ def compile_library(target: Path, flags: tuple[str, ...] = ()) -> None:
 
     Args:
         target: The library to write.
-        flags: Further flags, after `FLAGS`.
+        flags: Further flags, after `_FLAGS`.
 
     Raises:
         BuildError: If there is no compiler, or it fails.
     """
-    command = [*find_compiler(), *FLAGS, *flags]
+    command = [*find_compiler(), *_FLAGS, *flags]
     # Older compilers, and some C libraries, do not know functions in several versions.
     for clones in (["-DCLONES"], []):
         try:

@@ -84,9 +84,9 @@ class ConvBase(nn.Module):
             The convolution, with every argument, the device, dtype, training flag and requires_grad carried over.
         """
         conv = nn.utils.skip_init(nn.Conv2d, **arguments.arguments_of(self))
-        conv.weight.copy_(self.kernel()).requires_grad_(is_trained(self, "weight"))
+        conv.weight.copy_(self.kernel()).requires_grad_(_is_trained(self, "weight"))
         if self.bias is not None:
-            conv.bias.copy_(self.bias).requires_grad_(is_trained(self, "bias"))
+            conv.bias.copy_(self.bias).requires_grad_(_is_trained(self, "bias"))
         return conv.train(self.training)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
@@ -131,7 +131,7 @@ class ConvBase(nn.Module):
         return in_layout(padded, is_channels_last(input)), (0, 0)  # "circular" loses the layout
 
 
-def is_trained(layer: nn.Module, name: str) -> bool:
+def _is_trained(layer: nn.Module, name: str) -> bool:
     """Whether a tensor of a layer is trained, also where a parametrization such as spectral_norm computes it."""
     if parametrize.is_parametrized(layer, name):
         originals = layer.get_submodule(f"parametrizations.{name}")

@@ -10,7 +10,7 @@ from torch import nn
 from rotateconv.errors import InputError
 from rotateconv.kernels.line import check_kernel_size
 
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 Size = int | tuple[int, int]
 
@@ -74,8 +74,8 @@ def divides(name: str, groups: int, **channels: int) -> None:
 
 def check_padding_mode(padding_mode: str) -> None:
     """Raise ValueError unless nn.Conv2d knows the padding mode."""
-    if padding_mode not in PADDING_MODES:
-        raise InputError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+    if padding_mode not in _PADDING_MODES:
+        raise InputError(f"padding_mode must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

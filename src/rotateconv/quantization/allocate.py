@@ -22,7 +22,7 @@ from rotateconv.quantization.quantize import Entry, entries, quantize_in_place
 STEPS = ((1, 3), (2, 3), (2, 4), (3, 4), (4, 5), (5, 6), (6, 7))
 """Bits of a weight and of an angle that a part of a model may have."""
 
-MOST_PARTS = 4
+_MOST_PARTS = 4
 """Parts that are told apart: all combinations of their bits are looked at."""
 
 Step = tuple[int, int]
@@ -141,7 +141,7 @@ def _parts(model: nn.Module) -> list[tuple[str, ...]]:
         depth += 1
     patterns = [".".join(layer[:depth]) + (".*" if len(layer) > depth else "") for layer in layers]
     children = list(dict.fromkeys(patterns))
-    size = -(-len(children) // MOST_PARTS)
+    size = -(-len(children) // _MOST_PARTS)
     return [tuple(children[start : start + size]) for start in range(0, len(children), size)]
 
 

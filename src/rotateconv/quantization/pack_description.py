@@ -22,7 +22,7 @@ OPTIONAL = (
 """Streams of models with kernels of a codebook or masked ones (older files hold the positions of these themselves),
 with quantized profiles, and with layers that have bits of their own: a stream for each number of bits."""
 
-LARGEST_INPUT = 2**24
+_LARGEST_INPUT = 2**24
 """Numbers of an image above which an input size is refused: 3 x 2,364 x 2,364."""
 
 
@@ -95,9 +95,9 @@ class PackedDescription:
                 raise InputError("layer_bits must be an object")
             for value in self.layer_bits.values():
                 check_list("layer_bits", value)
-        if self.input_size is not None and math.prod(self.input_size) > LARGEST_INPUT:
+        if self.input_size is not None and math.prod(self.input_size) > _LARGEST_INPUT:
             size = " x ".join(map(str, self.input_size))
-            raise InputError(f"input_size {size} is larger than {LARGEST_INPUT:,} numbers")
+            raise InputError(f"input_size {size} is larger than {_LARGEST_INPUT:,} numbers")
         if self.build is not None:
             check_build(self.build)
 

@@ -16,7 +16,7 @@ from rotateconv._files import atomic_write, parse_json, read_regular
 from rotateconv.errors import InputError
 from rotateconv.quantization.pack_description import PackedDescription, Stored, parse_description
 
-FORMAT = "rotateconv-packed"
+_FORMAT = "rotateconv-packed"
 VERSION = 1
 LARGEST = 2**28
 """Bytes of a packed file above which it is refused, unless the caller allows more."""
@@ -39,7 +39,7 @@ def write_packed(path: str | Path, description: Mapping[str, Any], streams: Mapp
     stored = {name: store(codes, width) for name, (codes, width) in streams.items()}
     places = {name: [len(streams[name][0]), width, deflated] for name, (_, width, deflated) in stored.items()}
     metadata = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "version": str(VERSION),
         "sha256": _NO_CHECKSUM,
         "description": _json({**description, "streams": places}),
@@ -99,7 +99,7 @@ def read_packed(path: str | Path, largest: int = LARGEST) -> PackedFile:
         metadata = parse_json(whole[8:length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{path} is no packed model, or it was cut off: {error}") from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is a safetensors file but no packed model: make one with rotateconv.pack")
     if metadata.get("version") != str(VERSION):
         raise InputError(

@@ -27,7 +27,7 @@ from rotateconv.lab.study.shrink import ONNX, PACKED, RECORD, TABLE, shrink
 from rotateconv.lab.study.shrink_record import (
     FORMS,
     Candidate,
-    Form,
+    CandidateForm,
     ShrinkRecord,
     Trial,
     best,
@@ -152,7 +152,7 @@ def test_the_rungs_halve(whole: tuple[Path, ShrinkRecord]) -> None:
     assert sum(map(len, rungs.values())) == len(found.trials)
     assert {trial.candidate.form for trial in rungs[0]} == set(FORMS)
     assert [trial.candidate for trial in rungs[1]] == survivors(rungs[0], BUDGET)
-    assert Form() in {trial.candidate.form for trial in rungs[1]}  # the dense rival is trained too
+    assert CandidateForm() in {trial.candidate.form for trial in rungs[1]}  # the dense rival is trained too
     assert [trial.candidate for trial in rungs[4]] == [trial.candidate for trial in best(rungs[1], BUDGET, 2)]
     assert 1 < len(rungs[1]) < len({trial.candidate.form for trial in rungs[0]})
 
@@ -295,7 +295,7 @@ def test_one_weight_of_a_slice_has_no_level_of_zero(whole: tuple[Path, ShrinkRec
 def test_a_model_of_lines_is_tried_as_it_is(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="rotate2p", epochs=2), tmp_path / "lines", data=data)
     found = run(tmp_path / "lines", tmp_path / "out", data)
-    assert {trial.candidate.form for trial in found.trials} == {Form()}
+    assert {trial.candidate.form for trial in found.trials} == {CandidateForm()}
     assert all(trial.candidate.angle_bits is not None for trial in found.trials)
 
 
@@ -322,8 +322,8 @@ def test_what_cannot_be_shrunk_is_refused(source: Path, tmp_path: Path, data: Im
         shrink(dataclasses.replace(recipe(source), validation=False), tmp_path, budget=9, data=data)
 
 
-def trial(accuracy: float | None, size: int, form: Form | None = None, epochs: int = 0) -> Trial:
-    return Trial(Candidate(form or Form("free"), 4, 4, 8), epochs, size, accuracy)
+def trial(accuracy: float | None, size: int, form: CandidateForm | None = None, epochs: int = 0) -> Trial:
+    return Trial(Candidate(form or CandidateForm("free"), 4, 4, 8), epochs, size, accuracy)
 
 
 def test_more_budget_never_gives_less_accuracy() -> None:

@@ -11,8 +11,8 @@ Mode = Literal["forward", "forward+backward", "step", "captured step"]
 Precision = Literal["float32", "bfloat16"]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-PEERS = ("depthwise-separable", "1x1", "deform_conv2d", "DCLS")
-LAYER_FORMS = ("nn.Conv2d", "rotate4", "rotate2", "rotate2p", "rotate2p-g1", "rotate2p-g4", *PEERS)
+_PEERS = ("depthwise-separable", "1x1", "deform_conv2d", "DCLS")
+LAYER_FORMS = ("nn.Conv2d", "rotate4", "rotate2", "rotate2p", "rotate2p-g1", "rotate2p-g4", *_PEERS)
 UNBATCHED = ", layer by layer"
 """Ends the name of a model's form whose layers each make their own kernels, without `batched_kernels`."""
 MODEL_FORMS = ("conv3x3", "rotate4", f"rotate4{UNBATCHED}", "rotate2", "rotate2p", "rotate2p-g4")

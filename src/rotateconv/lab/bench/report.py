@@ -56,14 +56,14 @@ def _sections(record: BenchRecord) -> dict[str, str]:
     """The text of every table that the record has, by name."""
     sections = {"machine": _machine(record)}
     if record.targets:
-        sections["targets"] = targets_table(record.targets)
+        sections["targets"] = _targets_table(record.targets)
     for kind in KINDS:
         if rows := [row for row in record.timed if row.case.kind == kind]:
             sections[kind] = rows_table(rows)
     return sections
 
 
-def targets_table(targets: Sequence[TargetRow]) -> str:
+def _targets_table(targets: Sequence[TargetRow]) -> str:
     """The targets of a record with what was measured, as a Markdown table."""
     quantities = {"ratio": "time over", "speedup": "times as fast as", "peak_ratio": "peak memory over"}
     lines = []

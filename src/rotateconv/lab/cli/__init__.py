@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Run the command line and exit."""
-    from rotateconv.lab.train.allocator import keep_freed_memory
+    from rotateconv.lab.train.process_memory import keep_freed_memory
 
     keep_freed_memory()
     prepare_streams()

@@ -51,7 +51,7 @@ class TrainingProgress:
                 say(self.console, f"warning: {event.message}")
 
     def _start(self, start: RunStart) -> None:
-        facts(self.console, run_facts(start))
+        facts(self.console, _run_facts(start))
         self.began_at, self.first_step, self.steps = time.monotonic(), start.step, start.steps
         self.epochs = start.epochs
         epoch = f"{start.epoch + 1}/{start.epochs}"
@@ -91,7 +91,7 @@ class TrainingProgress:
         )
 
 
-def run_facts(start: RunStart) -> dict[str, str]:
+def _run_facts(start: RunStart) -> dict[str, str]:
     """Return what the first lines of a run say, by name; its folder has been written by then."""
     import torch
 

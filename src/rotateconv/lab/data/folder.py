@@ -17,8 +17,8 @@ from rotateconv.lab.data.decode import MAX_PIXELS, Decoded, Progress, decode_ima
 from rotateconv.lab.data.image_cache import read_cache, write_cache
 from rotateconv.lab.data.image_data import ImageData, Split, build_data
 
-SPLITS = ("train", "test")
-NAMED = 3  # bad images that a message names; the rest are counted
+_SPLITS = ("train", "test")
+_NAMED = 3  # bad images that a message names; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def load_folder(
 def list_folder(folder: Path) -> Listing:
     """Find the classes and images of a folder without opening any; DataError where train and test do not agree."""
     classes = {}
-    for split in SPLITS:
+    for split in _SPLITS:
         root = folder / split
         if not root.is_dir():
             raise DataError(
@@ -106,7 +106,7 @@ def list_folder(folder: Path) -> Listing:
     hidden: list[str] = []
     digest = hashlib.blake2b(digest_size=16)
     train_count = 0
-    for split in SPLITS:
+    for split in _SPLITS:
         for label, name in enumerate(classes[split]):
             found = _files(folder, f"{split}/{name}", hidden)
             if not found:
@@ -127,7 +127,7 @@ def _build(name: str, decoded: Decoded, listing: Listing) -> ImageData:
     train = Split(decoded.images[:train_count], labels[:train_count])
     # Copied, so that the training images, which are copied when they are split, do not stay in memory twice.
     test = Split(decoded.images[train_count:].clone(), labels[train_count:])
-    for split, images in zip(SPLITS, (train, test), strict=True):
+    for split, images in zip(_SPLITS, (train, test), strict=True):
         counts = images.labels.bincount(minlength=len(listing.classes)).tolist()
         empty = [name for name, count in zip(listing.classes, counts, strict=True) if not count]
         if empty:
@@ -187,5 +187,5 @@ def _bad_images(decoded: Decoded, listing: Listing) -> str:
 
 def _first(names: Iterable[str]) -> str:
     shown = list(names)
-    rest = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-    return ", ".join(shown[:NAMED]) + rest
+    rest = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return ", ".join(shown[:_NAMED]) + rest

@@ -10,7 +10,7 @@ from torch import Tensor
 from rotateconv.errors import DataError
 
 # Which images are held out must never depend on the seed of a run, or runs could not be compared.
-SPLIT_SEED = 20_240_229
+_SPLIT_SEED = 20_240_229
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def hold_out(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         >>> len(kept), sorted((held % 2).tolist())
         (16, [0, 0, 1, 1])
     """
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     centers = (2 * torch.arange(count) + 1) * len(labels) // (2 * count)
     held = torch.zeros(len(labels), dtype=torch.bool)

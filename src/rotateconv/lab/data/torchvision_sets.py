@@ -23,7 +23,7 @@ MNIST_FILES = {
 DIGITS = tuple(str(digit) for digit in range(10))
 # A network that swallows packets would otherwise hold a download for minutes.
 SILENCE = 30.0  # seconds without a byte
-NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
+_NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
 
 
 def load_mnist(folder: Path, *, download: bool) -> ImageData:
@@ -103,7 +103,7 @@ def _one_sentence(
         yield
     except DataError:
         raise
-    except NETWORK as error:
+    except _NETWORK as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the answer of the server open
         raise DataError(f"{failed} ({on_one_line(error)}): {remedy}") from None

@@ -11,7 +11,7 @@ from rotateconv.lab.sample import Sample
 
 WIDTH = 8.5
 """Inches: at the width of a page's column the type is as large as the page's."""
-Entry = tuple[str, str, str, str]
+LegendEntry = tuple[str, str, str, str]
 """Of a legend: name, color, face of the marker, and the marker, or "" for a line."""
 
 
@@ -51,7 +51,7 @@ def save(figure: Any, path: Path) -> None:
     write_bytes(path, image.getvalue())
 
 
-def legend(figure: Any, entries: Sequence[Entry]) -> None:
+def legend(figure: Any, entries: Sequence[LegendEntry]) -> None:
     """Write the legend below the panels, in as many columns as there is room for."""
     from matplotlib.lines import Line2D
 

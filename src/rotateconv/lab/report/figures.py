@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv.lab.naming import counted, layers_label
-from rotateconv.lab.report.canvas import Entry, bar, legend, make_figure, mark, picture_name, save, scale_bytes
+from rotateconv.lab.report.canvas import LegendEntry, bar, legend, make_figure, mark, picture_name, save, scale_bytes
 from rotateconv.lab.report.colors import COLORS, group_color, layers_color
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.run_figures import draw_angles
@@ -144,7 +144,7 @@ def draw_parameters(groups: Sequence[Group], path: Path, published: Sequence[Pub
     models = list(dict.fromkeys(group.model for group in groups))
     data = {run.data.name for group in groups for run in group.runs}
     points = [point for point in published if data and data <= set(point.data)]
-    entries: list[Entry] = []
+    entries: list[LegendEntry] = []
     places = [float(point.parameters) for point in points]
     for group in groups:
         if group.accuracy is None or group.parameters is None:
@@ -197,7 +197,7 @@ def draw_sizes(table: SizesTable, path: Path) -> None:
     scale_bytes(axes, min(every) / 1.15, max(every) * 1.15)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
     black = COLORS["conv3x3"]
-    entries: list[Entry] = [("dense; dashed: the best", black, black, "")]
+    entries: list[LegendEntry] = [("dense; dashed: the best", black, black, "")]
     same = len({label.rpartition(", ")[0] for label in colors}) == 1  # of all models then only the layers differ
     entries += [
         (label.rpartition(", ")[2] if same else label, color, color, "")

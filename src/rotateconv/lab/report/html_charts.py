@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 360, 220
+WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 32
 
 
@@ -48,7 +48,7 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False) -> st
 
     def down(value: float) -> float:
         part = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-        return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * part
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * part
 
     locator = LogLocator(subs=(1, 2, 5)) if log and high / low < 1e3 else LogLocator() if log else MaxNLocator(5)
     marks = [value for value in locator.tick_values(low, high) if low <= value <= high]
@@ -60,8 +60,8 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False) -> st
     epochs = sorted({round(x) for x in MaxNLocator(6, integer=True).tick_values(1, last) if 1 <= x <= last} | {1, last})
     crowded = (last - 1) / 12
     epochs = [x for x in epochs if x in (1, last) or (crowded < x - 1 and crowded < last - x)]
-    parts += [f'<text x="{across(x):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{x}</text>' for x in epochs]
-    parts.append(f'<text x="{(WIDTH + _LEFT) / 2}" y="{HEIGHT - 1}" text-anchor="middle" class="faint">epoch</text>')
+    parts += [f'<text x="{across(x):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{x}</text>' for x in epochs]
+    parts.append(f'<text x="{(WIDTH + _LEFT) / 2}" y="{_HEIGHT - 1}" text-anchor="middle" class="faint">epoch</text>')
     for one, found in points.items():
         places = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in found)
         parts.append(f'<polyline points="{places}" style="stroke:{one.color}"/>')
@@ -71,7 +71,7 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False) -> st
         f'<li><i style="background:{one.color}"></i>{escape(one.name)} <b>{found[-1][1]:.4g}</b></li>'
         for one, found in points.items()
     )
-    drawn = _svg(WIDTH, HEIGHT, "chart", f"{title} over the epochs", "".join(parts))
+    drawn = _svg(WIDTH, _HEIGHT, "chart", f"{title} over the epochs", "".join(parts))
     return f'<figure><h3>{escape(title)}</h3>{drawn}<ul class="key">{names}</ul></figure>'
 
 

@@ -21,12 +21,12 @@ from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.study.events import RunDied, RunEvent, RunStopped, TaskEvent
 from rotateconv.lab.study.executor import POLL
 from rotateconv.lab.study.worker import Result, Task, do_task
-from rotateconv.lab.train.allocator import keep_freed_memory
 from rotateconv.lab.train.device import VARIABLE
 from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.lock import ATTEMPT, held_by_another, take_over
+from rotateconv.lab.train.process_memory import keep_freed_memory
 
-ATTEMPTS = 4
+_ATTEMPTS = 4
 """Times that a run is begun or gone on with, before it is left for the next call of the same command."""
 TOKEN = ".study-token"
 """File in the folder of a study whose content a node must be able to read."""
@@ -175,9 +175,9 @@ class RayExecutor:
                 reason = f"{name} lost its process or its node ({type(error).__name__})"
                 if name in self.stops:
                     yield RunDied(name, f"{reason} before it was saved: the same command goes on where it stopped")
-                elif len(attempt.before) + 1 == ATTEMPTS:
+                elif len(attempt.before) + 1 == _ATTEMPTS:
                     yield RunDied(
-                        name, f"{reason}, for the {ATTEMPTS}th time: the same command goes on where it stopped"
+                        name, f"{reason}, for the {_ATTEMPTS}th time: the same command goes on where it stopped"
                     )
                 else:
                     yield RunEvent(name, RunWarning(f"{reason}: going on from its last checkpoint"))

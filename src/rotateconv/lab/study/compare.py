@@ -21,7 +21,7 @@ from rotateconv.lab.study.events import (
     TaskEvent,
 )
 from rotateconv.lab.study.executor import Executor, run_tasks
-from rotateconv.lab.study.plan import Entry, Study, plan
+from rotateconv.lab.study.plan import PlannedRuns, Study, plan
 from rotateconv.lab.study.pool import local_executor
 from rotateconv.lab.study.run_record import Curves, RunRecord
 from rotateconv.lab.study.study_record import portable, read_run
@@ -93,7 +93,7 @@ def compare(
 
 
 def _records(
-    study: Study, entries: Sequence[Entry], out: Path, data: DataDescription, failed: Mapping[str, str]
+    study: Study, entries: Sequence[PlannedRuns], out: Path, data: DataDescription, failed: Mapping[str, str]
 ) -> list[RunRecord]:
     """Return what is known of the study's runs so far."""
     found = []

@@ -80,7 +80,7 @@ def conversion_from_json(value: object, where: str | Path) -> ConversionRecord:
     return from_json(ConversionRecord, value, where)
 
 
-STATES = {
+_STATES = {
     "source": "trained model",
     "fitted": "fitted",
     "calibrated": "fitted, norms recalibrated",
@@ -92,7 +92,7 @@ STATES = {
 def states_table(result: ConversionRecord) -> Table:
     """Return a row per model of a conversion."""
     rows = []
-    for name, text in STATES.items():
+    for name, text in _STATES.items():
         parameters = result.parameters_before if name == "source" else result.parameters_after
         accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
         quantized = ", quantized" if name == "fine_tuned" and result.bits is not None else ""

@@ -70,7 +70,7 @@ def contrasts_from(value: object) -> dict[str, tuple[str, ...]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class PlannedRuns:
     """A configuration of runs that differ in the seed; a narrowed dense model names the convolution it is equal to."""
 
     config: RunConfig
@@ -85,7 +85,7 @@ class Entry:
         return run_name(self.seeded(seed))
 
 
-def plan(study: Study, data: "DataDescription") -> list[Entry]:
+def plan(study: Study, data: "DataDescription") -> list[PlannedRuns]:
     """Return a study's configurations: for each model the dense one, then the others as named.
 
     A narrowed dense model follows the first one that it is as large as.
@@ -95,13 +95,13 @@ def plan(study: Study, data: "DataDescription") -> list[Entry]:
     from rotateconv.lab.train.build import build_configured, rotate_layers
     from rotateconv.models import equal_size_width
 
-    entries: list[Entry] = []
+    entries: list[PlannedRuns] = []
     convs = sorted(study.convs, key=lambda conv: conv != BASELINE)
     for model in study.models:
         widths = {study.base.width}
         for conv in convs:
             config = dataclasses.replace(study.base, model=model, conv=conv, seed=0)
-            entries.append(Entry(config))
+            entries.append(PlannedRuns(config))
             with torch.device("meta"):
                 built = build_configured(config.architecture, data)
             if not study.equal_params or not rotate_layers(built):
@@ -112,5 +112,5 @@ def plan(study: Study, data: "DataDescription") -> list[Entry]:
             if width not in widths:
                 widths.add(width)
                 narrow = dataclasses.replace(config, conv=BASELINE, width=width, growth=None)
-                entries.append(Entry(narrow, equal_to=conv))
+                entries.append(PlannedRuns(narrow, equal_to=conv))
     return entries

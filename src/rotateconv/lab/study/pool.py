@@ -131,7 +131,7 @@ def available_cores() -> int:
     return cores
 
 
-def default_jobs() -> int:
+def _default_jobs() -> int:
     """Return how many runs go at a time where nobody says: one per GPU, or one per core.
 
     Small models gain less from a second thread than two runs gain from a core each.
@@ -145,12 +145,12 @@ def default_jobs() -> int:
 def local_executor(count: int, jobs: int | None = None, together: int = 1) -> LocalExecutor:
     """Return the executor of so many runs on this machine: `jobs` at a time, each with its share of the cores.
 
-    Without `jobs` they are `together` in each of `default_jobs` processes; ConfigError where a number is less than 1.
+    Without `jobs` they are `together` in each of `_default_jobs` processes; ConfigError where a number is less than 1.
     """
     for name, number in (("jobs", jobs), ("together", together)):
         if number is not None and number < 1:
             raise ConfigError(f"{name} must be 1 or more, not {number}")
-    jobs = min(jobs if jobs is not None else together * default_jobs(), max(1, count))
+    jobs = min(jobs if jobs is not None else together * _default_jobs(), max(1, count))
     together = min(together, jobs)
     return LocalExecutor(jobs, max(1, available_cores() // -(-jobs // together)), together)
 

@@ -105,7 +105,7 @@ def read_details(run: str | Path) -> RunDetails:
     starts = rotate_layers(start) if start is not None else {}
     moved = tuple(moved_layer(name, starts.get(name), layer) for name, layer in layers.items())
     command = read_environment(run).began.command
-    return RunDetails(read_run(run), command, read_summary(run).test_confusion, moved, reason, file_sizes(trained))
+    return RunDetails(read_run(run), command, read_summary(run).test_confusion, moved, reason, _file_sizes(trained))
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def short_way(difference: Tensor) -> Tensor:
     return torch.remainder(difference + math.pi, 2 * math.pi) - math.pi
 
 
-def file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
+def _file_sizes(trained: TrainedRun) -> tuple[FileSize, ...]:
     """Return the bytes of a run's model: written out densely if it is not so already, as trained, packed, compact ONNX.
 
     The bits are those that it was trained for, or 4 per weight and the defaults of `pack` and of compact files.

@@ -39,7 +39,7 @@ TRIALS = "search.db"
 """SQLite file of the trials, below the folder of a search."""
 BEST = "best.toml"
 """The best configuration so far, as `rotateconv train --config` takes it."""
-CONTINUOUS, BITS = ("lr", "weight_decay", "angle_lr_scale"), ("weight_bits", "angle_bits")
+_CONTINUOUS, BITS = ("lr", "weight_decay", "angle_lr_scale"), ("weight_bits", "angle_bits")
 """Keys that can be searched: on a logarithmic scale, and one by one."""
 _NAME = "recipe"  # of the one study in the file
 _CONFIG = "configuration"  # that its trials start from
@@ -76,7 +76,7 @@ def default_ranges(config: RunConfig, data: DataDescription) -> dict[str, tuple[
     with torch.device("meta"):
         model = build_configured(config.architecture, data)
     turns = any(layer.learn_angle for layer in rotate_layers(model).values())
-    values = {key: getattr(config, key) for key in CONTINUOUS if turns or key != "angle_lr_scale"}
+    values = {key: getattr(config, key) for key in _CONTINUOUS if turns or key != "angle_lr_scale"}
     return {key: (value / 10, value * 10) for key, value in values.items() if value > 0}
 
 
@@ -99,7 +99,7 @@ def search(
 
     Args:
         config: What all trials share; all have its seed.
-        ranges: Lowest and highest value of what is searched, by key of `CONTINUOUS` and, with `qat`, `BITS`.
+        ranges: Lowest and highest value of what is searched, by key of `_CONTINUOUS` and, with `qat`, `BITS`.
         out: Folder of the search.
         trials: Number of them, with those of earlier calls.
         prune: Stop a trial whose validation accuracy is below the median of the others at the same epoch.
@@ -184,8 +184,8 @@ def _distributions(optuna: Any, config: RunConfig, ranges: Ranges) -> dict[str, 
         raise ConfigError("there is nothing to search: leave a range to one key at least")
     found: dict[str, Any] = {}
     for key, (low, high) in ranges.items():
-        if key not in (*CONTINUOUS, *BITS):
-            raise ConfigError(f"{key} is not searched: choose from {', '.join((*CONTINUOUS, *BITS))}")
+        if key not in (*_CONTINUOUS, *BITS):
+            raise ConfigError(f"{key} is not searched: choose from {', '.join((*_CONTINUOUS, *BITS))}")
         if key in BITS and not config.qat:
             raise ConfigError(f"a range of {key} is of training with qat: set qat=true (--qat) too, or leave it out")
         if not 0 < low < high:

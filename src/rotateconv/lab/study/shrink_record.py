@@ -23,7 +23,7 @@ WEIGHT_BITS, ANGLE_BITS = range(2, 9), range(3, 6)
 
 
 @dataclass(frozen=True)
-class Form(Plain):
+class CandidateForm(Plain):
     """What the convolutions of the source become.
 
     Attributes:
@@ -40,8 +40,8 @@ class Form(Plain):
         """What it is called, also in the names of folders.
 
         Example:
-            >>> Form().name, Form("profile").name, Form("free", "square").name, Form("shared", angle_groups=4).name
-            ('as-it-is', 'profile', 'free-square', 'shared-g4')
+            >>> CandidateForm().name, CandidateForm("free", "square").name, CandidateForm("shared", angle_groups=4).name
+            ('as-it-is', 'free-square', 'shared-g4')
         """
         if self.taps is None:
             return "as-it-is"
@@ -52,9 +52,9 @@ class Form(Plain):
 _TAPS: tuple[Literal["profile", "shared", "free"], ...] = ("profile", "shared", "free")
 _PATHS: tuple[Literal["circle", "square"], ...] = ("circle", "square")
 FORMS = (
-    Form(),
-    *(Form(taps, path) for taps in _TAPS for path in _PATHS),
-    *(Form(taps, angle_groups=groups) for taps in _TAPS for groups in (4, 1)),
+    CandidateForm(),
+    *(CandidateForm(taps, path) for taps in _TAPS for path in _PATHS),
+    *(CandidateForm(taps, angle_groups=groups) for taps in _TAPS for groups in (4, 1)),
 )
 """How a model of dense convolutions is tried: as it is, the honest rival, and as RotateConv layers of every kind."""
 
@@ -63,7 +63,7 @@ FORMS = (
 class Candidate(Plain):
     """A form at so many bits of a weight, an angle (None where there is none), and stem, 1x1 and linear layers."""
 
-    form: Form
+    form: CandidateForm
     weight_bits: int
     angle_bits: int | None
     dense_bits: int
@@ -218,7 +218,7 @@ def survivors(trials: Sequence[Trial], budget: int) -> list[Candidate]:
 
     Each form has one candidate, its best bits. Untrained, few bits of a dense kernel look worse than they train.
     """
-    forms: dict[Form, Trial] = {}
+    forms: dict[CandidateForm, Trial] = {}
     for trial in best(trials, budget):
         forms.setdefault(trial.candidate.form, trial)
     ranked = list(forms.values())

@@ -12,7 +12,7 @@ from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
 from rotateconv.lab.study.shrink_files import PACKED, Files
-from rotateconv.lab.study.shrink_record import ANGLE_BITS, WEIGHT_BITS, Candidate, Form, Trial, largest_bits
+from rotateconv.lab.study.shrink_record import ANGLE_BITS, WEIGHT_BITS, Candidate, CandidateForm, Trial, largest_bits
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.load import calibration_batches, evaluate_model
@@ -22,7 +22,7 @@ from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize
 
-ROOM = 0.95
+_ROOM = 0.95
 """Part of the budget that untrained candidates may fill: training moved a size by up to 2.5 %, either way."""
 FAR = 1.2
 """Times the budget: a form whose fewest bits take more is not fitted to images."""
@@ -44,7 +44,7 @@ class Untrained:
     dense_bits: int
     report: OnShrinkEvent
 
-    def fitted(self, form: Form) -> Path:
+    def fitted(self, form: CandidateForm) -> Path:
         """The folder with the weights that a form was fitted with, which its runs start from."""
         return self.folder / form.name
 
@@ -52,11 +52,11 @@ class Untrained:
         """The packed file of a candidate: bit for bit what was evaluated, should nothing that is trained be better."""
         return self.folder / f"{candidate.name}.rcp"
 
-    def least(self, form: Form) -> Candidate:
+    def least(self, form: CandidateForm) -> Candidate:
         """The form at the fewest bits."""
         return Candidate(form, WEIGHT_BITS[0], ANGLE_BITS[0], self.dense_bits)
 
-    def trials(self, form: Form) -> list[Trial]:
+    def trials(self, form: CandidateForm) -> list[Trial]:
         """Convert the source, and evaluate it at the largest bits that fit; where none fit, name the smallest size."""
         data, execution = self.files.data, self.config.execution
         model, least = copy_model(self.source), self.least(form)
@@ -94,7 +94,7 @@ class Untrained:
             def fits(weight: int, angle: int) -> bool:
                 # Packing takes a fraction of the time of an export, which is done only where it may fit.
                 near = self.files.pack(model, candidate(weight, angle).bits, Path(folder, "near")) + overhead
-                return near <= self.budget and exact(weight, angle) <= self.budget * ROOM
+                return near <= self.budget and exact(weight, angle) <= self.budget * _ROOM
 
             pairs = list(largest_bits(weights, angles, fits))
         if not pairs:

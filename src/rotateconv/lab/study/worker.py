@@ -20,8 +20,8 @@ from rotateconv.lab.exit_codes import Failure, explain
 from rotateconv.lab.parts import ImageSource
 from rotateconv.lab.study.events import RunDiverged, RunEvent, RunStopped, RunTrained
 from rotateconv.lab.study.turns import Turns
-from rotateconv.lab.train.allocator import keep_freed_memory
 from rotateconv.lab.train.events import Event, RunEnd, StepEnd
+from rotateconv.lab.train.process_memory import keep_freed_memory
 from rotateconv.lab.train.run_folder import going_on
 from rotateconv.lab.train.trackers import Trackers
 

@@ -21,7 +21,7 @@ from rotateconv.lab.train.train_state import TrainingState
 from rotateconv.nn.pruning import prune_smallest
 from rotateconv.quantization.qat import QuantizedTraining
 
-EVALUATED_PIXELS = 2**20
+_EVALUATED_PIXELS = 2**20
 """Pixels of the images that a GPU evaluates at a time, if more than a batch: its launches outlast small ones."""
 
 
@@ -118,7 +118,7 @@ def _batches(
     """Return the part of a split that is this process's, in batches: as it is, or as it is trained on."""
     size = config.batch_size // accelerator.num_processes
     if not train and accelerator.device.type == "cuda":
-        size = max(size, EVALUATED_PIXELS // split.images[0, 0].numel())
+        size = max(size, _EVALUATED_PIXELS // split.images[0, 0].numel())
     return Batches(
         split,
         size,

@@ -24,7 +24,7 @@ from rotateconv._files import JSON_BYTES, TEMPORARY, limited_memory, parse_json,
 from rotateconv.errors import InputError, RunError
 from rotateconv.lab.files import disk_errors, write_bytes, write_json
 
-KEEP = 2
+_KEEP = 2
 MANIFEST = "manifest.json"
 LARGEST = 2**36
 """Bytes of a checkpoint's file above which it is refused."""
@@ -74,7 +74,7 @@ def save_checkpoint(folder: Path, models: Mapping[str, nn.Module], state: Mappin
     finally:
         if temporary.exists():
             _remove(temporary)
-    for path in list_checkpoints(folder)[:-KEEP]:
+    for path in list_checkpoints(folder)[:-_KEEP]:
         _remove(path)
     return target
 

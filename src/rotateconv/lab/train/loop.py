@@ -6,9 +6,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rotateconv.lab.data.loader import Batches
-from rotateconv.lab.train.allocator import peak_gpu_memory, peak_memory
 from rotateconv.lab.train.evaluate import Evaluation, evaluate
 from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
+from rotateconv.lab.train.process_memory import peak_gpu_memory, peak_memory
 from rotateconv.lab.train.run_results import EpochRecord
 from rotateconv.lab.train.running_metrics import RunningMetrics
 from rotateconv.lab.train.schedule import factor, set_learning_rate

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from rotateconv.lab.cli import main
-from rotateconv.lab.train import allocator as memory
+from rotateconv.lab.train import process_memory as memory
 
 # A block above the largest that glibc ever keeps by itself, taken, filled and freed 32 times.
 PROGRAM = """
 import json, resource, sys, torch
-from rotateconv.lab.train.allocator import keep_freed_memory
+from rotateconv.lab.train.process_memory import keep_freed_memory
 done = keep_freed_memory() if sys.argv[1] == "keep" else None
 torch.set_num_threads(1)
 faults = []
@@ -66,7 +66,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch, error:
 
 def test_commands_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("rotateconv.lab.train.allocator.keep_freed_memory", lambda: asked.append("command"))
+    monkeypatch.setattr("rotateconv.lab.train.process_memory.keep_freed_memory", lambda: asked.append("command"))
     monkeypatch.setattr(sys, "argv", ["rotateconv", "--version"])
     with pytest.raises(SystemExit):
         main()
