@@ -15,6 +15,7 @@ from rotateconv.convert.layers import added_layers, put_layers
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
 from rotateconv.models.described import MAX_PARAMETERS, check_build, check_size
+from rotateconv.models.registry import BuildArguments
 from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.outline import outlined
 from rotateconv.quantization.pack_description import check_list
@@ -98,7 +99,7 @@ class RotateConvNet(
         Raises:
             ValueError: If it is not one of build_model's, or was changed since in another way.
         """
-        arguments: dict[str, Any] | None = getattr(model, "build_arguments", None)
+        arguments: BuildArguments | None = getattr(model, "build_arguments", None)
         if arguments is None:
             raise InputError(f"expected a model of build_model with a conv of CONVS, got a {type(model).__name__}")
         with torch.random.fork_rng(devices=[]):

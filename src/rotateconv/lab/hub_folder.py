@@ -57,13 +57,13 @@ def save_for_hub(
     record, description = read_run(run), trained.data
     images = data if data is not None else load_images(trained.config.images)
     bits = bits or trained.config.bits or Bits(angle=4)
-    about = {key: found for key, found in description.about.items() if key != "input_size"}
-    model = RotateConvNet.from_model(trained.model, **about)
+    about = description.about
+    model = RotateConvNet.from_model(trained.model, classes=about["classes"], mean=about["mean"], std=about["std"])
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
     notes = {"license": license}
-    done = export_onnx(trained.model, folder / ONNX, compact=True, **bits.arguments, **description.about, notes=notes)
+    done = export_onnx(trained.model, folder / ONNX, compact=True, **bits.arguments, **about, notes=notes)
     opened = open_file(folder / ONNX)
     compact = evaluate_model(opened.model, opened.config.execution, opened.data, images.test)
     own = "float32" if trained.config.bits is None else f"float32, each one of {trained.config.bits.weight} bits"

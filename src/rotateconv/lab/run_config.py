@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -77,7 +77,7 @@ def _bits_by_name(texts: Sequence[str], angle_bits: int = Bits().angle) -> dict[
     return found
 
 
-def bits_keys(bits: Bits) -> dict[str, Any]:
+def bits_keys(bits: Bits) -> dict[str, object]:
     """Return the keys of a configuration that hold these bits.
 
     Example:

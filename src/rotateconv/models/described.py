@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from rotateconv.errors import InputError
-from rotateconv.models.registry import build_model
+from rotateconv.models.registry import BuildArguments, build_model
 from rotateconv.nn.outline import outlined
 
 MAX_PARAMETERS = 50_000_000
@@ -15,10 +15,10 @@ MAX_PARAMETERS = 50_000_000
 times those of the largest ResNet here, 200 MB."""
 
 _WHOLE = ("num_classes", "in_channels", "growth")
-_KEYS = ("name", "conv", "num_classes", "in_channels", "width", "growth", "dropout")
+_KEYS = tuple(BuildArguments.__annotations__)
 
 
-def check_build(arguments: object) -> dict[str, Any]:
+def check_build(arguments: object) -> BuildArguments:
     """Return the arguments of `build_model` as a file gives them, if each has its type.
 
     Raises:
@@ -33,8 +33,7 @@ def check_build(arguments: object) -> dict[str, Any]:
         raise InputError(f"the arguments of build_model must be an object with a name, got {_short(arguments)}")
     if unknown := sorted(set(arguments) - set(_KEYS)):
         raise InputError(f"the arguments of build_model are {', '.join(_KEYS)}, got {_short(unknown[0])}")
-    checked = dict(arguments)
-    for key, value in checked.items():
+    for key, value in arguments.items():
         if key in ("name", "conv"):
             right, what = isinstance(value, str), "a text"
         elif key in _WHOLE:
@@ -45,10 +44,10 @@ def check_build(arguments: object) -> dict[str, Any]:
             what = "a number above 0"
         if not right:
             raise InputError(f"{key} of the model must be {what}, got {_short(value)}")
-    return checked
+    return cast(BuildArguments, arguments)
 
 
-def outline_model(arguments: Mapping[str, Any]) -> nn.Module:
+def outline_model(arguments: BuildArguments) -> nn.Module:
     """Return the model that `build_model` makes of these arguments, without values.
 
     Raises:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Required, TypedDict
 
 import torch
 from torch import nn
@@ -24,6 +25,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet100": partial(DenseNet, 100),
     "densenet-bc100": partial(DenseNet, 100, bottleneck=True, compression=0.5),
 }
+
+
+class BuildArguments(TypedDict, total=False):
+    """Arguments of `build_model`, as JSON can hold them."""
+
+    name: Required[str]
+    conv: str
+    num_classes: int
+    in_channels: int
+    width: float
+    growth: int | None
+    dropout: float
 
 
 def build_model(
@@ -72,15 +85,15 @@ def build_model(
     model = build(conv, num_classes, in_channels, width, **options)
     if isinstance(conv, str):
         # What JSON can hold: a packed file builds the model again from it.
-        model.build_arguments = {  # type: ignore[assignment]
-            "name": name,
-            "conv": conv,
-            "num_classes": int(num_classes),
-            "in_channels": int(in_channels),
-            "width": float(width),
-            "growth": growth,
-            "dropout": dropout,
-        }
+        model.build_arguments = BuildArguments(  # type: ignore[assignment]
+            name=name,
+            conv=conv,
+            num_classes=int(num_classes),
+            in_channels=int(in_channels),
+            width=float(width),
+            growth=growth,
+            dropout=dropout,
+        )
     return model
 
 

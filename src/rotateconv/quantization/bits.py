@@ -1,12 +1,24 @@
 """How many bits each kind of number of a model has: one value, for all that quantizes, trains, packs and exports."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from rotateconv.errors import InputError
 
-BITS_KEYS = ("weight_bits", "angle_bits", "dense_bits", "weight_levels", "profile_bits", "layer_bits")
-"""What `quantize`, `pack` and the like call the numbers of `Bits`, in their order."""
+
+class BitsArguments(TypedDict):
+    """What `quantize`, `pack` and the like call the numbers of `Bits`, in their order."""
+
+    weight_bits: int
+    angle_bits: int
+    dense_bits: int
+    weight_levels: int | None
+    profile_bits: int | None
+    layer_bits: Mapping[str, tuple[int, int]] | None
+
+
+BITS_KEYS = tuple(BitsArguments.__annotations__)
+"""Its names."""
 
 
 class Bits(NamedTuple):
@@ -39,9 +51,16 @@ class Bits(NamedTuple):
         return cls(weight_bits, angle_bits, dense_bits, weight_levels, profile_bits, layers)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> BitsArguments:
         """Of `quantize`, `pack` and the like."""
-        return dict(zip(BITS_KEYS, (*self[:-1], dict(self.layers) or None), strict=True))
+        return {
+            "weight_bits": self.weight,
+            "angle_bits": self.angle,
+            "dense_bits": self.dense,
+            "weight_levels": self.levels,
+            "profile_bits": self.profile,
+            "layer_bits": dict(self.layers) or None,
+        }
 
     @property
     def levels_of_weight(self) -> int:

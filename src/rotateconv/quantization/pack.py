@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from rotateconv.convert.layers import added_layers, put_layers, rotate_configs
 from rotateconv.errors import InputError
 from rotateconv.models import build_model
 from rotateconv.models.described import MAX_PARAMETERS, check_size, outline_model
+from rotateconv.models.registry import BuildArguments
 from rotateconv.nn.config import RotateConfig
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits, levels_of
@@ -149,12 +149,12 @@ def describe_packed(path: str | Path) -> PackedDescription:
     return read_packed(path).description
 
 
-def _recipe(model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, RotateConfig]]:
+def _recipe(model: nn.Module) -> tuple[BuildArguments | None, dict[str, RotateConfig]]:
     """Arguments of build_model, and the layers to put into what it builds.
 
     None and all layers of the model, where that would not give this model.
     """
-    build = getattr(model, "build_arguments", None)
+    build: BuildArguments | None = getattr(model, "build_arguments", None)
     if build is not None:
         built = _build(build)
         added = added_layers(model, built)
@@ -209,7 +209,7 @@ def _entries(model: nn.Module, description: PackedDescription) -> list[Entry]:
     return entries(model, description.widths)
 
 
-def _build(arguments: dict[str, Any]) -> nn.Module:
+def _build(arguments: BuildArguments) -> nn.Module:
     # Not on the meta device, which takes more than a second to import; and not with the caller's random numbers.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         return build_model(**arguments).float()

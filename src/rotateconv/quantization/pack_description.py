@@ -8,6 +8,7 @@ from typing import Any
 from rotateconv._files import parse_json
 from rotateconv.errors import InputError
 from rotateconv.models.described import check_build
+from rotateconv.models.registry import BuildArguments
 from rotateconv.nn.config import RotateConfig
 from rotateconv.quantization.bits import Bits
 
@@ -74,7 +75,7 @@ class PackedDescription:
     levels: int | None = None
     profile_bits: int | None = None
     layer_bits: dict[str, list[int]] | None = None
-    build: dict[str, Any] | None = None
+    build: BuildArguments | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None

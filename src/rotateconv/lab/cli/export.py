@@ -1,7 +1,7 @@
 """`rotateconv export`: a trained model for other runtimes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -14,6 +14,8 @@ from rotateconv.quantization.bits import Bits
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from rotateconv.lab.data.description import About
 
 EXAMPLES = options.examples(
     ("For ONNX Runtime:", "rotateconv export runs/digits-resnet20-rotate4-seed0 --to onnx --out digits.onnx"),
@@ -86,8 +88,15 @@ def export(
     from rotateconv.export.export import TOLERANCE, export_onnx, export_torch
 
     if to == "onnx":
-        how = {"compact": small, "preprocessing": with_preprocessing, **chosen.arguments}
-        done = export_onnx(trained, out, **how, **about, notes=_notes(license))
+        done = export_onnx(
+            trained,
+            out,
+            compact=small,
+            preprocessing=with_preprocessing,
+            **chosen.arguments,
+            **about,
+            notes=_notes(license),
+        )
     else:
         done = export_torch(trained, out, **about)
     size, classes = about["input_size"], about["classes"]
@@ -108,7 +117,7 @@ def export(
     facts(make_console(), rows)
 
 
-def _load(source: Path, built_by: str | None) -> tuple["nn.Module", dict[str, Any], Bits | None]:
+def _load(source: Path, built_by: str | None) -> tuple["nn.Module", "About", Bits | None]:
     """Return the model of a run folder or a packed file, what it takes and tells apart, and the bits that it has."""
     from rotateconv.lab.train.load import load_run
     from rotateconv.lab.train.pretrained import load_packed_file
@@ -121,7 +130,8 @@ def _load(source: Path, built_by: str | None) -> tuple["nn.Module", dict[str, An
     model, packed = load_packed_file(source, built_by)
     if packed.input_size is None:
         raise ConfigError(f"{source} does not say what images its model takes: export the run it was packed from")
-    return model, {key: getattr(packed, key) for key in ("classes", "mean", "std", "input_size")}, packed.widths
+    about: About = {"classes": packed.classes, "mean": packed.mean, "std": packed.std, "input_size": packed.input_size}
+    return model, about, packed.widths
 
 
 def _save_for_hub(run: Path, folder: Path, asked: keys.Given | None, license: str | None) -> None:

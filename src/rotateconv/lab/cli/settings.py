@@ -82,7 +82,9 @@ def _check_file(config: RunConfig, file: Path, named: Collection[str], models: C
 
     for model in models or [config.model]:
         try:
-            outline = outline_model({"name": model, "conv": config.conv, **sizes})
+            outline = outline_model(
+                {"name": model, "conv": config.conv, "width": config.width, "growth": config.growth}
+            )
             check_size(outline, MAX_PARAMETERS, "give --width and --growth yourself")
         except InputError as error:
             raise ConfigError(f"{file}: {error}") from None

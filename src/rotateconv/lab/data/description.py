@@ -1,10 +1,19 @@
 """What a model must know of the images that it was trained on."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from rotateconv.lab.data.image_data import ImageData
 from rotateconv.lab.plain import Plain
+
+
+class About(TypedDict):
+    """What a file of a model says of the images that it takes, as arguments of what writes it."""
+
+    classes: list[str] | None
+    mean: list[float] | None
+    std: list[float] | None
+    input_size: list[int]
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,10 @@ class DataDescription(Plain):
     test: int
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What a file of a model says of the images that it takes, as arguments of what writes it."""
-        lists = {"classes": self.classes, "mean": self.mean, "std": self.std, "input_size": self.input_shape}
-        return {key: list(found) for key, found in lists.items()}
+    def about(self) -> About:
+        """What a file of a model says of these images."""
+        shape = list(self.input_shape)
+        return About(classes=list(self.classes), mean=list(self.mean), std=list(self.std), input_size=shape)
 
     @classmethod
     def of(cls, data: ImageData) -> "DataDescription":

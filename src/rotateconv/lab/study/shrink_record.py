@@ -1,6 +1,5 @@
 """What `rotateconv shrink` tries and what it found: candidates, trials and shrink.json, as frozen dataclasses."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.config import RunConfig
+from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain
 from rotateconv.lab.run_config import bits_keys
@@ -95,7 +94,7 @@ class Candidate(Plain):
             "convert_fit": "outputs",
         }
         changes = {**({} if form.taps is None else rotate), **bits_keys(self.bits), "qat": True, "epochs": epochs}
-        return dataclasses.replace(base, **changes)
+        return changed(base, changes)
 
 
 @dataclass(frozen=True)
