@@ -476,7 +476,7 @@ def test_a_model_that_takes_other_images_is_refused(tmp_path: Path, data: ImageD
     with pytest.raises(ConfigError, match="does not take images of 3x8x8: "):
         load_source(str(tmp_path / "model.safetensors"), config.factory, wide)
     few = dataclasses.replace(description, classes=("a", "b"))
-    with pytest.raises(ConfigError, match=r"must give 2 numbers an image, one a class, not \(10,\)"):
+    with pytest.raises(ConfigError, match=r"must give 2 numbers per image, one per class, not \(10,\)"):
         load_source(str(tmp_path / "model.safetensors"), config.factory, few)
     with pytest.raises(ConfigError, match=r"is a file of weights: say which function builds its model"):
         load_source(str(tmp_path / "model.safetensors"), None, description)
