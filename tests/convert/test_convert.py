@@ -296,8 +296,11 @@ def test_angle_groups_select_the_divisible_ones() -> None:
     [
         (nn.Linear(2, 2), "the model has no convolution"),
         (nn.Sequential(nn.Conv1d(2, 2, 3)), r"Conv1d, not nn.Conv2d \(1\)$"),
-        (nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 1)), r"the stem \(1\), 1x1 kernel \(1\); where=lambda"),
-        (build_model("resnet20", "rotate4"), r"the stem \(1\); where=lambda name, conv: True includes"),
+        (
+            nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 1)),
+            r"the stem \(1\), 1x1 kernel \(1\); where \(--only\) can",
+        ),
+        (build_model("resnet20", "rotate4"), r"the stem \(1\); where \(--only\) can include"),
         (nn.Conv2d(2, 2, 3), "use RotateConv2d.from_conv"),
         (nn.Sequential(nn.LazyConv2d(2, 3)), "run a batch through it first"),
     ],

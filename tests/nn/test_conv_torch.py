@@ -37,8 +37,9 @@ def test_angle_gradient_is_scaled_and_nothing_else(form: dict[str, Any], learn_a
     assert ("angle" in exact) == learn_angle
     plain = layer.fuse()
     by_kernel = torch.autograd.grad(plain(images).square().sum(), plain.weight)
-    through_kernel = torch.autograd.grad(kernel, [layer.weight], by_kernel)[0]
-    assert_close(through_kernel, exact["weight"], scale=exact["weight"].abs().max().item())
+    sources = {key: parameter for key, parameter in layer.named_parameters() if key in ("weight", "angle")}
+    for key, found in zip(sources, torch.autograd.grad(kernel, list(sources.values()), by_kernel), strict=True):
+        assert_close(found, exact[key], scale=exact[key].abs().max().item())
 
 
 @each_form

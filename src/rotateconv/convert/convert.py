@@ -295,7 +295,7 @@ def _nothing_matched(reasons: _Reasons) -> str:
         return "nothing to convert: the model has no convolution"
     counts = Counter(reasons.values()).most_common()
     found = ", ".join(f"{why} ({count})" for why, count in counts)
-    hint = "; stem and depthwise ones are converted where they are asked for (where, or --only)"
+    hint = "; where (--only) can include stem and depthwise ones"
     return f"nothing to convert among the model's convolutions: {found}" + hint * any(
         why in (_STEM, _DEPTHWISE) for why, _ in counts
     )
