@@ -55,6 +55,7 @@ MODULES = [
 RIVALS = ("models/test_convs.py", "nn/test_rivals.py")
 FITS = ("kernels/test_fit.py", "kernels/test_fit_shared_angles.py")
 MORE_TESTS = {
+    "kernels/batch_options.py": ("nn/test_batched.py",),
     "kernels/fit_moments.py": FITS,
     "kernels/fit_profile.py": FITS,
     "kernels/fit_search.py": FITS,
