@@ -111,7 +111,10 @@ def stack(name: str, channels: int, size: int, norm: bool) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("free-groups", "codebook") else pytest.mark.slow) for name in LAYERS],
+)
 @settings(
     max_examples=2,
     deadline=None,
@@ -157,6 +160,7 @@ def test_bits_are_bits(
     assert operators(tmp_path / "small.onnx") == operators(tmp_path / "dense.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("conv", "largest"), [("rotate2p", 44_000), ("rotate4", 72_000)])
 def test_a_resnet20_of_four_bits(conv: str, largest: int, tmp_path: Path) -> None:
     model = lively(build_model("resnet20", conv), (3, 32, 32))

@@ -142,6 +142,7 @@ def test_on_the_kinks(size: int, shared: bool, path: Any, dtype: torch.dtype, ei
 special = st.sampled_from([0.0, -0.0, 1.0, 1e30, -1e-30, 1e-42, float("nan"), float("inf"), -float("inf")])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     size=st.sampled_from([3, 5]),

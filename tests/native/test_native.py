@@ -135,6 +135,7 @@ def test_a_link_is_no_folder(cache: Path, tmp_path: Path) -> None:
         trust.private_folder()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_file_that_others_can_write_to_is_not_loaded(cache: Path) -> None:
     assert native.available()

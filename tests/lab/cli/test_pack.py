@@ -119,6 +119,7 @@ def test_calibrating_gives_as_many_bytes_and_statistics_of_the_quantized_model(t
     assert evaluate(after, images, whole.classes).loss < evaluate(before, images, whole.classes).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "package"), [("onnx", "onnxscript"), ("torch-export", "torch")])
 def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip(package)

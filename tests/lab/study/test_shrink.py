@@ -165,6 +165,7 @@ def test_what_is_done_is_not_done_again(
     assert run(source, out, data, nobody) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Here, Diverging])
 def test_the_test_split_is_evaluated_once(
     kind: type[Here], source: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +221,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert forms <= {trial.candidate.form for trial in found.trials}
 
 
+@pytest.mark.slow
 def test_a_run_that_died_goes_on_with_the_same_command(source: Path, tmp_path: Path, data: ImageData) -> None:
     with pytest.raises(RunError, match="ended early: the same command goes on with it"):
         run(source, tmp_path, data, Dying(data))
@@ -254,6 +256,7 @@ def test_a_budget_below_everything_names_the_smallest_size(source: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begins", ["from the kept fit", "without it"])
 def test_a_form_is_fitted_once(
     begins: str, source: Path, tmp_path: Path, data: ImageData, whole: Any, monkeypatch: pytest.MonkeyPatch
@@ -299,6 +302,7 @@ def test_a_model_of_lines_is_tried_as_it_is(tmp_path: Path, data: ImageData) -> 
     assert all(trial.candidate.angle_bits is not None for trial in found.trials)
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_the_onnx_file(
     source: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +370,7 @@ def test_a_budget_that_is_none_is_refused(text: str) -> None:
         bytes_in(text)
 
 
+@pytest.mark.slow
 def test_the_command_shrinks_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of its own, from a file of weights."""
     (tmp_path / "own_small.py").write_text(
