@@ -15,8 +15,10 @@ from rotateconv.lab.config import RunConfig, differences
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.report.blocks import blocks
 from rotateconv.lab.report.page import PICTURES, asked_for, fill_page, make_block
+from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.study.plan import Study, plan
 from rotateconv.lab.study.study_record import CONVERSIONS, RECORDS, StudyRecord, find_studies, read_study
+from rotateconv.quantization.bits import BITS_KEYS, Bits
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -135,11 +137,14 @@ def test_the_record_of_bytes_is_of_its_points(study: str) -> None:
         }.items():
             assert (value is None) == (option not in command), (run.name, option)
             assert value is None or command[command.index(option) + 1] == value, (run.name, option)
-        kept = config.bits._asdict() if config.bits else {}
-        bits = {f"--{key}-bits={kept[key]}" for key in ("weight", "angle", "profile") if kept.get(key)}
-        levels = {f"--weight-levels={config.weight_levels}"} if config.weight_levels else set()
-        layers = {f"--layer-bits={','.join(config.layer_bits)}"} if config.layer_bits else set()
-        assert {word for word in command if "-bits=" in word or "-levels=" in word} == bits | levels | layers
+        said = dict(word.split("=", 1) for word in command if "-bits=" in word or "-levels=" in word)
+        usual = bits_keys(Bits())  # of what the command leaves out
+        for key in BITS_KEYS:
+            kept = getattr(config, key)
+            text = None if kept is None else ",".join(kept) if isinstance(kept, tuple) else str(kept)
+            expected = said.pop(f"--{key.replace('_', '-')}", usual[key] if config.qat else None)
+            assert text == (None if expected is None else str(expected)), (run.name, key)
+        assert not said, run.name
 
 
 def test_the_entropy_of_a_slice_is_that_of_its_codes(tmp_path: Path) -> None:
