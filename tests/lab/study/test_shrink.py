@@ -23,9 +23,13 @@ from rotateconv.lab.plain import from_json
 from rotateconv.lab.study import shrink as library
 from rotateconv.lab.study.convert import fine_tuning
 from rotateconv.lab.study.events import RunDied, RunDiverged, RunStopped, TaskEvent, TrialEnd
-from rotateconv.lab.study.shrink import ONNX, PACKED, RECORD, TABLE, shrink
+from rotateconv.lab.study.shrink import shrink
 from rotateconv.lab.study.shrink_record import (
     FORMS,
+    ONNX,
+    PACKED,
+    RECORD,
+    TABLE,
     Candidate,
     CandidateForm,
     ShrinkRecord,

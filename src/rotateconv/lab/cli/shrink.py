@@ -1,19 +1,21 @@
 """`rotateconv shrink`: the most accurate file of so many bytes that a trained model can become."""
 
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
+
+from rich.console import Console
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, keys, options
-from rotateconv.lab.cli.console import facts, make_console, say
+from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import counted, default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
-from rotateconv.lab.study.shrink_record import bytes_in, result
-from rotateconv.lab.train.events import RunWarning
+from rotateconv.lab.study.shrink_record import ONNX, PACKED, TABLE, Count, ShrinkRecord, bytes_in
 
 EXAMPLES = options.examples(
     ("A run of this library in 40,000 bytes:", "rotateconv shrink runs/dense --budget 40KB"),
@@ -39,7 +41,7 @@ def shrink(
         str, options.value("--budget", "BYTES", "Of the file: 40KB, 40000 or 0.1MB.", show_default=False)
     ],
     count: Annotated[
-        Literal["onnx", "rcp"],
+        Count,
         options.value(
             "--count", "onnx|rcp", "Whose bytes: the compact ONNX file's, which runs anywhere, or the packed file's."
         ),
@@ -79,68 +81,33 @@ def shrink(
     _shrink(settings, folder, size, count, dense_bits, jobs)
 
 
-def _shrink(
-    settings: RunConfig, out: Path, budget: int, count: Literal["onnx", "rcp"], dense_bits: int, jobs: int | None
-) -> None:
+def _shrink(settings: RunConfig, out: Path, budget: int, count: Count, dense_bits: int, jobs: int | None) -> None:
     """Search, show how it goes, and say what was written."""
     from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.progress import FittingProgress
-    from rotateconv.lab.cli.study_progress import StudyProgress
+    from rotateconv.lab.cli.shrink_progress import ShrinkProgress
     from rotateconv.lab.data.description import DataDescription
-    from rotateconv.lab.study.events import LayerFitted, RungStart, ShrinkEvent, TrialEnd
-    from rotateconv.lab.study.shrink import TABLE
     from rotateconv.lab.study.shrink import shrink as library
-    from rotateconv.lab.study.shrink_files import ONNX, PACKED
 
     console = make_console()
     check_names(settings.data, settings.model, settings.conv)
     images = load_shown(settings.images, console)
-    description = DataDescription.of(images)
-    fitting: list[FittingProgress] = []
-    training: list[StudyProgress] = []
+    progress = ShrinkProgress(console, settings, DataDescription.of(images), out)
+    with going_on(lambda: "what is tried is kept; go on"), closing(progress):
+        found = library(
+            settings,
+            out,
+            budget=budget,
+            data=images,
+            count=count,
+            dense_bits=dense_bits,
+            jobs=jobs,
+            on_event=progress,
+        )
+    _tell(console, found, out)
 
-    def stop() -> None:
-        while training:
-            training.pop().close()
-        while fitting:
-            fitting.pop().bar.stop()
 
-    def on_event(event: ShrinkEvent) -> None:
-        match event:
-            case LayerFitted(done):
-                if done == 1:
-                    fitting[:] = [FittingProgress(console)]
-                fitting[-1].show(event)
-            case RungStart(what, candidates, epochs):
-                stop()
-                trained = f" for {counted(epochs, 'epoch')}" if epochs else ""
-                say(console, f"{counted(candidates, 'candidate')} {what}{trained}")
-                if epochs:
-                    recipe = RunConfig(**{**vars(settings), "epochs": epochs})
-                    training.append(StudyProgress(console, recipe, None, description, out))
-            case TrialEnd(trial, limit):
-                size = "" if trial.bytes is None else f"{trial.bytes:,} bytes  "
-                after = f"{counted(trial.epochs, 'epoch')}  " if trial.epochs else ""
-                say(console, f"  {trial.candidate.name:22}  {after}{size}{result(trial, limit)}")
-            case RunWarning(message):
-                say(console, f"warning: {message}")
-            case _ if training:
-                training[-1](event)
-
-    try:
-        with going_on(lambda: "what is tried is kept; go on"):
-            found = library(
-                settings,
-                out,
-                budget=budget,
-                data=images,
-                count=count,
-                dense_bits=dense_bits,
-                jobs=jobs,
-                on_event=on_event,
-            )
-    finally:
-        stop()
+def _tell(console: Console, found: ShrinkRecord, out: Path) -> None:
+    """Print what was written."""
     winner = found.winner
     assert winner is not None
     onnx = {} if winner.onnx_bytes is None else {"onnx": f"{out / ONNX}: {winner.onnx_bytes:,} bytes"}

@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -132,18 +132,10 @@ def convert_run(
     validation = {name: found.accuracy for name, found in before.items()}
     check_normalization(config, source, data, before["source"], report)
     report(ModelFitted(**validation, report=layers))
+    # Copies are trained, since all are evaluated at the end; a stage converts what the one before has trained.
     teacher = copy_model(source) if config.teacher == config.source else None
-    for number, (run, settings) in enumerate(plan, start=1):
-        report(StageStart(number, len(plan)))
-        summary = fit(
-            settings,
-            run,
-            data=data,
-            # Copies are trained, since all are evaluated at the end; a stage converts what the one before has trained.
-            start=StartingPoint(copy_model(fitted), teacher) if len(plan) == 1 else None,
-            **going_on(run, overwrite),
-            on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
-        )
+    start = StartingPoint(copy_model(fitted), teacher) if len(plan) == 1 else None
+    summary = _fine_tune(plan, start, data, overwrite, report)
     tuned = evaluate_model(load_run(out).model, how, description, data.validation)
     found = {name: evaluate_model(model, how, description, data.test) for name, model in models.items()}
     test = {name: evaluation.accuracy for name, evaluation in found.items()}
@@ -208,6 +200,27 @@ def check_normalization(
     if config.mean is None:
         raise ConfigError(f"{sentence}; give its own with --mean and --std")
     report(RunWarning(sentence))
+
+
+def _fine_tune(
+    plan: Sequence[tuple[Path, RunConfig]],
+    start: StartingPoint | None,
+    data: ImageData,
+    overwrite: bool,
+    report: OnConversionEvent,
+) -> RunSummary:
+    """Train one stage after the other, and return what the last one came to."""
+    for number, (run, settings) in enumerate(plan, start=1):
+        report(StageStart(number, len(plan)))
+        summary = fit(
+            settings,
+            run,
+            data=data,
+            start=start,
+            **going_on(run, overwrite),
+            on_event=lambda event: None if isinstance(event, RunEnd) else report(event),
+        )
+    return summary
 
 
 def _finished(

@@ -30,9 +30,13 @@ from rotateconv.lab.study.events import (
 from rotateconv.lab.study.executor import Executor, run_tasks
 from rotateconv.lab.study.finish import finishing
 from rotateconv.lab.study.pool import local_executor
-from rotateconv.lab.study.shrink_files import ONNX, PACKED, Files
+from rotateconv.lab.study.shrink_files import Files
 from rotateconv.lab.study.shrink_record import (
     FORMS,
+    ONNX,
+    PACKED,
+    RECORD,
+    TABLE,
     Candidate,
     Count,
     ShrinkRecord,
@@ -52,8 +56,6 @@ from rotateconv.lab.train.pretrained import load_packed_file, load_source
 from rotateconv.lab.train.run_folder import read_records
 from rotateconv.lab.train.weights import state_bytes
 
-RECORD, TABLE = "shrink.json", "shrink.md"
-"""What a search leaves in its folder, beside the files of the winner."""
 _SETTINGS = "settings.json"  # the configuration that its candidates share
 _UNTRAINED = "untrained"  # folder of the first rung, beside those of the runs, "short" and "full"
 

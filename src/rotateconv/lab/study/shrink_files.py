@@ -8,12 +8,9 @@ from torch import nn
 
 from rotateconv.export.export import export_onnx
 from rotateconv.lab.data.description import DataDescription
-from rotateconv.lab.study.shrink_record import Count
+from rotateconv.lab.study.shrink_record import ONNX, Count
 from rotateconv.lab.train.load import pack_model
 from rotateconv.quantization.bits import Bits
-
-ONNX, PACKED = "model.onnx", "model.rcp"
-"""What the files of the winner are called."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from rotateconv.lab.run_config import bits_keys
 from rotateconv.lab.table import Table
 from rotateconv.quantization.bits import Bits
 
+RECORD, TABLE, ONNX, PACKED = "shrink.json", "shrink.md", "model.onnx", "model.rcp"
+"""What a search leaves in its folder: what was tried, and the files of the winner."""
+
 Count = Literal["onnx", "rcp"]
 """The file whose bytes count: the compact ONNX file or the packed one."""
 

@@ -11,8 +11,16 @@ from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import disk_errors, write_bytes
 from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
-from rotateconv.lab.study.shrink_files import PACKED, Files
-from rotateconv.lab.study.shrink_record import ANGLE_BITS, WEIGHT_BITS, Candidate, CandidateForm, Trial, largest_bits
+from rotateconv.lab.study.shrink_files import Files
+from rotateconv.lab.study.shrink_record import (
+    ANGLE_BITS,
+    PACKED,
+    WEIGHT_BITS,
+    Candidate,
+    CandidateForm,
+    Trial,
+    largest_bits,
+)
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.load import calibration_batches, evaluate_model
