@@ -12,8 +12,7 @@ others says how well they do where nothing was timed.
 
 import argparse
 import json
-import math
-import random
+import operator
 import statistics
 import sys
 import time
@@ -21,7 +20,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import differential_evolution
 
 from rotateconv import RotateConv2d
 from rotateconv.kernels import separable
@@ -30,11 +31,10 @@ CHANNELS, GROUPS, KERNELS = (16, 32, 64, 128, 256), (1, 2, 4), (3, 5, 7)
 SIZES = ((4, 7), (4, 14), (4, 28), (4, 56), (64, 28))
 """Images and their height; larger kernels are timed at the second."""
 HELD_OUT = {"channels": (24, 48, 96, 192), "sizes": ((16, 16), (32, 32)), "kernels": (3, 5)}
-BOUNDS = ((0.3, 150), (1e-3, 4000), (1, 1500), (0.3, 6), (1e4, 3e7), (1e-3, 2000), (1e-3, 2000))
+BOUNDS = ((0.3, 150), (1e-3, 4000), (1, 1500), (0.3, 6), (1e4, 3e7), (1e-3, 2000), (1e-3, 2000), (1e-3, 5))
 """Of the costs, in their order."""
-NEUTRAL = separable._Costs(5, 10, 100, 1, 1e6, 100, 100)
-"""Where a fit of the grid begins that must know nothing of the other layers."""
-STARTS, STEPS = 24, 6000
+SEARCHES, STEPS = 6, 600
+"""For costs, each from others; steps of 320 costs at a time."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMS = ("dense", "separable")
 Case = dict[str, Any]
@@ -81,60 +81,52 @@ def timed(case: Case, seconds: float) -> Case:
     return {**case, **{form: float(f"{statistics.median(values):.4g}") for form, values in times.items()}}
 
 
-def losses(rows: list[Case], costs: separable._Costs) -> torch.Tensor:
-    """Return what the choice by these costs loses in each case."""
-    number = {key: torch.tensor([float(row[key]) for row in rows]) for key in (*FORMS, "channels", "kernel", "groups")}
-    share = torch.tensor([1 / (row["batch"] * row["size"] ** 2) for row in rows])
+def losses(rows: list[Case], costs: separable._Costs) -> Any:
+    """Return what the choice by these costs loses in each case; of arrays of costs, a column for each of them."""
+    number = {key: np.array([[float(row[key])] for row in rows]) for key in (*FORMS, "channels", "kernel", "groups")}
+    share = np.array([[1 / (row["batch"] * row["size"] ** 2)] for row in rows])
     channels, dense, other = number["channels"], number["dense"], number["separable"]
     chosen = costs.saved(channels, channels, number["kernel"], number["groups"], share) > 0
-    return torch.where(chosen, other, dense) / torch.minimum(other, dense) - 1
+    return np.where(chosen, other, dense) / np.minimum(other, dense) - 1
 
 
-def best_costs(rows: list[Case], present: separable._Costs) -> separable._Costs:
+def best_costs(rows: list[Case]) -> separable._Costs:
     """Return the costs with the least losses: the worst one, the worst twentieth and the mean count."""
 
-    def score(values: Any) -> float:
-        lost = losses(rows, separable._Costs(*values)).sort().values
-        return float(lost[-1] + 2 * lost[-(len(lost) // 20 + 1) :].mean() + 3 * lost.mean())
+    def score(exponents: Any) -> Any:
+        lost = np.sort(losses(rows, separable._Costs(*np.exp(exponents))), axis=0)
+        return 4 * lost[-1] + 2 * lost[-(len(lost) // 20 + 1) :].mean(0) + 3 * lost.mean(0)
 
-    generator, best = random.Random(0), None
-    for start in range(STARTS):  # the score has steps, and valleys along which several costs grow together
-        costs = [math.exp(generator.uniform(math.log(low), math.log(high))) for low, high in BOUNDS]
-        if start == 0:
-            costs = list(present)
-        found, width = score(costs), 1.0
-        for step in range(1, STEPS + 1):
-            moved = [v * math.exp(generator.gauss(0, width) * (generator.random() < 0.4)) for v in costs]
-            moved = [min(max(v, low), high) for v, (low, high) in zip(moved, BOUNDS, strict=True)]
-            if (after := score(moved)) <= found:
-                costs, found = moved, after
-            if step % (STEPS // 10) == 0:
-                width *= 0.75
-        if best is None or found < best[0]:
-            best = found, costs
-    assert best is not None
-    return separable._Costs(*(float(f"{value:.2g}") for value in best[1]))
+    # It has steps, and valleys along which several costs grow together: nothing for a method that asks for slopes.
+    found = min((_searched(score, seed) for seed in range(SEARCHES)), key=operator.attrgetter("fun"))
+    return separable._Costs(*(float(f"{value:.2g}") for value in np.exp(found.x)))
 
 
-def fit(rows: list[Case], mode: str, dtype: str) -> None:
-    """Print what the present costs lose for one mode and type, the best, and the best of all layers but the last."""
-    rows = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
+def _searched(score: Any, seed: int) -> Any:
+    options: dict[str, Any] = {"vectorized": True, "updating": "deferred", "polish": False, "tol": 0, "rng": seed}
+    return differential_evolution(score, np.log(BOUNDS), popsize=40, maxiter=STEPS, **options)
+
+
+def fit(rows: list[Case], mode: str, dtype: str, last: bool) -> None:
+    """Print what the present costs lose in one mode, type and order, the best, and the best of the grid alone."""
+    rows = [row for row in rows if (row["mode"], row["dtype"], row["channels_last"]) == (mode, dtype, last)]
     grid, other = ([row for row in rows if row["held_out"] == value] for value in (False, True))
-    print(f"{mode}, {dtype}, {len(grid)} layers of the grid and {len(other)} others:")
-    present = separable._COSTS[mode, DTYPES[dtype]]
+    order = "channels-last" if last else "contiguous"
+    print(f"{mode}, {dtype}, {order}, {len(grid)} layers of the grid and {len(other)} others:")
+    present = separable._COSTS[mode, DTYPES[dtype], last]
     for name, costs in (
         ("in use", present),
-        ("best", best_costs(rows, present)),
-        ("best of the grid", best_costs(grid, NEUTRAL)),
+        ("best", best_costs(rows)),
+        ("best of the grid", best_costs(grid)),
     ):
         print(f"    {name} {tuple(costs)}")
         for which, these in (("the grid", grid), ("the others", other)):
             if these:
                 lost = losses(these, costs)
                 worst = these[int(lost.argmax())]
-                where = {key: worst[key] for key in worst if key not in ("held_out", "mode", "dtype", *FORMS)}
+                where = {key: worst[key] for key in ("channels", "batch", "size", "groups", "kernel")}
                 print(
-                    f"        {which}: loses {lost.mean():.1%} on average, {lost.quantile(0.9):.0%} at the worst "
+                    f"        {which}: loses {lost.mean():.1%} on average, {np.quantile(lost, 0.9):.0%} at the worst "
                     f"tenth, {lost.max():.0%} at worst {where}"
                 )
 
@@ -159,8 +151,8 @@ def main() -> int:
                     "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]\n"
                 )
     rows = json.loads(arguments.record.read_text())
-    for mode, dtype in product(("inference", "training"), arguments.dtypes):
-        fit(rows, mode, dtype)
+    for kind in product(("inference", "training"), arguments.dtypes, (True, False)):
+        fit(rows, *kind)
     return 0
 
 

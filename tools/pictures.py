@@ -61,8 +61,8 @@ def accuracy_against_bytes(theme: Theme) -> str:
     """What is recorded of experiments/bytes: models that were trained with quantized numbers, from trained ones."""
     study = read_study(BYTES)
     points = make_points(make_groups(study.runs), study.files)
-    lines = [p for p in points if p.family == "RotateConv"]  # of each size the best so far
-    best = [p for p in lines if p.accuracy.mean == max(q.accuracy.mean for q in lines if q.packed <= p.packed)]
+    lines = [p for p in points if p.family == "RotateConv"]  # of each size the best so far on validation images
+    best = [p for p in lines if p.validation == max(q.validation for q in lines if q.packed <= p.packed)]
     curves = {
         ("RotateConv lines", theme.blue, (8, 16)): best,
         ("dense, ternary", theme.ink, (-8, -9)): [p for p in points if p.family == "dense" and p.bits == "2"],

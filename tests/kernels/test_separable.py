@@ -260,10 +260,11 @@ def test_the_model_of_the_cost() -> None:
             row["batch"] * row["size"] ** 2,
             training=row["mode"] == "training",
             dtype=getattr(torch, row["dtype"]),
+            channels_last=row["channels_last"],
         ) == (row["separable"] < row["dense"]), row
     wide: dict[str, Any] = {"in_channels": 128, "out_channels": 128, "kernel_size": 3}
-    for training, dtype in product((False, True), (torch.float32, torch.bfloat16)):
-        options: dict[str, Any] = {"training": training, "dtype": dtype}
+    for training, dtype, last in product((False, True), (torch.float32, torch.bfloat16), (False, True)):
+        options: dict[str, Any] = {"training": training, "dtype": dtype, "channels_last": last}
         assert not prefers_separable(**wide, groups=128, positions=10**6, **options)  # depthwise is all there is
         # More groups never make it better, more outputs never worse.
         chosen = [prefers_separable(**wide, groups=2**g, positions=500, **options) for g in range(8)]
@@ -272,8 +273,9 @@ def test_the_model_of_the_cost() -> None:
         assert chosen == sorted(chosen)
 
 
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_auto_asks_the_model(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+def test_auto_asks_the_model(monkeypatch: pytest.MonkeyPatch, training: bool, last: bool) -> None:
     asked: list[tuple[Any, ...]] = []
 
     def answer(*arguments: Any, **named: Any) -> bool:
@@ -285,8 +287,9 @@ def test_auto_asks_the_model(monkeypatch: pytest.MonkeyPatch, training: bool) ->
     monkeypatch.setattr(separable_module, "separable_conv2d", lambda *arguments: ran.append(arguments))
     layer = RotateConv2d(6, 8, 5, stride=(2, 1), taps="shared", angle_groups=2)
     with torch.set_grad_enabled(training):
-        layer(torch.randn(3, 6, 10, 12))
-    assert asked == [(6, 8, 5, 2, 3 * 10 * 12 // 2, {"training": training, "dtype": torch.float32})]
+        layer(torch.randn(3, 6, 10, 12).to(memory_format=torch.channels_last if last else torch.contiguous_format))
+    known = {"training": training, "dtype": torch.float32, "channels_last": last}
+    assert asked == [(6, 8, 5, 2, 3 * 10 * 12 // 2, known)]
     assert len(ran) == 1
     for form in ("dense", "separable"):
         RotateConv2d(6, 8, 5, taps="shared", angle_groups=2, form=form)(torch.randn(3, 6, 10, 12))

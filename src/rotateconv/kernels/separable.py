@@ -24,6 +24,7 @@ class _Costs(NamedTuple):
         call: One more call of a convolution.
         make: What a number of the dense kernels costs to make and to lay out, whatever the number of positions.
         read: A number of the input that the dense convolution reads.
+        odd: What a multiply-add of the dense convolution costs more where channels do not fill the vectors of 16.
     """
 
     add: float
@@ -33,22 +34,28 @@ class _Costs(NamedTuple):
     call: float
     make: float
     read: float
+    odd: float
 
     def saved(self, inputs: float, outputs: float, kernel_size: float, groups: float, share: float) -> float:
         """What the separable form saves for each position, `share` of what is done once; also of tensors of layers."""
         size = kernel_size**2
         filters = groups * (size * self.add + (kernel_size > 3) * self.larger + self.map)
         separable = inputs * (filters + outputs * self.point) + 2 * groups * self.call * share
-        return inputs * (outputs * size * (1 + self.make * share) + self.read) - separable
+        add = 1 + self.odd * (inputs % 16 + outputs % 16 > 0)
+        return inputs * (outputs * size * (add + self.make * share) + self.read) - separable
 
 
 # Fitted on layers of 16 to 256 channels with kernels of 3 to 7, on one core of a Xeon with AVX-512 and AMX, which the
 # line filters do not use; `benchmarks/separable.py` fits them anew.
 _COSTS = {
-    ("inference", torch.float32): _Costs(0.67, 0.0053, 78, 5.9, 2.2e6, 100, 120),
-    ("training", torch.float32): _Costs(7.7, 3.0, 200, 0.3, 5.6e6, 230, 410),
-    ("inference", torch.bfloat16): _Costs(22, 180, 520, 6.0, 3e7, 1100, 590),
-    ("training", torch.bfloat16): _Costs(76, 3700, 3.4, 5.7, 2.3e7, 960, 470),
+    ("inference", torch.float32, True): _Costs(0.67, 0.0053, 78, 5.9, 2.2e6, 100, 120, 0.1),
+    ("inference", torch.float32, False): _Costs(0.67, 0.0053, 78, 5.9, 2.2e6, 100, 120, 0.1),
+    ("training", torch.float32, True): _Costs(7.7, 3.0, 200, 0.3, 5.6e6, 230, 410, 0.1),
+    ("training", torch.float32, False): _Costs(7.7, 3.0, 200, 0.3, 5.6e6, 230, 410, 0.1),
+    ("inference", torch.bfloat16, True): _Costs(22, 180, 520, 6.0, 3e7, 1100, 590, 0.1),
+    ("inference", torch.bfloat16, False): _Costs(22, 180, 520, 6.0, 3e7, 1100, 590, 0.1),
+    ("training", torch.bfloat16, True): _Costs(76, 3700, 3.4, 5.7, 2.3e7, 960, 470, 0.1),
+    ("training", torch.bfloat16, False): _Costs(76, 3700, 3.4, 5.7, 2.3e7, 960, 470, 0.1),
 }
 
 # Much cheaper to ask than for one device; where torch has it no more, the device is asked.
@@ -151,12 +158,13 @@ def prefers_separable(
     *,
     training: bool = False,
     dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> bool:
     """Whether the separable form is the faster one on a CPU, by a model of its cost.
 
     For each position of the output, in multiply-adds of the dense convolution::
 
-        dense      in · (out · k² · (1 + make / positions) + read)
+        dense      in · (out · k² · (1 + make / positions) + read)           1 + odd where 16 divides not in and out
         separable  in · (G · (k² · add + map) + out · point) + 2G · call / positions       map + larger where k > 3
 
     Args:
@@ -166,13 +174,14 @@ def prefers_separable(
         positions: of the output, over the whole batch; None where it is not known, as in a compiled graph.
         training: with the backward pass.
         dtype: that the convolution computes in.
+        channels_last: whether the input lies in memory so.
 
     Example:
         >>> prefers_separable(128, 128, 3, groups=4, positions=28 * 28), prefers_separable(128, 128, 3, groups=128)
         (True, False)
     """
     mode = "training" if training else "inference"
-    costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32]
+    costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32, channels_last]
     share = 0.0 if positions is None else 1 / max(1, positions)  # of what is done once
     return costs.saved(in_channels, out_channels, kernel_size, groups, share) > 0
 
@@ -206,9 +215,15 @@ def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int,
     positions = None if torch.compiler.is_compiling() else _positions(input, stride)
     training = _needs_grad(input, weight, lines)
     out_channels, in_channels = weight.shape
-    dtype = compute_dtype(input, weight)
     return prefers_separable(
-        in_channels, out_channels, lines.shape[-1], len(lines), positions, training=training, dtype=dtype
+        in_channels,
+        out_channels,
+        lines.shape[-1],
+        len(lines),
+        positions,
+        training=training,
+        dtype=compute_dtype(input, weight),
+        channels_last=is_channels_last(input),
     )
 
 

@@ -118,7 +118,10 @@ MISTAKES = [
     (["convert"], "SOURCE is missing; see rotateconv convert --help"),
     (["convert", "nowhere"], "nowhere is not there: name the folder of a run"),
     (["convert", "broken.toml"], "broken.toml is a file of weights: say with --model which function builds its model"),
-    (["convert", "nowhere", "--model", "torch.nn:ReLU"], "--model belongs to a file of weights, and nowhere is none"),
+    (
+        ["convert", "nowhere", "--model", "torch.nn:ReLU"],
+        "--model belongs to a file of weights, and nowhere is not there",
+    ),
     (["convert", "broken.toml", "--model", "torch.nn:Rleu"], "cannot build a model with torch.nn:Rleu: AttributeError"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU"], "cannot read broken.toml: expected a safetensors file"),
     (["convert", "broken.toml", "--model", "torch.nn:ReLU", "--taps", "four"], "--taps must be one of free, shared"),

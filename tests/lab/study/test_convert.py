@@ -22,7 +22,7 @@ from rotateconv.lab.data.loader import Batches
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import read_json
 from rotateconv.lab.study.angles import starting_model
-from rotateconv.lab.study.convert import convert_run, fine_tuning, stages_of
+from rotateconv.lab.study.convert import check_normalization, convert_run, fine_tuning, stages_of
 from rotateconv.lab.study.convert_record import conversion_from_json
 from rotateconv.lab.study.events import BitsAllocated, LayerFitted, ModelFitted
 from rotateconv.lab.train import build, pretrained
@@ -580,10 +580,12 @@ def test_a_models_own_normalization_is_asked_for_and_then_taken(
     config = tiny_config(factory=FACTORY, conv="conv3x3", epochs=40, lr=0.02)
     fit(config, tmp_path / "dense", data=own)
     weights = tmp_path / "dense" / "model.safetensors"
-    settings = dataclasses.replace(fine_tuning(config, str(weights)), convert_taps="free", epochs=1)
+    own_weights = fine_tuning(config, str(weights), foreign=True)
+    settings = dataclasses.replace(own_weights, convert_taps="free", epochs=1)
     assert settings.lr == pytest.approx(0.02 / 20)  # nobody knows what it was trained with
+    assert fine_tuning(config, str(tmp_path / "dense")).lr == pytest.approx(0.02 / 2)  # of a run, its recipe says it
     wrong = data.normalized_by((0.0,), (0.1,))
-    with pytest.raises(ConfigError, match=r"% with its norms recalibrated: .*; give its own with --mean and --std"):
+    with pytest.raises(ConfigError, match=r"% with its norms recalibrated.* give (its own with )?--mean and --std$"):
         convert_run(settings, tmp_path / "run", data=wrong)
     assert not (tmp_path / "run").exists()
     said = dataclasses.replace(settings, mean=(0.0,), std=(0.1,))
@@ -593,6 +595,16 @@ def test_a_models_own_normalization_is_asked_for_and_then_taken(
     events = StopAt()
     convert_run(settings, tmp_path / "run", data=own, on_event=events)
     assert events.all(RunWarning) == []
+
+
+def test_a_model_that_knows_nothing_is_not_said_to_know_another_normalization(data: ImageData) -> None:
+    config = dataclasses.replace(tiny_config(factory=FACTORY, conv="conv3x3"), source="net.pt")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    found = evaluate_model(plain, config.execution, DataDescription.of(data), data.validation)
+    with pytest.raises(ConfigError, match=r"where guessing has 10\.0; check .* --mean and --std$") as error:
+        check_normalization(config, plain, data, found, lambda warning: None)
+    assert "norms" not in str(error.value)  # it has none
 
 
 @pytest.mark.parametrize("qat", [False, True])

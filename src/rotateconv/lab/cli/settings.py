@@ -38,12 +38,13 @@ def fine_tuned(
         base = fine_tuning(changed(read_config(source), _EXACT), str(source))
         return changed(base, values or {}, called)
     if not source.is_file():
-        raise ConfigError(f"--model belongs to a file of weights, and {source} is none")
+        what = "is a folder" if source.is_dir() else "is not there"
+        raise ConfigError(f"--model belongs to a file of weights, and {source} {what}")
     # The data set decides the recipe; what else was said goes over what fine-tuning makes of it.
     named = {key: value for key, value in (values or {}).items() if key in ("recipe", "data")}
     base = changed(make_config(file=file, changes=named), {"factory": factory, "conv": "conv3x3"})
     rest = {key: value for key, value in (values or {}).items() if key not in named}
-    return changed(fine_tuning(base, str(source)), rest, called)
+    return changed(fine_tuning(base, str(source), foreign=True), rest, called)
 
 
 def described(

@@ -76,6 +76,11 @@ class Point:
         return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if rotates else "") + own
 
     @property
+    def paper(self) -> str:
+        """What dense kernels of these bits are called where they were proposed."""
+        return _PAPERS.get(self.bits, "") if self.family == "dense" else ""
+
+    @property
     def accuracy(self) -> Sample:
         """On the test split."""
         assert self.group.accuracy is not None
@@ -118,6 +123,8 @@ def _setting(point: Point, usual: Mapping[str, Sequence[tuple[object, int]]]) ->
     return ", ".join(f"{key}={values[key]}" for key, ((most, _),) in usual.items() if values[key] != most)
 
 
+_PAPERS = {"1": "BWN", "2": "TWN"}
+"""Binary weights with a scale (XNOR-Net) and Ternary Weight Networks, by the bits of a weight."""
 _SETTINGS = ("epochs", "lr", "angle_lr_scale", "convert_learn_angle", "qat_scales")
 
 
@@ -155,7 +162,8 @@ def points_table(points: Sequence[Point]) -> Table:
         minutes = statistics.median(run.result.seconds for run in group.runs) / 60
         rows.append(
             (
-                *(point.family, point.layers, point.bits, number(point.packed), number(point.compact)),
+                *(point.family, point.layers, f"{point.bits} ({point.paper})" if point.paper else point.bits),
+                *(number(point.packed), number(point.compact)),
                 *(spread(point.accuracy), spread(group.validation), str(point.accuracy.n)),
                 *(multiply_adds(group, 1) or "-", f"{minutes:.0f}"),
                 "-" if point.slice_entropy is None else f"{point.slice_entropy:.2f}",
@@ -172,7 +180,7 @@ def rivalry_table(found: Sequence[Rivalry]) -> Table:
         sides = [
             cell
             for point in (one.ours, one.theirs)
-            for cell in (f"{point.layers}, {point.bits} bits, {number(point.packed)} B", spread(point.accuracy))
+            for cell in (f"{point.layers}, {_in_words(point)}, {number(point.packed)} B", spread(point.accuracy))
         ]
         corrected_p = "-" if one.contrast.adjusted is None else f"{one.contrast.adjusted:.3f}"
         rows.append((f"{one.budget} KiB", *sides, one.contrast.verdict, difference(one.contrast), corrected_p))
@@ -180,8 +188,16 @@ def rivalry_table(found: Sequence[Rivalry]) -> Table:
     return Table((*head, "difference, points", "p, corrected"), tuple(rows), 1)
 
 
+def _in_words(point: Point) -> str:
+    bits = f"{point.bits} {'bit' if point.bits == '1' else 'bits'}"
+    return f"{bits} ({point.paper})" if point.paper else bits
+
+
 def draw_frontier(points: Sequence[Point], path: Path) -> None:
-    """Draw test accuracy over bytes of the packed file: a color a kind of layers, a line through each family's best."""
+    """Draw test accuracy over bytes of the packed file: a color a kind of layers, a line through each family's best.
+
+    The best so far by the validation split, as in the tables.
+    """
     first = points[0].group
     names = " and ".join(dict.fromkeys(point.group.model for point in points))
     figure, (axes,) = make_figure(1, 1, 6.4, f"{first.runs[0].data.name}, {names}: trained with quantized numbers")
@@ -192,7 +208,7 @@ def draw_frontier(points: Sequence[Point], path: Path) -> None:
         own = [point for point in points if point.family == family]
         best: list[Point] = []
         for point in own:
-            if not best or point.accuracy.mean > best[-1].accuracy.mean:
+            if not best or point.validation > best[-1].validation:
                 best.append(point)
         if best:
             color = layers_color(best[-1].group.label)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rotateconv.convert.recalibrate import recalibrate
+from rotateconv.convert.recalibrate import norms_of, recalibrate
 from rotateconv.convert.report import ConversionReport
 from rotateconv.errors import ConfigError, InputError
 from rotateconv.lab.config import RunConfig, changed
@@ -52,10 +52,10 @@ from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits
 
 
-def fine_tuning(config: RunConfig, source: str) -> RunConfig:
+def fine_tuning(config: RunConfig, source: str, *, foreign: bool = False) -> RunConfig:
     """Return the recipe that goes on from a trained model: half its epochs and learning rate, the model as teacher.
 
-    A user's own model was trained by another recipe, of which the learning rate says nothing: it gets a twentieth.
+    A model of `foreign` weights was trained by another recipe, of which the learning rate says nothing: a twentieth.
 
     Example:
         >>> from rotateconv.lab.config import make_config
@@ -68,7 +68,7 @@ def fine_tuning(config: RunConfig, source: str) -> RunConfig:
         source=source,
         teacher=source,
         epochs=max(1, config.epochs // 2),
-        lr=config.lr / (2 if config.factory is None else 20),
+        lr=config.lr / (20 if foreign else 2),
         schedule="one-cycle",
         warmup=0.1,
     )
@@ -193,12 +193,16 @@ def check_normalization(
     if better <= found.accuracy + max(2.0, noise) and found.accuracy > 1.5 * chance:
         return
     mean, std = (" ".join(f"{number:.3f}" for number in values) for values in (description.mean, description.std))
-    sentence = (
-        f"the model in {config.source} has {found.accuracy:.1f} % on the validation images and {better:.1f} % with its "
-        f"norms recalibrated: it seems to know another normalization than mean {mean} and standard deviation {std}"
-    )
+    has = f"the model in {config.source} has {found.accuracy:.1f} % on the validation images"
+    again_has = f" and {better:.1f} % with its norms recalibrated" if norms_of(again) else ""
+    used = f"mean {mean} and standard deviation {std}"
+    if better > max(found.accuracy, 1.5 * chance):
+        sentence, advice = f"{has}{again_has}: it seems to know another normalization than {used}", "give its own with"
+    else:
+        sentence = f"{has}{again_has}, where guessing has {chance:.1f}"
+        advice = f"check that these are its weights and its classes in their order, and that it knows {used}, else give"
     if config.mean is None:
-        raise ConfigError(f"{sentence}; give its own with --mean and --std")
+        raise ConfigError(f"{sentence}; {advice} --mean and --std")
     report(RunWarning(sentence))
 
 

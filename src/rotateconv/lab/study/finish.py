@@ -34,9 +34,10 @@ def finishing(
     if kept := sorted(set(FINISHED_KEYS) & set(changes or {})):
         raise ConfigError(f"{kept[0]} stays what it is in {source}: leave it out")
     if config.qat:
+        before = config.source if config.source is not None and not Path(config.source).is_file() else None
         raise ConfigError(
             f"{source} was trained with quantized numbers already: give a run without qat"
-            + (f", such as the one that it went on from, {config.source}" if config.source is not None else "")
+            + (f", such as the one that it went on from, {before}" if before is not None else "")
         )
     if not (run / SUMMARY).is_file():
         raise RunError(f"{source} is not finished: go on with rotateconv train --resume {source}")

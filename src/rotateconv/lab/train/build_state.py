@@ -16,6 +16,7 @@ from rotateconv.lab.train.average import RunningAverage
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.device import chosen_device, is_indexed
 from rotateconv.lab.train.pretrained import StartingPoint, check_takes, initial_model, load_source
+from rotateconv.lab.train.quantized_start import fit_norms
 from rotateconv.lab.train.schedule import build_optimizer
 from rotateconv.lab.train.train_state import TrainingState
 from rotateconv.nn.pruning import prune_smallest
@@ -81,6 +82,8 @@ def build_state(
     if config.bits is not None:
         assert config.qat_scales is not None
         qat = QuantizedTraining(model, **config.bits.arguments, scales=config.qat_scales)
+        if config.source is not None and start != run:  # of a run that goes on, the norms are kept too
+            fit_norms(model, qat, config, data, images.train)
     learned = [] if qat is None else list(qat.scales.values())
     average = None if config.ema_decay is None else RunningAverage(model, config.ema_decay, learned)
     start_angles = [layer.angle.detach().clone() for layer in rotate_layers(model).values()]

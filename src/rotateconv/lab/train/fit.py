@@ -32,6 +32,7 @@ from rotateconv.lab.train.lock import locked
 from rotateconv.lab.train.loop import evaluate_state, train_epochs
 from rotateconv.lab.train.monitor import TrainingMonitor, check_finite
 from rotateconv.lab.train.pretrained import StartingPoint
+from rotateconv.lab.train.quantized_start import loss_by_training
 from rotateconv.lab.train.rehearsal import rehearse
 from rotateconv.lab.train.run_folder import (
     CHECKPOINTS,
@@ -228,6 +229,8 @@ def _finish(state: TrainingState, report: OnEvent) -> RunSummary:
     weights, records = weights_bytes(state.result), read_records(state.run)
     if state.accelerator.is_main_process:
         write_bytes(state.run / WEIGHTS, weights)
+    if (sentence := loss_by_training(state)) is not None:
+        report(RunWarning(sentence))
     test = evaluate_state(state, state.test)
     check_finite(state, "test loss", test.loss)
     model_cost = cost(state.exact_result, state.data.input_shape)
