@@ -33,7 +33,9 @@ SIZES = ((4, 7), (4, 14), (4, 28), (4, 56), (64, 28))
 HELD_OUT = {"channels": (24, 48, 96, 192), "sizes": ((16, 16), (32, 32)), "kernels": (3, 5)}
 BOUNDS = ((0.3, 150), (1e-3, 4000), (1, 1500), (0.3, 6), (1e4, 3e7), (1e-3, 2000), (1e-3, 2000), (1e-3, 5))
 """Of the costs, in their order."""
-SEARCHES, STEPS = 6, 600
+DOUBT = 0.04
+"""By how much the costs of two forms differ where one is chosen three times in four; a fit must bear it."""
+SEARCHES, STEPS = 3, 800
 """For costs, each from others; steps of 320 costs at a time."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMS = ("dense", "separable")
@@ -81,25 +83,30 @@ def timed(case: Case, seconds: float) -> Case:
     return {**case, **{form: float(f"{statistics.median(values):.4g}") for form, values in times.items()}}
 
 
-def losses(rows: list[Case], costs: separable._Costs) -> Any:
-    """Return what the choice by these costs loses in each case; of arrays of costs, a column for each of them."""
+def losses(rows: list[Case], costs: separable._Costs, doubt: float = 1e-9) -> Any:
+    """Return what the choice by these costs loses in each case; of arrays of costs, a column for each of them.
+
+    With `doubt`, the choice is drawn, the more evenly the nearer the costs of the forms are to each other: a law that
+    chooses well by a hair's breadth loses then.
+    """
     number = {key: np.array([[float(row[key])] for row in rows]) for key in (*FORMS, "channels", "kernel", "groups")}
     share = np.array([[1 / (row["batch"] * row["size"] ** 2)] for row in rows])
-    channels, dense, other = number["channels"], number["dense"], number["separable"]
-    chosen = costs.saved(channels, channels, number["kernel"], number["groups"], share) > 0
-    return np.where(chosen, other, dense) / np.minimum(other, dense) - 1
+    channels = number["channels"]
+    dense, other = costs.of_forms(channels, channels, number["kernel"], number["groups"], share)
+    chosen = 1 / (1 + np.exp(np.clip(np.log(other / dense) / doubt, -50, 50)))
+    best = np.minimum(number["dense"], number["separable"])
+    return (chosen * number["separable"] + (1 - chosen) * number["dense"]) / best - 1
 
 
 def best_costs(rows: list[Case]) -> separable._Costs:
     """Return the costs with the least losses: the worst one, the worst twentieth and the mean count."""
 
     def score(exponents: Any) -> Any:
-        lost = np.sort(losses(rows, separable._Costs(*np.exp(exponents))), axis=0)
+        lost = np.sort(losses(rows, separable._Costs(*np.exp(exponents)), DOUBT), axis=0)
         return 4 * lost[-1] + 2 * lost[-(len(lost) // 20 + 1) :].mean(0) + 3 * lost.mean(0)
 
-    # It has steps, and valleys along which several costs grow together: nothing for a method that asks for slopes.
     found = min((_searched(score, seed) for seed in range(SEARCHES)), key=operator.attrgetter("fun"))
-    return separable._Costs(*(float(f"{value:.2g}") for value in np.exp(found.x)))
+    return separable._Costs(*(float(f"{value:.3g}") for value in np.exp(found.x)))
 
 
 def _searched(score: Any, seed: int) -> Any:

@@ -36,13 +36,15 @@ class _Costs(NamedTuple):
     read: float
     odd: float
 
-    def saved(self, inputs: float, outputs: float, kernel_size: float, groups: float, share: float) -> float:
-        """What the separable form saves for each position, `share` of what is done once; also of tensors of layers."""
+    def of_forms(
+        self, inputs: float, outputs: float, kernel_size: float, groups: float, share: float
+    ) -> tuple[float, float]:
+        """The costs of both forms for a position, `share` of what is done once; also of arrays of layers."""
         size = kernel_size**2
         filters = groups * (size * self.add + (kernel_size > 3) * self.larger + self.map)
         separable = inputs * (filters + outputs * self.point) + 2 * groups * self.call * share
         add = 1 + self.odd * (inputs % 16 + outputs % 16 > 0)
-        return inputs * (outputs * size * (add + self.make * share) + self.read) - separable
+        return inputs * (outputs * size * (add + self.make * share) + self.read), separable
 
 
 # Fitted on layers of 16 to 256 channels with kernels of 3 to 7, on one core of a Xeon with AVX-512 and AMX, which the
@@ -183,7 +185,8 @@ def prefers_separable(
     mode = "training" if training else "inference"
     costs = _COSTS[mode, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32, channels_last]
     share = 0.0 if positions is None else 1 / max(1, positions)  # of what is done once
-    return costs.saved(in_channels, out_channels, kernel_size, groups, share) > 0
+    dense, separable = costs.of_forms(in_channels, out_channels, kernel_size, groups, share)
+    return separable < dense
 
 
 def check_form(form: str) -> None:

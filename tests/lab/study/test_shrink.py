@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from commands import invoke
 from rotateconv.errors import ConfigError, RunError, RunInterrupted
@@ -24,6 +25,7 @@ from rotateconv.lab.study import shrink as library
 from rotateconv.lab.study.convert import fine_tuning
 from rotateconv.lab.study.events import RunDied, RunDiverged, RunStopped, TaskEvent, TrialEnd
 from rotateconv.lab.study.shrink import shrink
+from rotateconv.lab.study.shrink_files import Files
 from rotateconv.lab.study.shrink_record import (
     FORMS,
     ONNX,
@@ -39,12 +41,14 @@ from rotateconv.lab.study.shrink_record import (
     largest_bits,
     survivors,
 )
+from rotateconv.lab.study.shrink_untrained import Untrained
 from rotateconv.lab.study.worker import Task, do_task
 from rotateconv.lab.train import fit as training
 from rotateconv.lab.train import pretrained
 from rotateconv.lab.train.load import evaluate_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import read_config
+from rotateconv.models import build_model
 from rotateconv.quantization.pack import describe_packed, load_packed
 from small import tiny_config
 
@@ -398,3 +402,38 @@ def test_the_command_shrinks_a_model_of_ones_own(tmp_path: Path, monkeypatch: py
     shown = invoke(["evaluate", "out/model.rcp", "--data", "digits", "--model", "own_small:build"])
     test = read_json(Path("out", RECORD))["winner"]["test_accuracy"]
     assert f"{test:.2f} %" in shown.stdout
+    assert invoke(["finish", "own", "--weight-bits", 4, "--epochs", 1, "--out", "small"]).exit_code == 0
+    refused = invoke(["shrink", "small", "--budget", "1.6 kB"])
+    assert (refused.exit_code, "quantized numbers already" in refused.stderr) == (2, True), refused.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("taps", "count"), [("profile", "rcp"), ("free", "rcp"), (None, "onnx")])
+def test_parts_get_bits_of_their_own_in_the_same_budget(taps: Any, count: Any, tmp_path: Path, data: ImageData) -> None:
+    config = tiny_config(conv="conv3x3", model="resnet20", width=0.25, epochs=1, source="dense")
+    torch.manual_seed(0)
+    model = build_model("resnet20", "conv3x3", width=0.25, in_channels=1)
+    files, form = Files(DataDescription.of(data), count), CandidateForm(taps)
+    budget = {"profile": 6_000, "free": 7_000, None: 10_000}[taps]
+    (tmp_path / form.name).mkdir()
+    untrained = Untrained(config, model, data, files, tmp_path, budget, 8, lambda event: None)
+    uniform = best(untrained.trials(form), budget)[0]
+    mixed = untrained.by_part(uniform)
+    assert mixed is not None
+    candidate = mixed.candidate
+    assert candidate.form == form
+    assert dict(candidate.layers).keys() <= {"stages.0.*", "stages.1.*", "stages.2.*"}
+    assert candidate.name.endswith("-by-part")
+    assert mixed.bytes is not None
+    assert uniform.bytes is not None
+    assert mixed.bytes <= budget
+    assert mixed.bytes > 0.8 * uniform.bytes  # what there is to fill is filled
+    described = describe_packed(untrained.packed(candidate))
+    assert (described.bits[0], described.layer_bits) == (
+        candidate.weight_bits,
+        {k: list(v) for k, v in candidate.layers},
+    )
+    accuracy = evaluate_model(load_packed(untrained.packed(candidate)), config.execution, files.data, data.validation)
+    assert accuracy.accuracy == mixed.accuracy
+    run = candidate.config(config, 1)  # a training has the same bits, and so has its file
+    assert run.bits == candidate.bits

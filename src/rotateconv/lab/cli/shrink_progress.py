@@ -48,7 +48,7 @@ class ShrinkProgress:
             case TrialEnd(trial, limit):
                 size = "" if trial.bytes is None else f"{trial.bytes:,} bytes  "
                 after = f"{counted(trial.epochs, 'epoch')}  " if trial.epochs else ""
-                say(self.console, f"  {trial.candidate.name:22}  {after}{size}{result(trial, limit)}")
+                say(self.console, f"  {trial.candidate.described:22}  {after}{size}{result(trial, limit)}")
             case RunWarning(message):
                 say(self.console, f"warning: {message}")
             case _ if self.training is not None:

@@ -76,7 +76,8 @@ def shrink(
 
     A search of three rungs, chosen by the validation split. Without training: the source as it is and converted to
     RotateConv layers of every form, fitted on images without labels, each at the largest bits that fit, quantized and
-    recalibrated. The best third of the forms, and the source as it is, are then trained for a quarter of the epochs
+    recalibrated; the best third of the forms, and the source as it is, also with bits of their own for each part, as
+    `allocate_bits` chooses them. The better of the two is then trained for a quarter of the epochs
     with quantized numbers and the source as their teacher, and the best two of those for all epochs, from the source
     again. The best of all that was tried and fits is written, and evaluated on the test split: the only time.
 
@@ -104,7 +105,7 @@ def shrink(
         raise ConfigError("there is nothing to shrink: set source (a run folder, or a file of weights with a factory)")
     if config.factory is not None:
         trust.allow(config.factory)
-    else:
+    if not Path(config.source).is_file():
         finishing(config.source)  # refuses a run that is not finished, or quantized already
     if not config.validation:
         raise ConfigError("shrink chooses by the validation split: leave validation=false out")
@@ -191,7 +192,7 @@ class _Search:
     def _try_untrained(self) -> list[Candidate]:
         """Try the forms that are left, and return who is trained."""
         config, known = self.config, {candidate.form for candidate, _ in self.record.known}
-        may_convert = config.factory is not None or (config.convert_taps, config.conv) == (None, "conv3x3")
+        may_convert = (config.convert_taps, config.conv) == (None, "conv3x3")
         forms = [form for form in (FORMS if may_convert else FORMS[:1]) if form not in known]
         if forms:
             self.report(RungStart("without training", len(forms)))
@@ -205,13 +206,28 @@ class _Search:
                     raise
                 note = " ".join(str(error).split())
                 self._note(Trial(self.untrained.least(form), 0, None, None, note))
-        untrained = [trial for trial in self.record.trials if not trial.epochs]
-        candidates = survivors(untrained, self.record.budget)
+        candidates = survivors(self._untrained_trials, self.record.budget)
         if not candidates:
-            raise ConfigError(self._nothing_fits(untrained))
+            raise ConfigError(self._nothing_fits(self._untrained_trials))
+        candidates = self._by_part(candidates)
         for form in {*FORMS} - {candidate.form for candidate in candidates}:
             shutil.rmtree(self.untrained.fitted(form), ignore_errors=True)
         return candidates
+
+    @property
+    def _untrained_trials(self) -> list[Trial]:
+        return [trial for trial in self.record.trials if not trial.epochs]
+
+    def _by_part(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Try the forms of the survivors with bits of their own for each part, and return who is trained."""
+        known = {candidate.form for candidate, _ in self.record.known if candidate.layers}
+        left = [one for one in candidates if one.form not in known]
+        if left:
+            self.report(RungStart("with bits by part", len(left)))
+        for one in left:
+            if (trial := self.untrained.by_part(self.record.known[one, 0])) is not None:
+                self._note(trial)
+        return survivors(self._untrained_trials, self.record.budget)
 
     def _nothing_fits(self, trials: list[Trial]) -> str:
         size, name = min((trial.bytes, trial.candidate.name) for trial in trials if trial.bytes is not None)

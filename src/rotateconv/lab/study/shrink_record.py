@@ -63,17 +63,35 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Candidate(Plain):
-    """A form at so many bits of a weight, an angle (None where there is none), and stem, 1x1 and linear layers."""
+    """A form at so many bits of a weight, an angle (None where there is none), and stem, 1x1 and linear layers.
+
+    Attributes:
+        form, weight_bits, angle_bits, dense_bits: Of all layers but `layers`.
+        layers: Patterns of the names of layers with other bits of a weight and an angle.
+    """
 
     form: CandidateForm
     weight_bits: int
     angle_bits: int | None
     dense_bits: int
+    layers: tuple[tuple[str, tuple[int, int]], ...] = ()
 
     @property
     def name(self) -> str:
-        """Of its folder and its row in the report."""
-        return f"{self.form.name}-w{self.weight_bits}" + ("" if self.angle_bits is None else f"-a{self.angle_bits}")
+        """Of its folder."""
+        angle = "" if self.angle_bits is None else f"-a{self.angle_bits}"
+        return f"{self.form.name}-w{self.weight_bits}{angle}{'-by-part' if self.layers else ''}"
+
+    @property
+    def described(self) -> str:
+        """Its name, and the bits that parts have of their own.
+
+        Example:
+            >>> Candidate(CandidateForm("profile"), 2, 3, 8, (("layer1.*", (4, 5)),)).described
+            'profile-w2-a3-by-part (layer1.* 4 + 5)'
+        """
+        own = [f"{layer} {w}" + ("" if self.angle_bits is None else f" + {a}") for layer, (w, a) in self.layers]
+        return f"{self.name} ({', '.join(own)})" if own else self.name
 
     @property
     def bits(self) -> Bits:
@@ -85,7 +103,7 @@ class Candidate(Plain):
         one = self.form.taps in ("shared", "profile") and self.weight_bits < 8
         angle = Bits().angle if self.angle_bits is None else self.angle_bits
         levels, profile = 2**self.weight_bits if one else None, 6 if self.form.taps == "profile" else None
-        return Bits(self.weight_bits, angle, self.dense_bits, levels, profile)
+        return Bits(self.weight_bits, angle, self.dense_bits, levels, profile, self.layers)
 
     def config(self, base: RunConfig, epochs: int) -> RunConfig:
         """Return the run that trains it, starting from the source of `base`, with quantized numbers from its start."""
@@ -248,7 +266,7 @@ def markdown(record: ShrinkRecord) -> str:
     for trial in record.trials:
         training = counted(trial.epochs, "epoch") if trial.epochs else "none"
         size = "-" if trial.bytes is None else f"{trial.bytes:,}"
-        rows.append((trial.candidate.name, training, size, result(trial, record.budget)))
+        rows.append((trial.candidate.described, training, size, result(trial, record.budget)))
     table = Table(("candidate", "training", "bytes", "validation accuracy %"), tuple(rows), 2)
     return "\n".join([*lines, "", table.markdown(), ""])
 

@@ -1,12 +1,15 @@
 """What the forms of `shrink` are worth without training: fitted, quantized at the bits that fit, and recalibrated."""
 
 import dataclasses
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from rotateconv.convert.recalibrate import recalibrate
+from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import disk_errors, write_bytes
@@ -23,15 +26,19 @@ from rotateconv.lab.study.shrink_record import (
 )
 from rotateconv.lab.train.build import rotate_layers
 from rotateconv.lab.train.checkpoint import weights_bytes
-from rotateconv.lab.train.load import calibration_batches, evaluate_model
+from rotateconv.lab.train.load import calibration_batches, evaluate_model, pack_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import INITIAL
+from rotateconv.lab.train.weights import load_weights, read_weights_file
 from rotateconv.nn.copying import copy_model
+from rotateconv.quantization.allocate import allocate_bits
 from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.quantize import quantize
 
 _ROOM = 0.95
 """Part of the budget that untrained candidates may fill: training moved a size by up to 2.5 %, either way."""
+_TRIES = 4
+"""Allocations of bits, until what comes out fits."""
 FAR = 1.2
 """Times the budget: a form whose fewest bits take more is not fitted to images."""
 
@@ -116,11 +123,62 @@ class Untrained:
             trials.append(Trial(candidate(weight, angle), 0, size, accuracy))
         return trials
 
-    def _least_size(self, settings: RunConfig) -> int:
-        """Return the bytes of a form at the fewest bits, fitted to kernels, which takes a tenth of the time."""
+    def by_part(self, uniform: Trial) -> Trial | None:
+        """A form whose parts have bits of their own, in the same budget; None where all get the same.
+
+        `allocate_bits` knows the bytes of the packed file alone, so what it may fill is corrected by what comes out.
+        """
+        least, target = uniform.candidate, self.budget * _ROOM
+        model, bits = self._model(least), least.bits
+        batches = calibration_batches(model, self.config.execution, self.files.data, self.images.train)
+        recalibrate(model, batches)
+        with tempfile.TemporaryDirectory() as folder:
+            pack_model(model, self.files.data, Path(folder, PACKED), bits, fold_norms=True)
+            room = int(Path(folder, PACKED).stat().st_size * target / (uniform.bytes or target))
+        images = [next(iter(batches))[0]]
+        notes = len(json.dumps(json.dumps(self.files.data.about)))
+        for _ in range(_TRIES):
+            try:
+                found = allocate_bits(
+                    model, images, room, dense_bits=self.dense_bits, profile_bits=bits.profile, notes_bytes=notes
+                ).bits
+            except InputError:  # not even the fewest bits
+                return None
+            candidate = dataclasses.replace(least, weight_bits=found.weight, layers=found.layers)
+            if least.angle_bits is not None:
+                candidate = dataclasses.replace(candidate, angle_bits=found.angle)
+            if not found.layers:
+                return None
+            quantized = quantize(model, **candidate.bits.arguments, calibration=batches).cpu()
+            size = self.files.size(quantized, candidate.bits, self.packed(candidate))
+            if size <= target:
+                accuracy = evaluate_model(quantized, self.config.execution, self.files.data, self.images.validation)
+                return Trial(candidate, 0, size, accuracy.accuracy)
+            room = int(room * min(0.99, target / size))
+        return None
+
+    def _model(self, candidate: Candidate) -> nn.Module:
+        """The source, in the form of a candidate as it was fitted."""
+        if candidate.form.taps is None:
+            return copy_model(self.source)
+        model, weights = (
+            self._fitted_to_kernels(candidate.config(self.config, 1)),
+            self.fitted(candidate.form) / INITIAL,
+        )
+        load_weights(model, read_weights_file(weights), weights)
+        return model
+
+    def _fitted_to_kernels(self, settings: RunConfig) -> nn.Module:
+        """The source in a form, fitted in a tenth of the time that a fit to images takes."""
         model = copy_model(self.source)
-        assert settings.bits is not None
         assert settings.conversion is not None
-        convert_source(model, dataclasses.replace(settings.conversion, convert_fit="kernels"), self.files.data, None)
+        kernels = dataclasses.replace(settings.conversion, convert_fit="kernels")
+        convert_source(model, kernels, self.files.data, None)
+        return model
+
+    def _least_size(self, settings: RunConfig) -> int:
+        """Return the bytes of a form at the fewest bits."""
+        model = self._fitted_to_kernels(settings)
+        assert settings.bits is not None
         with tempfile.TemporaryDirectory() as folder:
             return self.files.size(model, settings.bits, Path(folder, PACKED))
