@@ -33,9 +33,9 @@ SIZES = ((4, 7), (4, 14), (4, 28), (4, 56), (64, 28))
 HELD_OUT = {"channels": (24, 48, 96, 192), "sizes": ((16, 16), (32, 32)), "kernels": (3, 5)}
 BOUNDS = ((0.3, 150), (1e-3, 4000), (1, 1500), (0.3, 6), (1e4, 3e7), (1e-3, 2000), (1e-3, 2000), (1e-3, 5))
 """Of the costs, in their order."""
-DOUBT = 0.04
+DOUBT = 0.02
 """By how much the costs of two forms differ where one is chosen three times in four; a fit must bear it."""
-SEARCHES, STEPS = 3, 800
+SEARCHES, STEPS = 4, 800
 """For costs, each from others; steps of 320 costs at a time."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMS = ("dense", "separable")

@@ -59,9 +59,9 @@ SIZES_CAPTION = (
 )
 _RIVALRIES = (
     "For each budget the model of a family with the best validation accuracy among those whose packed file is not "
-    "larger; one of several seeds before one of a single seed. Test accuracies in percent, "
-    "differences in points with 95 % confidence intervals by Welch's t-test. A verdict needs a p-value below "
-    f"{LEVEL:g} after Benjamini and Hochberg's correction over this table."
+    "larger; one of several seeds before one of a single seed. A budget without a row has the pair of the one before "
+    "it. Test accuracies in percent, differences in points with 95 % confidence intervals by Welch's t-test. A verdict "
+    f"needs a p-value below {LEVEL:g} after Benjamini and Hochberg's correction over this table."
 )
 _FRONTIER = (
     "Accuracies in percent, mean ± standard deviation (n - 1) over seeds; bits of a weight and, behind the plus, of an "
