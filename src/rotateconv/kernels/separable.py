@@ -47,17 +47,18 @@ class _Costs(NamedTuple):
         return inputs * (outputs * size * (add + self.make * share) + self.read), separable
 
 
-# Fitted on layers of 16 to 256 channels with kernels of 3 to 7, on one core of a Xeon with AVX-512 and AMX, which the
-# line filters do not use; `benchmarks/separable.py` fits them anew.
+# By whether it trains, the type, and whether the input lies channels-last. Fitted on layers of 16 to 256 channels with
+# kernels of 3 to 7, on one core of a Xeon with AVX-512 and AMX, which the line filters do not use;
+# `benchmarks/separable.py` fits them anew. Only their proportions mean something: a cost may stand for another.
 _COSTS = {
-    ("inference", torch.float32, True): _Costs(0.67, 0.0053, 78, 5.9, 2.2e6, 100, 120, 0.1),
-    ("inference", torch.float32, False): _Costs(0.67, 0.0053, 78, 5.9, 2.2e6, 100, 120, 0.1),
-    ("training", torch.float32, True): _Costs(7.7, 3.0, 200, 0.3, 5.6e6, 230, 410, 0.1),
-    ("training", torch.float32, False): _Costs(7.7, 3.0, 200, 0.3, 5.6e6, 230, 410, 0.1),
-    ("inference", torch.bfloat16, True): _Costs(22, 180, 520, 6.0, 3e7, 1100, 590, 0.1),
-    ("inference", torch.bfloat16, False): _Costs(22, 180, 520, 6.0, 3e7, 1100, 590, 0.1),
-    ("training", torch.bfloat16, True): _Costs(76, 3700, 3.4, 5.7, 2.3e7, 960, 470, 0.1),
-    ("training", torch.bfloat16, False): _Costs(76, 3700, 3.4, 5.7, 2.3e7, 960, 470, 0.1),
+    ("inference", torch.float32, True): _Costs(5.59, 0.001, 61.5, 0.3, 1.42e6, 0.001, 67.7, 0.599),
+    ("inference", torch.float32, False): _Costs(6.81, 9.23, 11.5, 5.37, 429000, 0.00104, 14, 0.729),
+    ("inference", torch.bfloat16, True): _Costs(28.6, 150, 510, 6, 2.86e7, 1490, 678, 0.00102),
+    ("inference", torch.bfloat16, False): _Costs(8.82, 0.001, 913, 3.14, 3e7, 1080, 0.001, 0.0585),
+    ("training", torch.float32, True): _Costs(21, 35.2, 26.4, 0.3, 5.33e6, 602, 183, 0.852),
+    ("training", torch.float32, False): _Costs(17.4, 30, 79.8, 0.3, 4.88e6, 383, 245, 1.67),
+    ("training", torch.bfloat16, True): _Costs(85.4, 4000, 1, 6, 2.69e7, 1410, 645, 0.001),
+    ("training", torch.bfloat16, False): _Costs(71.9, 4000, 1, 6, 1.62e7, 860, 411, 0.0122),
 }
 
 # Much cheaper to ask than for one device; where torch has it no more, the device is asked.
