@@ -85,8 +85,8 @@ def needing(extra: str, what: str, error_class: type[InputError] = ConfigError) 
         raise error_class(f"{what} ({on_one_line(error)}): pip install 'rotateconv[{extra}]'") from None
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown name: the nearest ones there are, or all where none is near.
+def nearest(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
+    """Return the end of a sentence about an unknown name: the nearest ones there are, else `otherwise`, or all.
 
     Example:
         >>> nearest("resnet21", ["resnet20", "densenet40"])
@@ -94,4 +94,4 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """
     known = list(names)
     near = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(known)}"
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise or f"choose from {', '.join(known)}"

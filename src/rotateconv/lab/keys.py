@@ -1,6 +1,5 @@
 """The keys of a configuration: each is declared once, and its range in words, values from text and mistakes follow."""
 
-import difflib
 import functools
 import math
 import tomllib
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rotateconv._files import JSON_BYTES, read_regular
-from rotateconv.errors import ConfigError
+from rotateconv.errors import ConfigError, nearest
 
 
 class KeyValueError(ConfigError):
@@ -42,9 +41,7 @@ def field_of(owner: type, name: str) -> FieldInfo:
 
 
 def _unknown(owner: type, name: str) -> ConfigError:
-    near = " or ".join(map(repr, difflib.get_close_matches(name, fields_of(owner), n=2)))
-    meant = f"did you mean {near}? " if near else ""
-    return ConfigError(f"unknown key {name!r}: {meant}docs/configuration.md lists all keys")
+    return ConfigError(f"unknown key {name!r}: {nearest(name, fields_of(owner), 'docs/configuration.md lists all')}")
 
 
 def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
