@@ -88,12 +88,12 @@ def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path
     assert described.levels == (None if count in (2, 2**weight - 1) else count)
 
 
-@pytest.mark.parametrize("levels", [None, 4])
+@pytest.mark.parametrize(("bits", "levels"), [(2, None), (2, 4), (1, None), (1, 2)])
 @pytest.mark.parametrize("conv", [*CONVS])
-def test_layers_with_bits_of_their_own(conv: str, levels: int | None, tmp_path: Path) -> None:
+def test_layers_with_bits_of_their_own(conv: str, bits: int, levels: int | None, tmp_path: Path) -> None:
     model = build_model("resnet20", conv, width=0.5)
     own = {"stages.0.*": (4, 5), "stages.0.1.conv*": (1, 2), "stages.2.*.conv1*": (2, 8)}
-    more: dict[str, Any] = {"weight_bits": 2, "angle_bits": 3, "weight_levels": levels}
+    more: dict[str, Any] = {"weight_bits": bits, "angle_bits": 3, "weight_levels": levels}
     kinds = {entry.kind for entry in entries(model, Bits())}
     if not kinds & {"weight", "codebook"}:  # of low rank, grouped or 1x1 all of it
         with pytest.raises(ValueError, match="no layer with weight_bits is called so: the model has none"):
@@ -102,9 +102,9 @@ def test_layers_with_bits_of_their_own(conv: str, levels: int | None, tmp_path: 
     pack(model, tmp_path / "own", **more, layer_bits=own)
     loaded = load_packed(tmp_path / "own")
     assert_same(loaded, quantize(model, **more, layer_bits=own))
-    for name, entry in ((entry.name, entry) for entry in entries(model, Bits.of(2, 3, 8, levels, None, own))):
+    for name, entry in ((entry.name, entry) for entry in entries(model, Bits.of(bits, 3, 8, levels, None, own))):
         layer = name.rpartition(".")[0]
-        weight, angle = (2, 3)
+        weight, angle = (bits, 3)
         for pattern in own:  # an independent reading of "the last one that fits"
             weight, angle = own[pattern] if fnmatch(layer, pattern) else (weight, angle)
         if entry.kind in ("weight", "codebook"):
@@ -113,8 +113,9 @@ def test_layers_with_bits_of_their_own(conv: str, levels: int | None, tmp_path: 
             assert entry.bits == angle
     pack(model, tmp_path / "plain", **more)
     assert describe_packed(tmp_path / "plain").layer_bits is None  # older versions read such a file
-    for name in ("own", "plain"):
-        assert describe_packed(tmp_path / name).widths == Bits.of(2, 3, 8, levels, None, own if name == "own" else None)
+    plain = None if (bits, levels) == (1, 2) else levels  # goes without saying
+    for name, expected in (("own", (levels, None, own)), ("plain", (plain, None, None))):
+        assert describe_packed(tmp_path / name).widths == Bits.of(bits, 3, 8, *expected)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rotateconv.errors import InputError
+from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits
@@ -64,7 +65,7 @@ def allocate_bits(
         Σ_part  mean_image  Σ_class  p · log(p / p_part)
 
     where p are the probabilities of the float model: that parts do not act on each other is an approximation. Weights
-    of shared and profile taps have 2^bits levels, none of them 0.
+    of shared and profile taps, and of codebooks, have 2^bits levels, none of them 0.
 
     Args:
         model: In float32, with class scores as its output; not changed.
@@ -90,7 +91,8 @@ def allocate_bits(
     if not sum(map(len, images)):
         raise InputError("allocate_bits needs images: what fewer bits cost is measured on them")
     rotated = [module for module in model.modules() if isinstance(module, RotateConv2d)]
-    even = bool(rotated) and all(layer.taps != "free" for layer in rotated)
+    single = [*rotated, *(module for module in model.modules() if isinstance(module, CodebookConv2d))]
+    even = bool(single) and all(layer.taps != "free" for layer in rotated)
     steps = STEPS if rotated else tuple(dict(STEPS).items())  # without angles, those that differ in the weight
 
     def bits_of(chosen: Sequence[Step], parts: Sequence[Part]) -> Bits:

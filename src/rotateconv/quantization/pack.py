@@ -86,7 +86,8 @@ def pack(
         build=build,
         layers=layers,
         bits=[weight_bits, angle_bits, dense_bits],
-        levels=None if weight_levels in (None, levels_of(weight_bits)) else weight_levels,
+        # Two levels of one bit go without saying, but layers with bits of their own have levels without a 0 then, too.
+        levels=None if weight_levels in (None, levels_of(weight_bits)) and not layer_bits else weight_levels,
         profile_bits=profile_bits,
         layer_bits={name: list(own) for name, own in layer_bits.items()} if layer_bits else None,
         layout=_layout(tensors),

@@ -408,13 +408,22 @@ def test_the_command_shrinks_a_model_of_ones_own(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("taps", "count"), [("profile", "rcp"), ("free", "rcp"), (None, "onnx")])
-def test_parts_get_bits_of_their_own_in_the_same_budget(taps: Any, count: Any, tmp_path: Path, data: ImageData) -> None:
+@pytest.mark.parametrize(
+    ("form", "count", "budget"),
+    [
+        (CandidateForm("profile"), "rcp", 6_000),
+        (CandidateForm("free"), "rcp", 7_000),
+        (CandidateForm(), "onnx", 10_000),
+        (CandidateForm(conv="codebook16"), "rcp", 9_000),
+    ],
+)
+def test_parts_get_bits_of_their_own_in_the_same_budget(
+    form: CandidateForm, count: Any, budget: int, tmp_path: Path, data: ImageData
+) -> None:
     config = tiny_config(conv="conv3x3", model="resnet20", width=0.25, epochs=1, source="dense")
     torch.manual_seed(0)
     model = build_model("resnet20", "conv3x3", width=0.25, in_channels=1)
-    files, form = Files(DataDescription.of(data), count), CandidateForm(taps)
-    budget = {"profile": 6_000, "free": 7_000, None: 10_000}[taps]
+    files = Files(DataDescription.of(data), count)
     (tmp_path / form.name).mkdir()
     untrained = Untrained(config, model, data, files, tmp_path, budget, 8, lambda event: None)
     uniform = best(untrained.trials(form), budget)[0]

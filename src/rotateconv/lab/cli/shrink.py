@@ -61,12 +61,12 @@ def shrink(
 ) -> None:
     """Write a trained model into so many bytes, in the form and with the bits with which it loses least.
 
-    The model is tried as it is and as RotateConv layers of every kind, without training at the largest bits that fit;
-    the best third, and the model as it is, also with bits of their own for each part; then the better of both trained
-    with quantized numbers and their original (or the run of --teacher) as the teacher, for a quarter of the epochs;
-    then the best two for all of them. A narrower model is another SOURCE. The validation split decides, and the test
-    split is evaluated once, in the end. DIR gets model.onnx, model.rcp and a report of all that
-    was tried. SOURCE is never changed. The same command goes on after Ctrl-C.
+    The model is tried as it is and as RotateConv layers of every kind (a run of this library also as kernel codebooks),
+    without training at the largest bits that fit; the best third, and the model as it is, also with bits of their own
+    for each part; then the better of both trained with quantized numbers and their original (or the run of --teacher)
+    as the teacher, for a quarter of the epochs; then the best two for all of them. A narrower model is another SOURCE.
+    The validation split decides, and the test split is evaluated once, in the end. DIR gets model.onnx, model.rcp and
+    a report of all that was tried. SOURCE is never changed. The same command goes on after Ctrl-C.
     """
     without_torchrun("shrink")
     if jobs is not None and jobs < 1:

@@ -194,6 +194,8 @@ class _Search:
         config, known = self.config, {candidate.form for candidate, _ in self.record.known}
         may_convert = (config.convert_taps, config.conv) == (None, "conv3x3")
         forms = [form for form in (FORMS if may_convert else FORMS[:1]) if form not in known]
+        if config.factory is not None:  # a user's model is known by its function, which makes no other layers
+            forms = [form for form in forms if form.conv is None]
         if forms:
             self.report(RungStart("without training", len(forms)))
         for form in forms:
@@ -202,7 +204,7 @@ class _Search:
             except RunError:
                 raise
             except InputError as error:
-                if form.taps is None:  # what cannot be quantized or exported as it is can be so in no form
+                if form.is_source:  # what cannot be quantized or exported as it is can be so in no form
                     raise
                 note = " ".join(str(error).split())
                 self._note(Trial(self.untrained.least(form), 0, None, None, note))

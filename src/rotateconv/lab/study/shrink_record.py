@@ -29,13 +29,20 @@ class CandidateForm(Plain):
     """What the convolutions of the source become.
 
     Attributes:
-        taps: Of their RotateConv layers; None leaves the model as it is.
+        taps: Of their RotateConv layers; None for no such layers.
         path, angle_groups: As of RotateConv2d.
+        conv: Layers of another kind, in `CONVS`; None with `taps`, and for the model as it is.
     """
 
     taps: Literal["free", "shared", "profile"] | None = None
     path: Literal["circle", "square"] = "circle"
     angle_groups: int | None = None
+    conv: Literal["codebook16"] | None = None
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the model stays as it is."""
+        return self.taps is None and self.conv is None
 
     @property
     def name(self) -> str:
@@ -46,7 +53,7 @@ class CandidateForm(Plain):
             ('as-it-is', 'free-square', 'shared-g4')
         """
         if self.taps is None:
-            return "as-it-is"
+            return self.conv or "as-it-is"
         groups = "" if self.angle_groups is None else f"-g{self.angle_groups}"
         return f"{self.taps}{'' if self.path == 'circle' else f'-{self.path}'}{groups}"
 
@@ -57,8 +64,9 @@ FORMS = (
     CandidateForm(),
     *(CandidateForm(taps, path) for taps in _TAPS for path in _PATHS),
     *(CandidateForm(taps, angle_groups=groups) for taps in _TAPS for groups in (4, 1)),
+    CandidateForm(conv="codebook16"),
 )
-"""How a model of dense convolutions is tried: as it is, the honest rival, and as RotateConv layers of every kind."""
+"""How a model of dense convolutions is tried: as it is and as kernel codebooks, the honest rivals, and as lines."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Candidate(Plain):
         Profiles of 6 bits are as accurate as those of bfloat16: a ResNet-20 of 3 + 4 bits had 80.3 % on the validation
         images of cifar10-jpeg with either, in 32.8 and in 33.9 KB, and 80.0 % with 5 bits.
         """
-        one = self.form.taps in ("shared", "profile") and self.weight_bits < 8
+        one = (self.form.taps in ("shared", "profile") or self.form.conv is not None) and self.weight_bits < 8
         angle = Bits().angle if self.angle_bits is None else self.angle_bits
         levels, profile = 2**self.weight_bits if one else None, 6 if self.form.taps == "profile" else None
         return Bits(self.weight_bits, angle, self.dense_bits, levels, profile, self.layers)
@@ -114,8 +122,8 @@ class Candidate(Plain):
             "convert_angle_groups": form.angle_groups,
             "convert_fit": "outputs",
         }
-        changes = {**({} if form.taps is None else rotate), **bits_keys(self.bits), "qat": True, "epochs": epochs}
-        return changed(base, changes)
+        layers = rotate if form.taps is not None else {} if form.conv is None else {"conv": form.conv}
+        return changed(base, {**layers, **bits_keys(self.bits), "qat": True, "epochs": epochs})
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,7 @@ def survivors(trials: Sequence[Trial], budget: int) -> list[Candidate]:
         forms.setdefault(trial.candidate.form, trial)
     ranked = list(forms.values())
     kept = ranked[: max(3, math.ceil(len(ranked) / 3))]
-    kept += [trial for trial in ranked[len(kept) :] if trial.candidate.form.taps is None]
+    kept += [trial for trial in ranked[len(kept) :] if trial.candidate.form.is_source]
     return [trial.candidate for trial in kept]
 
 

@@ -5,9 +5,11 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
+from rotateconv.convert.convert import convert_layers
 from rotateconv.convert.recalibrate import recalibrate
 from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
@@ -24,12 +26,13 @@ from rotateconv.lab.study.shrink_record import (
     Trial,
     largest_bits,
 )
-from rotateconv.lab.train.build import rotate_layers
+from rotateconv.lab.train.build import build_configured, rotate_layers
 from rotateconv.lab.train.checkpoint import weights_bytes
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, pack_model
 from rotateconv.lab.train.pretrained import convert_source
 from rotateconv.lab.train.run_folder import INITIAL
 from rotateconv.lab.train.weights import load_weights, read_weights_file
+from rotateconv.models.convs import find_conv
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.allocate import allocate_bits
 from rotateconv.quantization.bits import Bits
@@ -74,15 +77,11 @@ class Untrained:
     def trials(self, form: CandidateForm) -> list[Trial]:
         """Convert the source, and evaluate it at the largest bits that fit; where none fit, name the smallest size."""
         data, execution = self.files.data, self.config.execution
-        model, least = copy_model(self.source), self.least(form)
-        if form.taps is not None:
-            settings = least.config(self.config, 1)
-            size = self._least_size(settings)
-            if size > self.budget * FAR:
-                return [Trial(least, 0, size, None)]
-            assert settings.conversion is not None
-            train = self.images.train
-            convert_source(model, settings.conversion, data, train, lambda *fit: self.report(LayerFitted(*fit)))
+        least = self.least(form)
+        if not form.is_source and (size := self._least_size(least)) > self.budget * FAR:
+            return [Trial(least, 0, size, None)]
+        model = self._converted(least, "outputs")
+        if not form.is_source:
             with disk_errors(self.folder):
                 self.fitted(form).mkdir(exist_ok=True)
             write_bytes(self.fitted(form) / INITIAL, weights_bytes(model))
@@ -159,26 +158,29 @@ class Untrained:
 
     def _model(self, candidate: Candidate) -> nn.Module:
         """The source, in the form of a candidate as it was fitted."""
-        if candidate.form.taps is None:
-            return copy_model(self.source)
-        model, weights = (
-            self._fitted_to_kernels(candidate.config(self.config, 1)),
-            self.fitted(candidate.form) / INITIAL,
-        )
-        load_weights(model, read_weights_file(weights), weights)
+        model = self._converted(candidate, "kernels")  # in a tenth of the time; the values come from the file
+        if not candidate.form.is_source:
+            weights = self.fitted(candidate.form) / INITIAL
+            load_weights(model, read_weights_file(weights), weights)
         return model
 
-    def _fitted_to_kernels(self, settings: RunConfig) -> nn.Module:
-        """The source in a form, fitted in a tenth of the time that a fit to images takes."""
-        model = copy_model(self.source)
-        assert settings.conversion is not None
-        kernels = dataclasses.replace(settings.conversion, convert_fit="kernels")
-        convert_source(model, kernels, self.files.data, None)
+    def _converted(self, candidate: Candidate, fit: Literal["kernels", "outputs"]) -> nn.Module:
+        """A copy of the source in the form of a candidate."""
+        model, form, config = copy_model(self.source), candidate.form, candidate.config(self.config, 1)
+        if form.conv is not None:
+            convert_layers(model, find_conv(form.conv))
+            built = build_configured(config.architecture, self.files.data)  # a packed file tells how it was built
+            built.load_state_dict(model.state_dict())
+            return built.eval()
+        if form.taps is not None:
+            assert config.conversion is not None
+            conversion, images = dataclasses.replace(config.conversion, convert_fit=fit), self.images.train
+            on_layer = (lambda *found: self.report(LayerFitted(*found))) if fit == "outputs" else None
+            convert_source(model, conversion, self.files.data, images, on_layer)
         return model
 
-    def _least_size(self, settings: RunConfig) -> int:
+    def _least_size(self, least: Candidate) -> int:
         """Return the bytes of a form at the fewest bits."""
-        model = self._fitted_to_kernels(settings)
-        assert settings.bits is not None
+        model = self._converted(least, "kernels")
         with tempfile.TemporaryDirectory() as folder:
-            return self.files.size(model, settings.bits, Path(folder, PACKED))
+            return self.files.size(model, least.bits, Path(folder, PACKED))
