@@ -67,7 +67,6 @@ def accuracy_against_bytes(theme: Theme) -> str:
         ("RotateConv lines", theme.blue, (8, 16)): best,
         ("dense, ternary", theme.ink, (-8, -9)): [p for p in points if p.family == "dense" and p.bits == "2"],
         ("dense, binary", theme.faint, (-8, -10)): [p for p in points if p.family == "dense" and p.bits == "1"],
-        ("kernel codebook", theme.orange, (8, 36)): [p for p in points if p.group.label.startswith("codebook")],
     }
     shown = [point for own in curves.values() for point in own]
     low, high = (edge(point.packed for point in shown) * room for edge, room in ((min, 0.9), (max, 1.12)))
@@ -93,7 +92,7 @@ def accuracy_against_bytes(theme: Theme) -> str:
     for (name, color, offset), own in curves.items():
         if own:
             parts += _curve(own, place, color, name, offset)
-    title = "Accuracy against bytes of ResNet-20 models trained with quantized numbers: lines, dense ones, codebooks"
+    title = "Accuracy against bytes of ResNet-20 models trained with quantized numbers: lines and dense ones"
     return document(520, 266, title, parts)
 
 

@@ -125,7 +125,7 @@ def _setting(point: Point, usual: Mapping[str, Sequence[tuple[object, int]]]) ->
 
 _PAPERS = {"1": "BWN", "2": "TWN"}
 """Binary weights with a scale (XNOR-Net) and Ternary Weight Networks, by the bits of a weight."""
-_SETTINGS = ("epochs", "lr", "angle_lr_scale", "convert_learn_angle", "qat_scales")
+_SETTINGS = ("epochs", "lr", "angle_lr_scale", "convert_learn_angle", "qat_scales", "prune")
 
 
 def rivalries(points: Sequence[Point]) -> list[Rivalry]:
