@@ -215,8 +215,9 @@ def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int,
     # Only a CPU has been measured.
     if input.device.type != "cpu":
         return False
-    # In a graph the sizes may be symbols, and asking for them would tie the graph to them.
-    positions = None if torch.compiler.is_compiling() else _positions(input, stride)
+    # In a graph sizes and strides may be symbols, and asking for them would tie the graph to them.
+    compiles = torch.compiler.is_compiling()
+    positions = None if compiles else _positions(input, stride)
     training = _needs_grad(input, weight, lines)
     out_channels, in_channels = weight.shape
     return prefers_separable(
@@ -227,7 +228,7 @@ def _is_cheaper(input: Tensor, weight: Tensor, lines: Tensor, stride: tuple[int,
         positions,
         training=training,
         dtype=compute_dtype(input, weight),
-        channels_last=is_channels_last(input),
+        channels_last=not compiles and is_channels_last(input),
     )
 
 

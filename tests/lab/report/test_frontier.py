@@ -53,7 +53,19 @@ def test_seeds_with_sources_of_their_own_are_one_point(study: Path) -> None:
     ]
     rows = [row for row in points_table(points).rows if row[0] == "dense"]
     assert rows == [
-        ("dense", "conv3x3 x0.50", "2", "19,001", "20,000", "78.10 ± 0.10", "78.10 ± 0.10", "3", "2.5 M", "1", "8.00")
+        (
+            "dense",
+            "conv3x3 x0.50",
+            "2 (TWN)",
+            "19,001",
+            "20,000",
+            "78.10 ± 0.10",
+            "78.10 ± 0.10",
+            "3",
+            "2.5 M",
+            "1",
+            "8.00",
+        )
     ]
 
 
