@@ -266,6 +266,8 @@ class RunConfig:
             raise KeyValueError("skip_bad_images", f"belongs to data=folder, not data={self.data}: leave it out")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean and std belong together: give both, or none to compute them from the images")
+        if self.std is not None and min(self.std, default=1.0) <= 0:
+            raise KeyValueError("std", f"must be numbers above 0, not {', '.join(f'{value:g}' for value in self.std)}")
         for field in dataclasses.fields(self):
             needs_taps = field.name.startswith("convert_") and field.name != "convert_taps"
             if needs_taps and self.convert_taps is None and getattr(self, field.name) != field.default:

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from rich.console import Console
 
@@ -12,6 +12,7 @@ from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
+from rotateconv.lab.keys import kinds_of
 from rotateconv.lab.naming import default_folder
 from rotateconv.lab.study.convert_record import ConversionRecord, states_table
 from rotateconv.lab.study.shrink_record import bytes_in
@@ -84,8 +85,10 @@ def convert(
     without_torchrun("convert", jobs=False)
     values, called = keys.read(RunConfig, changes, NAMES)
     values = {"convert_taps": "free", "convert_fit": "outputs", **values, **overridden(set_ or ())}
-    if values["convert_taps"] is None:
-        raise ConfigError(f"{called.get('convert_taps', 'convert_taps')} must be free, shared or profile, not none")
+    choices = get_args(kinds_of(RunConfig, "convert_taps")[0])
+    if (taps := values["convert_taps"]) not in choices:  # none, which the key may be, is nothing to convert to
+        name, shown = called.get("convert_taps", "convert_taps"), "none" if taps is None else repr(taps)
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {shown}")
     size = None if budget is None else bytes_in(budget)
     if size is not None:
         bits.refuse(values, called)
