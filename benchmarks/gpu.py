@@ -55,7 +55,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
     """Return what is to be done, in order."""
     python, out, dry = sys.executable, arguments.out, arguments.dry_run
     tests = ["tests/test_gpu.py", *([] if dry else ["tests/kernels/test_fused_triton.py"])]
-    bench = ["--device", "cpu" if dry else "cuda", "--targets", "--eager", "--seconds", "0" if dry else "0.5"]
+    bench = ["--device", "cpu" if dry else "cuda", "--targets", "--eager", "--seconds", "0.001" if dry else "0.5"]
     # Eight at a time: in each, a test mostly waits for Triton's compiler. pytest-benchmark, if installed, refuses that.
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n", "0" if dry else "8"]
     pytest += ["-k", "not interpreter"]  # which needs no GPU

@@ -182,8 +182,14 @@ def test_a_resnet20_of_four_bits(conv: str, largest: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("conv", CONVS)
-@pytest.mark.parametrize("name", ["resnet20", "densenet40"])
+@pytest.mark.parametrize(
+    ("name", "conv"),
+    [
+        *(("resnet20", conv) for conv in CONVS),
+        # Half a minute each: of the kinds of codes.
+        *(("densenet40", conv) for conv in ("conv3x3", "rotate4", "rotate2p-g4-k5", "codebook16", "mask4", "pattern4")),
+    ],
+)
 def test_every_convolution_of_every_family(name: str, conv: str, tmp_path: Path) -> None:
     model = lively(build_model(name, conv, **({"width": 0.5} if name == "resnet20" else {})), (3, 16, 16))
     found = export_onnx(model, tmp_path / "small.onnx", input_size=(3, 16, 16), compact=True)
