@@ -75,10 +75,11 @@ class Point:
         own = "".join(f", {w}{f' + {a}' if rotates else ''} in {name}" for name, (w, a) in bits.layers)
         return f"{bits.weight}{levels}" + (f" + {bits.angle}{profile}" if rotates else "") + own
 
-    @property
-    def paper(self) -> str:
-        """What dense kernels of these bits are called where they were proposed."""
-        return _PAPERS.get(self.bits, "") if self.family == "dense" else ""
+    def bits_called(self, *, in_words: bool = False) -> str:
+        """The bits, and what dense kernels of so many are called where they were proposed."""
+        paper = _PAPERS.get(self.bits) if self.family == "dense" else None
+        unit = "" if not in_words else " bit" if self.bits == "1" else " bits"
+        return f"{self.bits}{unit}" + (f" ({paper})" if paper else "")
 
     @property
     def accuracy(self) -> Sample:
@@ -162,8 +163,7 @@ def points_table(points: Sequence[Point]) -> Table:
         minutes = statistics.median(run.result.seconds for run in group.runs) / 60
         rows.append(
             (
-                *(point.family, point.layers, f"{point.bits} ({point.paper})" if point.paper else point.bits),
-                *(number(point.packed), number(point.compact)),
+                *(point.family, point.layers, point.bits_called(), number(point.packed), number(point.compact)),
                 *(spread(point.accuracy), spread(group.validation), str(point.accuracy.n)),
                 *(multiply_adds(group, 1) or "-", f"{minutes:.0f}"),
                 "-" if point.slice_entropy is None else f"{point.slice_entropy:.2f}",
@@ -180,17 +180,15 @@ def rivalry_table(found: Sequence[Rivalry]) -> Table:
         sides = [
             cell
             for point in (one.ours, one.theirs)
-            for cell in (f"{point.layers}, {_in_words(point)}, {number(point.packed)} B", spread(point.accuracy))
+            for cell in (
+                f"{point.layers}, {point.bits_called(in_words=True)}, {number(point.packed)} B",
+                spread(point.accuracy),
+            )
         ]
         corrected_p = "-" if one.contrast.adjusted is None else f"{one.contrast.adjusted:.3f}"
         rows.append((f"{one.budget} KiB", *sides, one.contrast.verdict, difference(one.contrast), corrected_p))
     head = ("budget", "best RotateConv", "test %", "best rival of a family", "test %", "verdict")
     return Table((*head, "difference, points", "p, corrected"), tuple(rows), 1)
-
-
-def _in_words(point: Point) -> str:
-    bits = f"{point.bits} {'bit' if point.bits == '1' else 'bits'}"
-    return f"{bits} ({point.paper})" if point.paper else bits
 
 
 def draw_frontier(points: Sequence[Point], path: Path) -> None:

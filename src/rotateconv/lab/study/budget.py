@@ -33,6 +33,11 @@ def within_budget(
     if model is None:
         model = load_source(str(config.source), config.factory, data)
     drawn = calibration_batches(model, config.execution, data, images.train)
-    notes = len(json.dumps(json.dumps(data.about)))  # a text in the JSON of the file
+    notes = notes_bytes(data)
     found = allocate_bits(model, drawn, budget, dense_bits=dense, profile_bits=config.profile_bits, notes_bytes=notes)
     return changed(config, bits_keys(found.bits)), found
+
+
+def notes_bytes(data: DataDescription) -> int:
+    """Return the bytes of what a packed file notes of the data: a text in its JSON."""
+    return len(json.dumps(json.dumps(data.about)))

@@ -1,11 +1,10 @@
 """What the forms of `shrink` are worth without training: fitted, quantized at the bits that fit, and recalibrated."""
 
 import dataclasses
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from rotateconv.errors import InputError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.sets import ImageData
 from rotateconv.lab.files import disk_errors, write_bytes
+from rotateconv.lab.study.budget import notes_bytes
 from rotateconv.lab.study.events import LayerFitted, OnShrinkEvent
 from rotateconv.lab.study.shrink_files import Files
 from rotateconv.lab.study.shrink_record import (
@@ -127,32 +127,29 @@ class Untrained:
 
         `allocate_bits` knows the bytes of the packed file alone, so what it may fill is corrected by what comes out.
         """
-        least, target = uniform.candidate, self.budget * _ROOM
-        model, bits = self._model(least), least.bits
-        batches = calibration_batches(model, self.config.execution, self.files.data, self.images.train)
+        candidate, target, data = uniform.candidate, self.budget * _ROOM, self.files.data
+        model, bits = self._model(candidate), candidate.bits
+        batches = calibration_batches(model, self.config.execution, data, self.images.train)
         recalibrate(model, batches)
         with tempfile.TemporaryDirectory() as folder:
-            pack_model(model, self.files.data, Path(folder, PACKED), bits, fold_norms=True)
+            pack_model(model, data, Path(folder, PACKED), bits, fold_norms=True)
             room = int(Path(folder, PACKED).stat().st_size * target / (uniform.bytes or target))
         images = [next(iter(batches))[0]]
-        notes = len(json.dumps(json.dumps(self.files.data.about)))
+        fixed: Any = {"dense_bits": self.dense_bits, "profile_bits": bits.profile, "notes_bytes": notes_bytes(data)}
         for _ in range(_TRIES):
             try:
-                found = allocate_bits(
-                    model, images, room, dense_bits=self.dense_bits, profile_bits=bits.profile, notes_bytes=notes
-                ).bits
+                found = allocate_bits(model, images, room, **fixed).bits
             except InputError:  # not even the fewest bits
                 return None
-            candidate = dataclasses.replace(least, weight_bits=found.weight, layers=found.layers)
-            if least.angle_bits is not None:
-                candidate = dataclasses.replace(candidate, angle_bits=found.angle)
             if not found.layers:
                 return None
-            quantized = quantize(model, **candidate.bits.arguments, calibration=batches).cpu()
-            size = self.files.size(quantized, candidate.bits, self.packed(candidate))
+            angle = None if candidate.angle_bits is None else found.angle
+            mixed = dataclasses.replace(candidate, weight_bits=found.weight, angle_bits=angle, layers=found.layers)
+            quantized = quantize(model, **mixed.bits.arguments, calibration=batches).cpu()
+            size = self.files.size(quantized, mixed.bits, self.packed(mixed))
             if size <= target:
-                accuracy = evaluate_model(quantized, self.config.execution, self.files.data, self.images.validation)
-                return Trial(candidate, 0, size, accuracy.accuracy)
+                accuracy = evaluate_model(quantized, self.config.execution, data, self.images.validation).accuracy
+                return Trial(mixed, 0, size, accuracy)
             room = int(room * min(0.99, target / size))
         return None
 

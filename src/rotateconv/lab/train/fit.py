@@ -229,7 +229,7 @@ def _finish(state: TrainingState, report: OnEvent) -> RunSummary:
     weights, records = weights_bytes(state.result), read_records(state.run)
     if state.accelerator.is_main_process:
         write_bytes(state.run / WEIGHTS, weights)
-    if (sentence := loss_by_training(state)) is not None:
+    if (sentence := loss_by_training(state, records[-1].validation_accuracy)) is not None:
         report(RunWarning(sentence))
     test = evaluate_state(state, state.test)
     check_finite(state, "test loss", test.loss)

@@ -11,7 +11,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.load import calibration_batches
-from rotateconv.lab.train.run_folder import INITIAL, read_records
+from rotateconv.lab.train.run_folder import INITIAL
 from rotateconv.lab.train.train_state import TrainingState
 from rotateconv.lab.train.weights import load_weights, read_weights_file
 from rotateconv.nn.copying import copy_model
@@ -31,9 +31,9 @@ def fit_norms(
         recalibrate(model, calibration_batches(model, config.execution, data, training))
 
 
-def loss_by_training(state: TrainingState) -> str | None:
-    """Return a sentence where a trained model is worse, on the validation images, than it began with the same bits."""
-    bits, last = state.config.bits, read_records(state.run)[-1].validation_accuracy
+def loss_by_training(state: TrainingState, last: float | None) -> str | None:
+    """Return a sentence where `last`, on the validation images, is less than the model began with at the same bits."""
+    bits = state.config.bits
     if bits is None or state.config.source is None or state.validation is None or last is None:
         return None
     begun = copy_model(state.model)
