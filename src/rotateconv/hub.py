@@ -159,17 +159,16 @@ class RotateConvNet(
         else:
             from huggingface_hub import hf_hub_download
 
-            file = Path(
-                hf_hub_download(
-                    model_id,
-                    "model.safetensors",
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
+            fetched = hf_hub_download(
+                model_id,
+                "model.safetensors",
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
             )
+            file = Path(fetched)
         check_build({key: value for key, value in model_kwargs.items() if key not in _BESIDE})
         for key in ("classes", "mean", "std"):
             if model_kwargs.get(key) is not None:
@@ -180,18 +179,7 @@ class RotateConvNet(
         except (RuntimeError, OverflowError, TypeError):
             raise InputError(f"{model_id} holds a model that is larger than any memory, or none") from None
         check_size(outline, max_parameters)
-        try:
-            weights = load(read_regular(file, LARGEST_HEADER + 8 * max_parameters))
-        except FileNotFoundError:
-            raise InputError(f"{model_id} holds no model.safetensors") from None
-        except OSError as error:
-            raise InputError(f"cannot read {file}: {error.strerror}") from None
-        except SafetensorError as error:
-            raise InputError(f"{file} is no safetensors file, or it was cut off: {error}") from None
-        weights = {re.sub(r"^net\.", "model.", name): tensor for name, tensor in weights.items()}  # of before 0.1.0
-        for name, tensor in weights.items():
-            if not tensor.isfinite().all():
-                raise InputError(f"{file} holds numbers that are not finite: {name}")
+        weights = _read_weights(file, LARGEST_HEADER + 8 * max_parameters)
         try:
             with outlined():  # whether they fit, before the model takes memory
                 outline.load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()}, strict=strict)
@@ -201,3 +189,19 @@ class RotateConvNet(
         except RuntimeError as error:
             raise InputError(f"{file} does not fit its config.json: {str(error).splitlines()[1].strip()}") from None
         return model.to(map_location).eval()
+
+
+def _read_weights(file: Path, most: int) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file of at most so many bytes; InputError where it is none, or damaged."""
+    try:
+        weights = load(read_regular(file, most))
+    except FileNotFoundError:
+        raise InputError(f"{file.parent} holds no {file.name}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    except SafetensorError as error:
+        raise InputError(f"{file} is no safetensors file, or it was cut off: {error}") from None
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{file} holds numbers that are not finite: {name}")
+    return {re.sub(r"^net\.", "model.", name): tensor for name, tensor in weights.items()}  # of before 0.1.0

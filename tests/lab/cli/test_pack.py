@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from commands import invoke
 from rotateconv import build_model, fuse, load_packed, quantize
 from rotateconv import pack as write_pack
+from rotateconv.lab.cli.bits import choose
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches
@@ -21,6 +22,7 @@ from rotateconv.lab.plain import to_json
 from rotateconv.lab.train.evaluate import evaluate
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import load_run
+from rotateconv.quantization.bits import Bits
 from rotateconv.quantization.pack import describe_packed
 from small import small_digits
 
@@ -130,6 +132,12 @@ def test_a_run_and_a_packed_file_are_exported(to: str, package: str, trained: Pa
     run("pack", trained, "--out", tmp_path / "model")
     run("export", tmp_path / "model", "--to", to, "--out", tmp_path / "packed.pt2")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run.pt2", "packed.pt2"}
+
+
+@pytest.mark.parametrize(("given", "bits"), [("none", Bits(3, 4)), ("2", Bits(2, 4))])
+def test_bits_of_none_are_those_of_the_model(given: str, bits: Bits, recwarn: pytest.WarningsRecorder) -> None:
+    assert choose({"weight_bits": given}, Path("runs/digits"), Bits(3, 4), Bits()) == bits
+    assert len(recwarn) == (given != "none")
 
 
 def test_mistakes(trained: Path, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def choose(asked: keys.Given | None, source: Path, trained: Bits | None, default
     """
     own = trained or default
     values, called = keys.read(RunConfig, asked)
+    for key in ("weight_bits", "angle_bits", "dense_bits"):
+        if values.get(key, 0) is None:  # none: as if it was not given
+            del values[key]
     weight, angle = values.get("weight_bits", own.weight), values.get("angle_bits", own.angle)
     if weight != own.weight:
         own = own._replace(levels=None)

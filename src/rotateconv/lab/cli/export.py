@@ -15,6 +15,7 @@ from rotateconv.quantization.bits import Bits
 if TYPE_CHECKING:
     from torch import nn
 
+    from rotateconv.export.export import Export
     from rotateconv.lab.data.description import About
 
 EXAMPLES = options.examples(
@@ -99,22 +100,28 @@ def export(
         )
     else:
         done = export_torch(trained, out, **about)
-    size, classes = about["input_size"], about["classes"]
-    allowed = f"{TOLERANCE:g} of the outputs' size may be"
-    runtime = "ONNX Runtime" if to == "onnx" else "the loaded program"
+    rows = _rows(done, about, TOLERANCE, "ONNX Runtime" if to == "onnx" else "the loaded program")
+    if with_preprocessing:
+        channels, classes = about["input_size"][0], about["classes"] or ()
+        rows["input"] = f"images, uint8, batch x height x width x {channels}, any size"
+        rows["output"] = f"probabilities, batch x {len(classes)}"
+    if small:
+        rows["bits"] = bits.described(chosen)
+    facts(make_console(), rows)
+
+
+def _rows(done: "Export", about: "About", tolerance: float, runtime: str) -> dict[str, str]:
+    """What there is to say of a file that was written."""
+    size = " x ".join(map(str, about["input_size"]))
+    allowed = f"{tolerance:g} of the outputs' size may be"
     rows = {
         "file": f"{done.path}: {done.bytes:,} bytes",
-        "input": f"images, batch x {' x '.join(map(str, size))}, any batch",
+        "input": f"images, batch x {size}, any batch",
         "check": f"{runtime} differs from PyTorch by {done.largest_difference:.1e} at most ({allowed})",
     }
     if done.opset is not None:
         rows["format"] = f"ONNX opset {done.opset}, IR version {done.ir_version}"
-    if with_preprocessing:
-        rows["input"] = f"images, uint8, batch x height x width x {size[0]}, any size"
-        rows["output"] = f"probabilities, batch x {len(classes or ())}"
-    if small:
-        rows["bits"] = bits.described(chosen)
-    facts(make_console(), rows)
+    return rows
 
 
 def _load(source: Path, built_by: str | None) -> tuple["nn.Module", "About", Bits | None]:

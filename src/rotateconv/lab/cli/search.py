@@ -2,7 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,6 +13,11 @@ from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, described
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import default_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rotateconv.lab.study.search import SearchResult
 
 EXAMPLES = options.examples(
     ("Learning rates and weight decay on the embedded digits:", "rotateconv search --trials 20 --out runs/search"),
@@ -99,17 +104,22 @@ def search(
                 trackers=trackers,
                 on_event=progress,
             )
-        started = "" if found.start_accuracy is None else f", {found.start_accuracy:.2f} % before the search"
-        facts(
-            console,
-            {
-                "trials": f"{found.trials}, {found.pruned} of them stopped early or diverged",
-                "searched": ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in ranges.items()),
-                "best": f"validation accuracy {found.accuracy:.2f} %{started}",
-                "file": str(out / library.BEST),
-            },
-        )
-        say(console, (out / library.BEST).read_text(encoding="utf-8").rstrip())
+    _show(console, found, ranges, out / library.BEST)
+
+
+def _show(console: "Console", found: "SearchResult", ranges: dict[str, tuple[float, float]], file: Path) -> None:
+    """Print what was searched, and the best."""
+    started = "" if found.start_accuracy is None else f", {found.start_accuracy:.2f} % before the search"
+    facts(
+        console,
+        {
+            "trials": f"{found.trials}, {found.pruned} of them stopped early or diverged",
+            "searched": ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in ranges.items()),
+            "best": f"validation accuracy {found.accuracy:.2f} %{started}",
+            "file": str(file),
+        },
+    )
+    say(console, file.read_text(encoding="utf-8").rstrip())
 
 
 def _numbers(key: str, text: str) -> tuple[float, float] | None:

@@ -91,10 +91,7 @@ def build_state(
     if config.compile:
         model.compile()
     torch.manual_seed(config.seed + accelerator.process_index)  # each process drops other units
-    train = images.train
-    if not config.validation:
-        parts = (images.train, images.validation)
-        train = Split(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+    train = images.train if config.validation else _together(images.train, images.validation)
     return TrainingState(
         config=config,
         run=run,
@@ -113,6 +110,10 @@ def build_state(
         start_angles=start_angles,
         infinite=frozenset(name for name, tensor in model.state_dict().items() if not _finite(tensor)),
     )
+
+
+def _together(*splits: Split) -> Split:
+    return Split(torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits]))
 
 
 def _batches(
