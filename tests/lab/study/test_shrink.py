@@ -37,7 +37,6 @@ from rotateconv.lab.study.shrink_record import (
     ShrinkRecord,
     Trial,
     best,
-    bytes_in,
     largest_bits,
     survivors,
 )
@@ -371,12 +370,6 @@ def test_survivors_are_the_best_third_of_the_forms_and_the_rival() -> None:
     trials.append(trial(10, 5, FORMS[-1]))
     kept = [candidate.form for candidate in survivors(trials, 10)]
     assert kept == [*reversed(FORMS[-5:]), FORMS[0]]
-
-
-@pytest.mark.parametrize("text", ["", "40 bananas", "0", "-4KB", "1e3", "KB", "40 GB", "1" * 400])
-def test_a_budget_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--budget must be a number of bytes such as 40KB, 40000 or 0\.1MB, not"):
-        bytes_in(text)
 
 
 @pytest.mark.slow

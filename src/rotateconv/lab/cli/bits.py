@@ -1,10 +1,8 @@
 """The bits of a quantized model as options: those that it was trained with, unless others are asked for."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
-from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import keys, options
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.run_config import bits_keys
@@ -61,10 +59,3 @@ def described(bits: Bits) -> str:
     own = "".join(f", {weight} + {angle} in {name}" for name, (weight, angle) in bits.layers)
     rest = f"{bits.dense} in stem, 1x1 and linear layers{profile}{own}"
     return f"{bits.weight} bits per weight{levels}, {bits.angle} per angle, {rest}"
-
-
-def refuse(values: Mapping[str, object], called: Mapping[str, str]) -> None:
-    """Raise ConfigError where bits are given that a budget decides."""
-    for key in ("weight_bits", "angle_bits", "weight_levels", "layer_bits"):
-        if values.get(key) is not None:
-            raise ConfigError(f"--budget chooses the bits: leave {called.get(key, key)} out, or --budget")

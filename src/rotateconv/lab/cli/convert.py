@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import bits, keys, options
+from rotateconv.lab.cli.budget import bytes_in, refuse_bits
 from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
@@ -15,7 +16,6 @@ from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.keys import kinds_of
 from rotateconv.lab.naming import default_folder
 from rotateconv.lab.study.convert_record import ConversionRecord, states_table
-from rotateconv.lab.study.shrink_record import bytes_in
 from rotateconv.lab.train.events import RunWarning
 
 EXAMPLES = options.examples(
@@ -91,7 +91,7 @@ def convert(
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {shown}")
     size = None if budget is None else bytes_in(budget)
     if size is not None:
-        bits.refuse(values, called)
+        refuse_bits(values, called)
         values["qat"] = True
     settings = fine_tuned(source, model, config, values, called)
     run = out or default_folder("convert", settings, source)

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rotateconv.lab.cli import bits, keys, options
+from rotateconv.lab.cli.budget import bytes_in, refuse_bits
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import without_torchrun
 from rotateconv.lab.cli.train import run_training
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS
-from rotateconv.lab.study.shrink_record import bytes_in
 
 EXAMPLES = options.examples(
     ("To 3-bit weights and 4-bit angles:", "rotateconv finish runs/lines --weight-bits 3 --angle-bits 4"),
@@ -77,7 +77,7 @@ def _within(
     from rotateconv.lab.study.budget import within_budget
 
     without_torchrun("finish --budget", jobs=False)
-    bits.refuse(values, called)
+    refuse_bits(values, called)
     size = bytes_in(budget)
     console = make_console()
     images = load_shown(settings.images, console, download=download)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import executors, keys, options
+from rotateconv.lab.cli.budget import bytes_in
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
 from rotateconv.lab.cli.errors import going_on, without_torchrun
@@ -15,7 +16,7 @@ from rotateconv.lab.cli.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import counted, default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
-from rotateconv.lab.study.shrink_record import ONNX, PACKED, TABLE, Count, ShrinkRecord, bytes_in
+from rotateconv.lab.study.shrink_record import ONNX, PACKED, TABLE, Count, ShrinkRecord
 
 EXAMPLES = options.examples(
     ("A run of this library in 40,000 bytes:", "rotateconv shrink runs/dense --budget 40KB"),

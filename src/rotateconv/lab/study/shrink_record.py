@@ -1,12 +1,10 @@
 """What `rotateconv shrink` tries and what it found: candidates, trials and shrink.json, as frozen dataclasses."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rotateconv.errors import ConfigError
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import counted
 from rotateconv.lab.plain import Plain
@@ -192,23 +190,6 @@ class ShrinkRecord(Plain):
     def known(self) -> dict[tuple[Candidate, int], Trial]:
         """The trials by their candidate and epochs."""
         return {(trial.candidate, trial.epochs): trial for trial in self.trials}
-
-
-def bytes_in(text: str) -> int:
-    """Return the bytes in a text; KB and MB are thousands, KiB and MiB powers of two. ConfigError for other texts.
-
-    Example:
-        >>> [bytes_in(text) for text in ("40KB", "40 kB", "40000", "0.1MB", "1KiB")]
-        [40000, 40000, 40000, 100000, 1024]
-    """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*(?:(k|m)(i?)b|b)?", text.strip(), re.IGNORECASE)
-    size = 0.0
-    if found is not None:
-        power = {None: 0, "k": 1, "m": 2}[found[2].lower() if found[2] else None]
-        size = float(found[1]) * (1024 if found[3] else 1000) ** power
-    if not 1 <= size < 2**53:
-        raise ConfigError(f"--budget must be a number of bytes such as 40KB, 40000 or 0.1MB, not {text!r}")
-    return int(size)
 
 
 def largest_bits(
