@@ -25,6 +25,7 @@ def test_names_every_study_once() -> None:
     assert all(source.count(f'"{study}"') == 1 for study in studies)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     result = session("--out", str(tmp_path))

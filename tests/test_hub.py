@@ -142,6 +142,7 @@ def test_a_larger_model_is_loaded_for_who_allows_it(tmp_path: Path) -> None:
     assert RotateConvNet.from_pretrained(tmp_path, max_parameters=100_000).model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ImportError", "RuntimeError"])
 def test_a_missing_package(kind: str) -> None:
     code = f"""

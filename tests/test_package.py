@@ -62,6 +62,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         rotateconv.covert  # noqa: B018
 
 
+@pytest.mark.slow
 def test_rooms_are_attributes_without_an_import_of_their_own() -> None:
     code = "import rotateconv, sys; assert 'torch' not in sys.modules; rotateconv.nn.conv.RotateConv2d(1, 1)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -50,6 +50,7 @@ def test_help_and_typos_wait_for_no_library(arguments: list[str], code: int, nam
     assert "loaded" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cyclopts", "torch", "accelerate"])
 def test_ctrl_c_while_modules_load_is_no_traceback(name: str) -> None:
     done = start(["train", "--epochs", "1", "--out", "never"], name, "KeyboardInterrupt")

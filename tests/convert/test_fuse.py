@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from layers import FORMS, name
+from registries import each_conv
 from rotateconv import RotateConv2d, fuse
 from rotateconv.models import CONVS, MODELS, build_model
 from rotateconv.nn._conv_base import ConvBase
@@ -76,7 +77,7 @@ def test_every_model_has_the_same_output(name: str, conv: str, fold_batchnorm: b
     )
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_float32_agrees_to_1e_5(conv: str) -> None:
     model = with_statistics(build_model("resnet20", conv))
     x = torch.randn(2, 3, 32, 32)
@@ -101,7 +102,7 @@ def test_a_densenet_folds_the_norms_behind_its_bottlenecks_and_no_other() -> Non
     assert all(f"{name}.0" in left and f"{name}.3" not in left for name in bottlenecks)
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_the_norms_behind_every_kind_of_layer_are_folded(conv: str) -> None:
     fused = fuse(with_statistics(build_model("resnet20", conv, width=0.25)), fold_batchnorm=True)
     assert kinds(fused, nn.BatchNorm2d) == []

@@ -111,6 +111,7 @@ def stack(name: str, channels: int, size: int, norm: bool) -> nn.Module:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in ("free-groups", "codebook") else pytest.mark.slow) for name in LAYERS],
@@ -202,6 +203,7 @@ def test_every_convolution_of_every_family(name: str, conv: str, tmp_path: Path)
     assert operators(tmp_path / "small.onnx") == operators(tmp_path / "dense.onnx")
 
 
+@pytest.mark.slow
 def test_every_kernel_of_a_model_becomes_codes(tmp_path: Path) -> None:
     model = lively(build_model("resnet20", width=0.5), (3, 16, 16))
     export_onnx(model, tmp_path / "small.onnx", input_size=(3, 16, 16), compact=True, notes={"license": "MIT"})

@@ -71,6 +71,7 @@ def test_the_file_computes_what_the_model_does(
             torch.testing.assert_close(run(tmp_path / name, images), model(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_complete_and_has_nothing_of_this_computer(tmp_path: Path) -> None:
     model = build_model("resnet20", width=0.25)
     path = tmp_path / "model.onnx"
@@ -103,6 +104,7 @@ def test_a_torch_program_is_folded_and_holds_its_metadata(tmp_path: Path) -> Non
     assert json.loads(extra["metadata.json"]) == {"input_size": "[3, 8, 8]", "classes": '["a", "b"]'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("export", "run", "name"), EXPORTERS)
 def test_the_file_is_not_larger_than_the_dense_models(
     export: Exporter, run: Callable[[Path, Tensor], Tensor], name: str, tmp_path: Path

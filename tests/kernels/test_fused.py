@@ -216,6 +216,7 @@ def test_compiles_as_one_graph(taps: int, channels_last: bool) -> None:
     assert_equal_to_plain(weight, angle, 3, "circle", compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 4), (0, 3)])
 @pytest.mark.parametrize("taps", [3, 1])
 def test_compiled_closed_form(taps: int, shape: tuple[int, ...]) -> None:

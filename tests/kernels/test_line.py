@@ -259,6 +259,7 @@ def test_one_graph_without_a_break(size: int, path: str) -> None:
     assert torch.equal(compiled(weight, angle, size, path), line_kernel(weight, angle, size, path))
 
 
+@pytest.mark.slow
 def test_compiled_gradient() -> None:
     angle = smooth_angles(3, "circle").float().requires_grad_()
     weight = weights_for(angle.detach(), 3).requires_grad_()

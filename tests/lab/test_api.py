@@ -89,6 +89,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         preprocessing(torch.zeros(2, 1, 5, 4, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 def test_the_laboratory_is_there_for_whoever_asks_and_for_nobody_else() -> None:
     code = (
         "import sys, rotateconv; from rotateconv import *; rotateconv.nn;"

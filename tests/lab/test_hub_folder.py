@@ -66,6 +66,7 @@ def test_the_folder_is_the_run(run: Path, tmp_path: Path, offline: None) -> None
     assert (folder / CARD_PICTURE).read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_what_is_no_model_for_the_hub(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds \S+: choose a new folder for the model"):
         save_for_hub(run, run)

@@ -1,6 +1,7 @@
 """The registry of convolutions: signature and output norm of every entry, and what each control fixes."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from registries import FIRST
 from rotateconv.kernels.line import mean_gram
-from rotateconv.models import CONVS
+from rotateconv.models import CONVS, MODELS
 from rotateconv.nn.conv import RotateConv2d
 from rotateconv.nn.factored import SeparableConv2d
 from rotateconv.nn.masked import MaskedConv2d
@@ -228,3 +230,11 @@ def test_rotated_entries_are_rotated_layers() -> None:
     for name, make in CONVS.items():
         layer = make(8, 8, 3)
         assert isinstance(layer, RotateConv2d) == name.startswith(("rotate", "line"))
+
+
+def test_the_fast_tests_have_a_layer_of_each_kind() -> None:
+    def kinds(names: Iterable[str]) -> set[object]:
+        return {type(CONVS[name](8, 8, 3)) for name in names}
+
+    assert CONVS.keys() | MODELS.keys() >= FIRST
+    assert kinds(FIRST & CONVS.keys()) == kinds(CONVS)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from rotateconv.models import CONVS, MODELS, build_model
+from registries import each_conv
+from rotateconv.models import MODELS, build_model
 from rotateconv.models.densenet import DenseNet
 from rotateconv.models.resnet import ResNet
 from rotateconv.nn._conv_base import ConvBase
@@ -20,7 +21,7 @@ SMALL: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 @pytest.mark.parametrize("small", SMALL)
 def test_every_parameter_gets_a_gradient(small: str, conv: str) -> None:
     model = SMALL[small](conv)
@@ -39,7 +40,7 @@ class LayerTracer(fx.Tracer):
         return own or super().is_leaf_module(module, qualified_name)
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 @pytest.mark.parametrize("small", SMALL)
 def test_fx_traces_every_convolution(small: str, conv: str) -> None:
     model = SMALL[small](conv).eval()
@@ -58,6 +59,7 @@ def test_fx_traces_every_model(name: str) -> None:
     assert [name for name in called if name in layers] == layers  # each once, in the order of the model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("small", "conv"),
     [
@@ -91,7 +93,7 @@ def test_compiles_as_one_graph(small: str, conv: str) -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 @pytest.mark.parametrize("small", SMALL)
 def test_meta_models_take_real_values(small: str, conv: str) -> None:
     model = SMALL[small](conv).eval()
@@ -104,7 +106,7 @@ def test_meta_models_take_real_values(small: str, conv: str) -> None:
     torch.testing.assert_close(filled(x), model(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 @pytest.mark.parametrize("small", SMALL)
 def test_channels_last_gives_the_same_output(small: str, conv: str) -> None:
     model = SMALL[small](conv).eval()

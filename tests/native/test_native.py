@@ -35,6 +35,7 @@ def fake_compiler(folder: Path, body: str) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.available()
@@ -82,12 +83,14 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not native.available()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
     assert f"expected version {native.VERSION} of the compiled kernel in" in native.status()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_where_a_compiler_knows_no_clones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = build.find_compiler()[0]

@@ -8,7 +8,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from layers import FORMS, SIZES, forward, image_for
-from rotateconv import CONVS, RotateConv2d, batched_kernels, build_model
+from registries import each_conv
+from rotateconv import RotateConv2d, batched_kernels, build_model
 
 Found = list[Tensor]
 
@@ -52,7 +53,7 @@ def images() -> Tensor:
     return torch.randn(2, 2, 7, 8, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_gives_the_numbers_of_the_model_alone(conv: str) -> None:
     model = build_model("resnet20", conv, width=0.25).double()
     batch = torch.randn(2, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
@@ -160,6 +161,7 @@ def test_under_autocast_the_kernels_have_its_type(images: Tensor) -> None:
         torch.testing.assert_close(model(images.float()), expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_makes_its_own(images: Tensor) -> None:
     model = two_layers()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -307,6 +309,7 @@ def test_contexts_that_are_left_out_of_order(images: Tensor) -> None:
     assert line_nodes(model(images)) == 2  # nothing is left set
 
 
+@pytest.mark.slow
 def test_a_compiled_model_makes_nothing_ahead(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     from rotateconv.nn import batched
 

@@ -22,6 +22,7 @@ def test_some_forms_are_enough() -> None:
         assert found == {(form[first], form[second]) for form in FORMS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("padding_mode", "training"),
     [("zeros", True), ("zeros", False), ("reflect", True), ("replicate", False), ("circular", True)],
@@ -42,6 +43,7 @@ def test_one_graph_that_is_used_again(form: dict[str, Any], padding_mode: str, t
         assert (compiled(images) - expected).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @some_forms
 def test_compiled_gradients(form: dict[str, Any]) -> None:
     torch.compiler.reset()
@@ -67,6 +69,7 @@ def test_compiled_code(training: bool) -> None:
         assert_close(compiled(images), expected, scale=3)
 
 
+@pytest.mark.slow
 @each_mode
 @some_forms
 def test_export_with_dynamic_batch_and_size(form: dict[str, Any], padding_mode: str) -> None:

@@ -53,6 +53,7 @@ def test_angle_grad_scale_is_one_over_the_expected_sum_of_squares(form: dict[str
     assert "angle_grad_scale" not in layer.state_dict()
 
 
+@pytest.mark.slow
 @each_form
 def test_double_backward(form: dict[str, Any]) -> None:
     layer = RotateConv2d(2, 2, 3, **form, padding=1, dtype=torch.float64)

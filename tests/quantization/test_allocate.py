@@ -27,6 +27,7 @@ def small(conv: str) -> nn.Module:
     return build_model("resnet20", conv, width=0.5).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("conv", ["rotate2p", "rotate4", "conv3x3"])
 def test_no_other_bits_that_fit_cost_less(conv: str, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from rotateconv import CONVS, RotateConv2d, build_model, convert, fuse, load_packed, pack, quantize
+from registries import each_conv
+from rotateconv import RotateConv2d, build_model, convert, fuse, load_packed, pack, quantize
 from rotateconv.convert.fuse import fold_statistics
 from rotateconv.nn.codebook import CodebookConv2d
 from rotateconv.nn.masked import MaskedConv2d
@@ -48,7 +49,7 @@ def build(name: str, conv: str) -> nn.Module:
     return shaken(build_model(name, conv, width=0.5 if growth is None else 1.0, growth=growth))
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 @pytest.mark.parametrize("name", ["resnet20", "densenet40"])
 def test_loading_gives_what_quantize_gives(name: str, conv: str, tmp_path: Path) -> None:
     model = build(name, conv)
@@ -89,9 +90,9 @@ def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(2, None), (2, 4), (1, None), (1, 2)])
-@pytest.mark.parametrize("conv", [*CONVS])
+@each_conv
 def test_layers_with_bits_of_their_own(conv: str, bits: int, levels: int | None, tmp_path: Path) -> None:
-    model = build_model("resnet20", conv, width=0.5)
+    model = build_model("resnet20", conv, width=0.25)
     own = {"stages.0.*": (4, 5), "stages.0.1.conv*": (1, 2), "stages.2.*.conv1*": (2, 8)}
     more: dict[str, Any] = {"weight_bits": bits, "angle_bits": 3, "weight_levels": levels}
     kinds = {entry.kind for entry in entries(model, Bits())}
@@ -424,6 +425,7 @@ def test_an_index_has_no_more_bits_than_it_needs(conv: str, index: tuple[int, in
     assert stored["weight"].count == 29_696 * (4 if conv in ("mask4", "pattern4") else 1)
 
 
+@pytest.mark.slow
 def test_any_positions_are_kept(tmp_path: Path) -> None:
     model = nn.Sequential(MaskedConv2d(16, 64, 5, kept=7), MaskedConv2d(4, 8, 3, kept=9))  # none twice; all of them
     with torch.no_grad():

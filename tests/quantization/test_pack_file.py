@@ -49,6 +49,7 @@ def test_a_file_with_something_behind(packed: Path) -> None:
         load_packed(packed)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_altered_anywhere(packed: Path) -> None:
     data = packed.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
@@ -259,6 +260,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 needs_rusage = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux counts it")
 
 
+@pytest.mark.slow
 @needs_rusage
 def test_a_billion_codes_take_no_memory(packed: Path) -> None:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -270,6 +272,7 @@ def test_a_billion_codes_take_no_memory(packed: Path) -> None:
     assert megabytes < 200
 
 
+@pytest.mark.slow
 @needs_rusage
 @pytest.mark.parametrize(("width", "numbers"), [(100.0, "1,212,"), (13.0, None)])
 def test_a_model_of_a_few_bytes_and_much_memory_is_not_built(width: float, numbers: str, packed: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from registries import each_conv
 from rotateconv import CONVS, RotateConv2d, export_onnx, load_packed, pack, quantize
 from rotateconv.errors import InputError
 from rotateconv.quantization.bits import Bits
@@ -48,7 +49,7 @@ def small_model(conv: str) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_a_step_moves_the_exact_numbers_by_the_gradient_at_the_quantized_ones(conv: str) -> None:
     model, images, labels = small_model(conv), torch.randn(8, 1, 8, 8), torch.arange(8) % 4
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -65,7 +66,7 @@ def test_a_step_moves_the_exact_numbers_by_the_gradient_at_the_quantized_ones(co
 
 
 @pytest.mark.parametrize("scales", ["searched", "learned"])
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 @pytest.mark.parametrize("weight_bits", [1, 2, 4])
 def test_what_is_trained_is_what_quantize_gives_and_pack_holds(
     conv: str, scales: str, weight_bits: int, tmp_path: Path
@@ -222,6 +223,7 @@ def test_other_words_for_the_scales_are_refused() -> None:
         QuantizedTraining(nn.Linear(2, 2), scales="lsq")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2])
 def test_binary_and_ternary_weights_are_trained_and_exported(bits: int, tmp_path: Path) -> None:
     """BWN and TWN: kernels of so many values a channel that learn, and are the same in every file."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from registries import each_conv
 from rotateconv import CONVS, RotateConv2d, build_model, quantize
 from rotateconv.nn._conv_base import ConvBase
 from rotateconv.nn.codebook import CodebookConv2d
@@ -164,7 +165,7 @@ def test_half_is_the_nearest_bfloat16_and_never_infinite() -> None:
     assert to_bf16(doubles).isfinite().all()
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_every_number_of_a_model_is_on_its_grid(conv: str) -> None:
     model = build_model("resnet20", conv, width=0.5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -211,7 +212,7 @@ def test_every_number_of_a_model_is_on_its_grid(conv: str) -> None:
 
 
 @pytest.mark.parametrize("levels", [None, 9, 16])
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_quantizing_twice_changes_nothing(conv: str, levels: int | None) -> None:
     profile = None if levels is None else levels // 3
     once = quantize(build_model("resnet20", conv, width=0.25), weight_levels=levels, profile_bits=profile)

@@ -104,6 +104,7 @@ def train_on_digits(images: Tensor, labels: Tensor) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_it_classifies_real_digits(tmp_path: Path) -> None:
     from rotateconv.lab.data.sets import load_data
 

@@ -100,6 +100,7 @@ def test_multiply_adds_and_memory_by_hand() -> None:
     assert 1e6 < timing.matrix_rate(torch.float32, seconds=0.0) < 1e15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.kind}-{case.mode}-{case.dtype}")
 def test_every_case_gives_a_row_a_form(case: Case) -> None:
     record = run.run_bench([case], seconds=0.0)
@@ -337,6 +338,7 @@ def test_eager_leaves_out_what_is_compiled(words: list[str], monkeypatch: pytest
     assert "compiled" not in result.output
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "quick_cases", lambda: [SMALL[0], SMALL[1], SMALL[-1]])
     result = invoke(["bench", "--device", "cpu", "--seconds", "1e-9", "--out", str(tmp_path / "b")])

@@ -55,6 +55,7 @@ def test_analyse(folder: Path) -> None:
     assert analysis["packed"]["bytes"] < 1200
 
 
+@pytest.mark.slow
 def test_the_file_says_what_the_run_says(folder: Path) -> None:
     run("export", "own.rcp", "--to", "onnx", "--out", "own.onnx", *BUILT_BY)
     shown = (["own.rcp", *BUILT_BY], ["own.onnx"], ["run"])

@@ -72,6 +72,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_the_training(quantized: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     expected = "2 bits per weight, 3 per angle, 6 in stem, 1x1 and linear layers"
@@ -95,6 +96,7 @@ def test_bits_are_those_of_the_training(quantized: Path, tmp_path: Path) -> None
     assert "--license has no meaning with --to torch-export" in mistake
 
 
+@pytest.mark.slow
 def test_calibrating_gives_as_many_bytes_and_statistics_of_the_quantized_model(trained: Path, tmp_path: Path) -> None:
     whole = load_data("digits")  # what the command loads for this run: its data.json is of fewer images
     run_on_all = tmp_path / "run"

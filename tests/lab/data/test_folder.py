@@ -294,6 +294,7 @@ def test_broken_exif_beside_whole_pixels_is_passed_over(tmp_path: Path, suffix: 
     assert np.array_equal(found, decode_image(plain))
 
 
+@pytest.mark.slow
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(root: Path) -> None:
     Image.new("1", (9000, 9000)).save(root / "test" / "bird" / "9.png")
     message = refusal(root, image_size=4)

@@ -36,6 +36,7 @@ def hostile(details: RunDetails) -> RunDetails:
     return dataclasses.replace(details, record=record, layers=layers, command=HOSTILE, start=HOSTILE, sizes=sizes)
 
 
+@pytest.mark.slow
 def test_a_page_shows_what_the_run_found(details: RunDetails) -> None:
     page = run_page(details)
     result = details.record.result
@@ -114,6 +115,7 @@ def test_a_browser_has_nothing_to_complain_of(width: int, details: RunDetails, t
     assert re.search(r'<canvas [^>]*width="\d+"', run.stdout), "no kernel was drawn"
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_of_one_folder(tmp_path: Path) -> None:
     file = tmp_path / "run.html"
     done = invoke(["report", RUN, "--html", file])

@@ -178,6 +178,7 @@ def record(*arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_fills(comparison: Path, tmp_path: Path) -> None:
     experiments, page, out = tmp_path / "experiments", tmp_path / "docs" / "page.md", tmp_path / "out"
     assert report(comparison) == to_markdown(find_studies([comparison]))

@@ -173,6 +173,7 @@ def test_another_start_or_other_images_are_refused(small: None, tmp_path: Path) 
         analyse(run, small_digits())
 
 
+@pytest.mark.slow
 def test_by_the_command(small: None, tmp_path: Path) -> None:
     for conv in ("rotate2p", "conv3x3"):
         trained(tmp_path / "study" / "runs" / conv, conv=conv)

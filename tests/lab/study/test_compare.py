@@ -89,6 +89,7 @@ def test_every_run_has_a_record(tmp_path: Path, faked: None) -> None:
     assert {record.result.parameters for record in records if record.config.conv == "rotate4"} == {120_954}
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_reported_and_the_others_stand(tmp_path: Path, faked: None) -> None:
     records = compare(study(lr=9), DIGITS, tmp_path, jobs=1)
     (failed,) = [record for record in records if record.summary is None]
@@ -96,6 +97,7 @@ def test_a_diverged_run_is_reported_and_the_others_stand(tmp_path: Path, faked: 
     assert len(records) == 12
 
 
+@pytest.mark.slow
 def test_records_are_reported_after_every_run(tmp_path: Path, faked: None) -> None:
     counts = []
 
@@ -107,6 +109,7 @@ def test_records_are_reported_after_every_run(tmp_path: Path, faked: None) -> No
     assert counts == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped(tmp_path: Path, faked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(study(seeds=1), DIGITS, tmp_path, jobs=1)
     done: list[str] = []
@@ -123,6 +126,7 @@ def test_finished_runs_are_skipped(tmp_path: Path, faked: None, monkeypatch: pyt
     assert all(name.endswith("seed1") for name in done)
 
 
+@pytest.mark.slow
 def test_runs_of_another_configuration_are_refused(tmp_path: Path, faked: None) -> None:
     compare(study(), DIGITS, tmp_path, jobs=1)
     with pytest.raises(RunError, match=r"seed0 has lr 0.\d, not 0.03: resume it unchanged or choose another folder"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from registries import each_conv
 from rotateconv import quantize
 from rotateconv.errors import ConfigError, RunError, RunInterrupted
 from rotateconv.lab import finish, fit
@@ -17,7 +18,6 @@ from rotateconv.lab.train.events import RunWarning
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run, pack_model
 from rotateconv.lab.train.run_folder import INITIAL, WEIGHTS, read_config
 from rotateconv.lab.train.weights import load_weights, read_weights_file
-from rotateconv.models import CONVS
 from rotateconv.quantization.bits import Bits
 from small import StopAt, assert_same_run, tiny_config
 
@@ -40,7 +40,7 @@ def is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
-@pytest.mark.parametrize("conv", CONVS)
+@each_conv
 def test_every_kind_starts_from_its_own_float_model_and_is_kept_quantized(
     conv: str, wide: Path, tmp_path: Path, data: ImageData
 ) -> None:

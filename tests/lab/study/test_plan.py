@@ -19,6 +19,7 @@ def study(*models: str) -> Study:
     return Study(make_config("digits"), models, ("rotate4", BASELINE, "rotate2", "rotate2p"), 3, True)
 
 
+@pytest.mark.slow
 def test_the_dense_model_stands_first_and_narrowed_ones_follow_what_they_match() -> None:
     entries = plan(study("resnet20", "densenet40"), CIFAR)
     found = [(e.config.model, e.config.conv, round(e.config.width, 4), e.equal_to) for e in entries]

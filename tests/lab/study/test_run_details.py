@@ -65,6 +65,7 @@ def test_angles_go_the_short_way_round() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_details_of_a_run_folder(tmp_path: Path) -> None:
     found = read_details(RUN)
     trained = load_run(RUN)
@@ -85,6 +86,7 @@ def test_the_details_of_a_run_folder(tmp_path: Path) -> None:
     assert sizes["as trained"] < sizes["dense: every kernel written out"]
 
 
+@pytest.mark.slow
 def test_a_dense_model_is_not_written_out_twice(tmp_path: Path) -> None:
     config = make_config("digits", changes={"conv": "conv3x3", "width": 0.25, "epochs": 1})
     fit(config, tmp_path / "run", data=small_digits())
@@ -92,6 +94,7 @@ def test_a_dense_model_is_not_written_out_twice(tmp_path: Path) -> None:
     assert names == ["as trained", "packed", "compact ONNX"]
 
 
+@pytest.mark.slow
 def test_a_start_that_does_not_follow_from_the_seed_is_not_shown(tmp_path: Path) -> None:
     run = shutil.copytree(RUN, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())

@@ -78,6 +78,7 @@ class FakeExecutor:
         pass
 
 
+@pytest.mark.slow
 def test_the_best_of_the_trials_is_the_one_that_is_written(tmp_path: Path) -> None:
     config, executor = make_config("digits"), FakeExecutor()
     heard: list[Any] = []
@@ -98,6 +99,7 @@ def test_the_best_of_the_trials_is_the_one_that_is_written(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_with_its_trials(tmp_path: Path) -> None:
     config = make_config("digits")
     first = FakeExecutor(stop_after=5)

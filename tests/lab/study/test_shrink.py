@@ -202,6 +202,7 @@ def test_the_test_split_is_evaluated_once(
         assert accuracy == winner.test_accuracy
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(
     whole: tuple[Path, ShrinkRecord], source: Path, tmp_path: Path, data: ImageData
 ) -> None:
@@ -251,6 +252,7 @@ def test_another_search_in_the_same_folder_is_refused(
         run(source, tmp_path, data)
 
 
+@pytest.mark.slow
 def test_a_budget_below_everything_names_the_smallest_size(source: Path, tmp_path: Path, data: ImageData) -> None:
     tried: list[Trial] = []
 
@@ -303,6 +305,7 @@ def test_one_weight_of_a_slice_has_no_level_of_zero(whole: tuple[Path, ShrinkRec
     assert {"shared", "profile"} & seen
 
 
+@pytest.mark.slow
 def test_a_model_of_lines_is_tried_as_it_is(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="rotate2p", epochs=2), tmp_path / "lines", data=data)
     found = run(tmp_path / "lines", tmp_path / "out", data)

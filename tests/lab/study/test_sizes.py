@@ -157,6 +157,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> list[Path
         yield [folder / name for name in ("dense-0", "dense-1", "lines", "rounded", "masked")]
 
 
+@pytest.mark.slow
 def test_every_row_is_what_its_bits_give(runs: list[Path], data: ImageData) -> None:
     rows = measure_sizes(runs, data, (32, 4))
     assert {found.label for found in rows if found.dense} == {"resnet20, conv3x3"}

@@ -268,6 +268,7 @@ def test_autocast_reaches_the_model_in_training_and_evaluation(
     assert load_run(tmp_path / "run").model.stem.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_epochs(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(epochs=30, batch_size=4), tmp_path / "run", data=data)
     peaks = [record.peak_memory_bytes for record in read_records(tmp_path / "run")]

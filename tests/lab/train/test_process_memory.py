@@ -46,6 +46,7 @@ def test_a_freed_block_is_taken_again_without_faults() -> None:
     assert sum(kept[16:]) < 2 * min(without)
 
 
+@pytest.mark.slow
 @glibc
 def test_the_environment_of_the_user_decides() -> None:
     done, faults = run("keep", MALLOC_MMAP_THRESHOLD_="65536")

@@ -40,6 +40,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"dropout": 0.3}, {"optimizer": "adamw", "nesterov": False, "ema_decay": 0.9}, EVERYTHING],
@@ -95,6 +96,7 @@ class CrashError(Exception):
     """The process ends here."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash_step", [1, 3, 5, 9, 12])
 @pytest.mark.parametrize("every", [0, 2])
 def test_resuming_after_a_crash_is_exact(tmp_path: Path, data: ImageData, crash_step: int, every: int) -> None:

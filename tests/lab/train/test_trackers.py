@@ -119,6 +119,7 @@ def test_a_comparison_hands_the_numbers_of_every_run_over(tmp_path: Path) -> Non
     assert len(list(tmp_path.glob("runs/*/tensorboard/events.*"))) == 2
 
 
+@pytest.mark.slow
 def test_unasked_no_tracker_is_loaded(tmp_path: Path) -> None:
     code = (
         "import sys; from rotateconv.lab import fit, make_config; "
