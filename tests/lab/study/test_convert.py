@@ -608,17 +608,22 @@ def test_a_model_that_knows_nothing_is_not_said_to_know_another_normalization(da
 
 
 @pytest.mark.parametrize("qat", [False, True])
-def test_a_fine_tuning_that_ruins_the_model_is_not_kept(
-    dense: Path, data: ImageData, tmp_path: Path, qat: bool
-) -> None:
-    config = settings(dense, teacher=None, lr=1.0, clip_grad_norm=None, qat=qat)
+def test_a_fine_tuning_that_ruins_the_model_is_not_kept(data: ImageData, tmp_path: Path, qat: bool) -> None:
+    fit(tiny_config(conv="conv3x3", epochs=30), tmp_path / "dense", data=data)  # which knows something
+    config = settings(tmp_path / "dense", teacher=None, epochs=2, lr=3.0, clip_grad_norm=None, qat=qat)
     result = convert_run(config, tmp_path / "run", data=data)
     validation, test = result.validation_accuracy, result.test_accuracy
-    assert result.kept == ("calibrated" if not qat and validation.calibrated > validation.fine_tuned else "fine_tuned")
+    untrained = "quantized" if qat else "calibrated"
+    assert (validation.quantized is not None) == qat
+    assert result.kept == untrained
+    assert getattr(validation, untrained) > validation.fine_tuned
     kept = read_summary(tmp_path / "run")
     assert kept.test_accuracy == getattr(test, result.kept)
     trained = load_run(tmp_path / "run")
     found = evaluate_model(trained.model, config.execution, trained.data, data.test)
     assert found.accuracy == kept.test_accuracy
+    if config.bits is not None:  # what is kept is what its file will hold
+        packed = quantize(trained.model, **config.bits.arguments).state_dict()
+        assert all(torch.equal(packed[name], tensor) for name, tensor in trained.model.state_dict().items())
     assert convert_run(config, tmp_path / "run", data=data) == result  # again: nothing is done, the same is said
     assert read_summary(tmp_path / "run") == kept

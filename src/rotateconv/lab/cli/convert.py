@@ -126,10 +126,11 @@ def _convert(
                 if settings.factory is not None:
                     mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (images.mean, images.std))
                     say(console, f"images between 0 and 1, less the mean {mean}, over the standard deviation {std}")
+                few_bits = "" if event.quantized is None else f", {event.quantized:.2f} % with the bits too"
                 say(
                     console,
                     f"validation accuracy: {event.source:.2f} % trained, {event.fitted:.2f} % fitted, "
-                    f"{event.calibrated:.2f} % with the norms recalibrated",
+                    f"{event.calibrated:.2f} % with the norms recalibrated{few_bits}",
                 )
             case StageStart():
                 for shown in progress:
@@ -163,13 +164,15 @@ def _tell(console: Console, run: Path, result: ConversionRecord) -> None:
     show_table(console, states_table(result))
     kept = {
         "fine_tuned": "fine-tuned" if result.bits is None else "fine-tuned and quantized",
-        "calibrated": "fitted and recalibrated, on the validation images the better",
+        "calibrated": "fitted and recalibrated",
+        "quantized": "fitted, quantized and recalibrated",
     }
+    better = "" if result.kept == "fine_tuned" else ": better on the validation images than the fine-tuned one"
     facts(
         console,
         {
             "run": str(run),
-            "kept": f"the {kept[result.kept]} model",
+            "kept": f"the {kept[result.kept]} model{better}",
             "report": str(run / "conversion.md"),
             "records": str(run / "conversion.json"),
         },

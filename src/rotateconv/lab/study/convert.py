@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -50,6 +51,7 @@ from rotateconv.lab.train.run_folder import (
 from rotateconv.lab.train.run_results import RunSummary
 from rotateconv.nn.copying import copy_model
 from rotateconv.quantization.bits import Bits
+from rotateconv.quantization.quantize import quantize
 
 
 def fine_tuning(config: RunConfig, source: str, *, foreign: bool = False) -> RunConfig:
@@ -88,8 +90,8 @@ def convert_run(
 
     The same call goes on after an interruption. The validation split is evaluated before and after the fit; the
     test split at the end, for the source, the fitted model, the fitted model with its norms recalibrated, which is as
-    far as one gets without training, and the fine-tuned model. The run keeps the better of the last two on the
-    validation split; with `qat` always the fine-tuned one, which alone is quantized.
+    far as one gets without training (with `qat` also with these bits), and the fine-tuned model. The run keeps the
+    better of the last two on the validation split.
 
     Args:
         config: of the fine-tuning: `source` and `convert_taps` are set.
@@ -128,6 +130,11 @@ def convert_run(
         check_run(run, settings, **going_on(run, overwrite))
 
     models = {"source": source, "fitted": fitted, "calibrated": calibrated}
+    untrained: Literal["calibrated", "quantized"] = "calibrated"
+    if config.bits is not None:
+        untrained = "quantized"
+        batches = calibration_batches(fitted, how, description, data.train)
+        models[untrained] = quantize(fitted, **config.bits.arguments, calibration=batches)
     before = {name: evaluate_model(model, how, description, data.validation) for name, model in models.items()}
     validation = {name: found.accuracy for name, found in before.items()}
     check_normalization(config, source, data, before["source"], report)
@@ -139,7 +146,7 @@ def convert_run(
     tuned = evaluate_model(load_run(out).model, how, description, data.validation)
     found = {name: evaluate_model(model, how, description, data.test) for name, model in models.items()}
     test = {name: evaluation.accuracy for name, evaluation in found.items()}
-    keeps_tuned = config.qat or tuned.accuracy >= validation["calibrated"]
+    keeps_tuned = tuned.accuracy >= validation[untrained]
     bits = config.bits
     result = ConversionRecord(
         source=str(config.source),
@@ -155,13 +162,13 @@ def convert_run(
         validation_accuracy=Accuracies(**validation, fine_tuned=tuned.accuracy),
         validation_was_trained_on=not config.validation,
         test_accuracy=Accuracies(**test, fine_tuned=summary.test_accuracy),
-        kept="fine_tuned" if keeps_tuned else "calibrated",
+        kept="fine_tuned" if keeps_tuned else untrained,
         layers=tuple(ConvertedLayer(**dataclasses.asdict(entry)) for entry in layers.entries),
     )
     write_json(out / CONVERSION, to_json(result))
     write_bytes(out / CONVERSION_TABLE, markdown(result, layers).encode())
     if not keeps_tuned:
-        _keep(out, calibrated, found["calibrated"], summary)
+        _keep(out, models[untrained], found[untrained], summary)
     return result
 
 

@@ -20,12 +20,14 @@ class Accuracies(Plain):
         fitted: With the RotateConv layers that are nearest to its convolutions.
         fine_tuned: After training with the source as the teacher.
         calibrated: The fitted one with recalibrated norms; None in older records.
+        quantized: The fitted one with the bits of the fine-tuned one and recalibrated norms; None without bits.
     """
 
     source: float
     fitted: float
     fine_tuned: float
     calibrated: float | None = None
+    quantized: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class ConversionRecord(Plain):
         validation_accuracy, test_accuracy: Of the models.
         validation_was_trained_on: Whether the fine-tuning saw the validation images.
         layers: All convolutions.
-        kept: Which model the run folder holds: "fine_tuned", or "calibrated" where that is better on the validation
-            images.
+        kept: Which model the run folder holds: "fine_tuned", or where that is better on the validation images
+            "calibrated", with bits "quantized".
     """
 
     source: str
@@ -66,7 +68,7 @@ class ConversionRecord(Plain):
     validation_was_trained_on: bool
     test_accuracy: Accuracies
     layers: tuple[ConvertedLayer, ...]
-    kept: Literal["fine_tuned", "calibrated"] = "fine_tuned"
+    kept: Literal["fine_tuned", "calibrated", "quantized"] = "fine_tuned"
     budget: int | None = None
 
 
@@ -84,6 +86,7 @@ _STATES = {
     "source": "trained model",
     "fitted": "fitted",
     "calibrated": "fitted, norms recalibrated",
+    "quantized": "fitted, quantized, norms recalibrated",
     "fine_tuned": "fine-tuned for {epochs}",
 }
 """The models of a conversion in the order of its tables, and what they are called there."""
@@ -94,7 +97,9 @@ def states_table(result: ConversionRecord) -> Table:
     rows = []
     for name, text in _STATES.items():
         parameters = result.parameters_before if name == "source" else result.parameters_after
-        accuracies = (getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy))
+        accuracies = [getattr(found, name) for found in (result.validation_accuracy, result.test_accuracy)]
+        if None in accuracies:
+            continue
         quantized = ", quantized" if name == "fine_tuned" and result.bits is not None else ""
         called = text.format(epochs=counted(result.epochs, "epoch")) + quantized
         rows.append((called, f"{parameters:,}", *(f"{accuracy:.2f}" for accuracy in accuracies)))
@@ -112,7 +117,7 @@ def _notes(result: ConversionRecord) -> Sequence[str]:
     if result.bits is not None:
         weight, angle, dense = result.bits
         notes.append(
-            f"The fine-tuned model is quantized to {weight} bits per weight, {angle} per angle, {dense} per number of "
+            f"The quantized models have {weight} bits per weight, {angle} per angle, {dense} per number of "
             "stem, 1x1 and linear layers."
         )
     if result.validation_was_trained_on:

@@ -32,18 +32,25 @@ def fit_norms(
 
 
 def loss_by_training(state: TrainingState, last: float | None) -> str | None:
-    """Return a sentence where `last`, on the validation images, is less than the model began with at the same bits."""
+    """Return a sentence where `last`, on the validation images, is less than the model had with the bits untrained.
+
+    That is the model that the run began with, quantized, its norms recalibrated.
+    """
     bits = state.config.bits
     if bits is None or state.config.source is None or state.validation is None or last is None:
         return None
     begun = copy_model(state.model)
     load_weights(begun, read_weights_file(state.run / INITIAL), state.run / INITIAL)
-    quantized = quantize(begun, **bits.arguments)
+    batches = calibration_batches(begun, state.config.execution, state.data, state.train)
+    try:
+        quantized = quantize(begun, **bits.arguments, calibration=batches)
+    except InputError:  # too few images for variances
+        quantized = quantize(begun, **bits.arguments)
     with state.accelerator.autocast():
         before = evaluate(quantized, state.validation, state.data.classes).accuracy
     if last >= before:
         return None
     return (
         f"training with quantized numbers came to {last:.1f} % on the validation images, and the same bits without "
-        f"training have {before:.1f}: give a lower lr or more epochs, or pack {state.config.source} as it is"
+        f"training have {before:.1f}: give a lower lr or more epochs"
     )
