@@ -248,6 +248,15 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_never_holds_exploded_weights(
     assert load_checkpoint(tmp_path / "run" / "checkpoints").state["step"] == 4
 
 
+@pytest.mark.parametrize("scale", [1e38, 1e300])
+def test_quantized_training_that_explodes_says_so_too(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    monkeypatch.setattr(training, "factor", lambda step, total, config: 1.0 if step < 6 else scale)
+    with pytest.raises(DivergedError, match=r"became infinite or NaN at step \d of 12 \(epoch \d\); the last good"):
+        fit(tiny_config(qat=True), tmp_path / "run", data=data)
+
+
 def test_a_finished_run_resumes_to_its_summary(tmp_path: Path, data: ImageData) -> None:
     config = tiny_config(epochs=1)
     summary = fit(config, tmp_path / "run", data=data)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rotateconv.cost import cost
-from rotateconv.errors import RunError
+from rotateconv.errors import InputError, RunError
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
@@ -30,7 +30,7 @@ from rotateconv.lab.train.interrupts import Interrupts
 from rotateconv.lab.train.load import check_build, final_weights
 from rotateconv.lab.train.lock import locked
 from rotateconv.lab.train.loop import evaluate_state, train_epochs
-from rotateconv.lab.train.monitor import TrainingMonitor, check_finite
+from rotateconv.lab.train.monitor import TrainingMonitor, check_finite, check_weights
 from rotateconv.lab.train.pretrained import StartingPoint
 from rotateconv.lab.train.quantized_start import loss_by_training
 from rotateconv.lab.train.rehearsal import rehearse
@@ -154,7 +154,11 @@ def _trained(
             rehearse(state)
         with _held(run, check) if accelerator.is_main_process else nullcontext():
             _begin(state, resume, report)
-            train_epochs(state, TrainingMonitor(state, report, interrupts), choose_step(state, report))
+            try:
+                train_epochs(state, TrainingMonitor(state, report, interrupts), choose_step(state, report))
+            except InputError:  # of weights that cannot be quantized: before the monitor has looked at the loss
+                check_weights(state)
+                raise
             yield state, report
 
 
