@@ -42,10 +42,14 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
+_ROOMS = ("bench", "cli", "data", "report", "study", "train")
+"""Attributes without an import of their own, as those of `rotateconv`."""
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first asked for."""
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]
@@ -53,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -1,5 +1,6 @@
 """The laboratory from Python: a run folder as a model with all that belongs to it."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from rotateconv.lab.study.run_record import RunRecord
 from rotateconv.lab.study.study_record import read_run
 from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.load import evaluate_model, load_run
-from rotateconv.lab.train.run_folder import SUMMARY
+from rotateconv.lab.train.run_folder import SUMMARY, read_summary
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def load(run: str | Path) -> LoadedRun:
     """
     folder = Path(run)
     trained = load_run(folder)
-    record = read_run(folder) if (folder / SUMMARY).is_file() else None
+    record = None
+    if (folder / SUMMARY).is_file():  # whole, with what the record of a study leaves out
+        record = dataclasses.replace(read_run(folder), summary=read_summary(folder))
     return LoadedRun(trained.model, Preprocessing(trained.data), trained.data.classes, trained.config, record)
 
 

@@ -15,6 +15,7 @@ from rotateconv.lab.report.comparison import write_sizes
 from rotateconv.lab.report.page import accuracy_text, fill_page, make_block, to_markdown
 from rotateconv.lab.report.statistics import make_groups
 from rotateconv.lab.report.tables import movement_table
+from rotateconv.lab.report.write import write_records
 from rotateconv.lab.study import study_record
 from rotateconv.lab.study.convert_record import conversion_from_json
 from rotateconv.lab.study.sizes import SizeRow, SizesTable
@@ -220,6 +221,21 @@ def test_the_command_adds_runs_to_a_record(comparison: Path, tmp_path: Path) -> 
     assert conversions.read_text() == "[]"
     record(*others, "--out", file)
     assert [run.name for run in read_study(file.parent).runs] == [run.name for run in others]
+
+
+def test_a_record_replaces_no_file_of_others(comparison: Path, tmp_path: Path) -> None:
+    file = tmp_path / "kept" / study_record.RECORDS
+    file.parent.mkdir()
+    write_sizes_of(comparison)
+    other = file.with_name(study_record.SIZES)
+    other.write_text('{"mine": 1}')
+    with pytest.raises(RunError, match=r"would be replaced and is not what .* move it, or choose another --out"):
+        write_records(find_studies([comparison]), file)
+    assert other.read_text() == '{"mine": 1}'
+    assert not file.exists()
+    other.unlink()
+    for _ in range(2):  # its own, it replaces
+        assert write_records(find_studies([comparison]), file) == [file, other]
 
 
 @pytest.mark.parametrize(

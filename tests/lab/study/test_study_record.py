@@ -41,6 +41,16 @@ def test_a_record_gives_back_every_run(comparison: Path, tmp_path: Path) -> None
     assert read_study(tmp_path) == StudyRecord()
 
 
+def test_a_record_is_read_by_its_file_too(comparison: Path, tmp_path: Path) -> None:
+    runs = read_comparison(comparison).runs
+    for name in (study_record.RECORDS, "mine.jsonl"):
+        write_study(runs, tmp_path / "kept" / name)
+        assert find_studies([tmp_path / "kept" / name]) == {Path(name).stem: StudyRecord(runs)}
+    (tmp_path / "other").write_text("some notes")
+    with pytest.raises(RunError, match="other is no record of runs"):
+        find_studies([tmp_path / "other"])
+
+
 def test_a_run_is_what_its_folder_says(comparison: Path) -> None:
     run = read_run(comparison / "runs" / "resnet20-rotate4-seed2")
     assert (run.name, run.config.conv, run.config.data_dir) == ("resnet20-rotate4-seed2", "rotate4", None)

@@ -12,7 +12,14 @@ from rotateconv.lab.report.figures import draw_study
 from rotateconv.lab.report.page import PICTURES, Studies, make_page, to_markdown
 from rotateconv.lab.report.published import Published
 from rotateconv.lab.report.statistics import make_groups
-from rotateconv.lab.study.study_record import CONVERSIONS, SIZES, add_runs, read_sizes, write_study
+from rotateconv.lab.study.study_record import (
+    CONVERSIONS,
+    SIZES,
+    add_runs,
+    read_conversions,
+    read_sizes,
+    write_study,
+)
 
 
 def write_report(
@@ -48,6 +55,9 @@ def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Pa
         studies: As from `rotateconv.lab.study.study_record.find_studies`.
         file: The record, records.jsonl.
         add: Runs and sizes join those that are there, and conversions stay as they are.
+
+    Raises:
+        RunError: Nothing to write, or a file beside the record would be replaced that is none of its kind.
     """
     runs = [run for found in studies.values() for run in found.runs]
     measured = {name: found.sizes for name, found in studies.items() if found.sizes}
@@ -61,6 +71,12 @@ def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Pa
         SIZES: sizes.to_json() if sizes is not None else [],
         CONVERSIONS: [to_json(one) for found in studies.values() for one in found.conversions if not add],
     }
+    for name, values in beside.items():
+        if values and not _is_ours(file.with_name(name)):
+            raise RunError(
+                f"{file.with_name(name)} would be replaced and is not what rotateconv record writes there: move it, or "
+                "choose another --out"
+            )
     write_study(add_runs(runs, file) if add else runs, file)
     written = [file]
     for name, values in beside.items():
@@ -68,3 +84,12 @@ def write_records(studies: Studies, file: Path, *, add: bool = False) -> list[Pa
             write_bytes(file.with_name(name), (json.dumps(values, indent=1) + "\n").encode())
             written.append(file.with_name(name))
     return written
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file beside a record is what `write_records` makes there, or not there at all."""
+    try:
+        {SIZES: read_sizes, CONVERSIONS: read_conversions}[file.name](file.parent)
+    except RunError:
+        return False
+    return True

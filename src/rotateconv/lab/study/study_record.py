@@ -153,11 +153,11 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
     """Return every study by its name.
 
     Args:
-        paths: Each one a run folder, the folder of a comparison, or a folder in which, at any depth, studies lie:
-            folders with a study.toml, a records.jsonl or both.
+        paths: Each one a run folder, the folder of a comparison, the file of a study's runs, or a folder in which, at
+            any depth, studies lie: folders with a study.toml, a records.jsonl or both.
 
     Returns:
-        Finished runs in the order of their names. A study is called as its folder, run folders together "runs".
+        Finished runs in the order of their names. A study is called as its folder or file, run folders together "runs".
 
     Raises:
         RunError: Nothing of the kind, two studies of one name, or a damaged file.
@@ -175,13 +175,15 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
             if not (path / SUMMARY).is_file():
                 raise RunError(f"the run in {path} is not finished: resume it, or leave it out")
             alone.append(path)
+        elif path.is_file():
+            add(path.stem, StudyRecord(tuple(_read(path))))
         elif (path / "runs").is_dir():
             add(path.resolve().name, read_comparison(path))
         else:
             folders = sorted({file.parent for name in (STUDY, RECORDS) for file in path.rglob(name)})
             if not folders:
                 raise RunError(
-                    f"{path} is no run, no comparison and has no study in it: no config.json, runs/, {STUDY}"
+                    f"{path} is no run, no comparison and has no study in it: no config.json, runs/, {STUDY}, {RECORDS}"
                 )
             for folder in folders:
                 add(folder.relative_to(path).as_posix() if folder != path else path.resolve().name, read_study(folder))
@@ -193,14 +195,12 @@ def find_studies(paths: Iterable[str | Path]) -> dict[str, StudyRecord]:
 
 def read_study(folder: Path) -> StudyRecord:
     """Return what is recorded of a study; RunError or ConfigError where a file is damaged."""
-    file = folder / CONVERSIONS
-    conversions = read_json_list(file) if file.is_file() else []
     files = read_json(folder / FILES) if (folder / FILES).is_file() else {}
     return StudyRecord(
         tuple(_read(folder / RECORDS)),
         contrasts_from(read_toml(folder / STUDY).get("contrasts", {})) if (folder / STUDY).is_file() else {},
         read_sizes(folder),
-        tuple(conversion_from_json(value, file) for value in conversions),
+        read_conversions(folder),
         {name: from_json(FileBytes, value, folder / FILES) for name, value in files.items()},
     )
 
@@ -209,6 +209,12 @@ def read_sizes(folder: Path) -> SizesTable | None:
     """Return accuracy against bytes as a folder keeps it, or None; RunError where the file is damaged."""
     file = folder / SIZES
     return SizesTable.from_json(read_json_list(file), file) if file.is_file() else None
+
+
+def read_conversions(folder: Path) -> tuple[ConversionRecord, ...]:
+    """Return the conversions that a folder keeps; RunError where the file is damaged."""
+    file = folder / CONVERSIONS
+    return tuple(conversion_from_json(value, file) for value in (read_json_list(file) if file.is_file() else ()))
 
 
 def read_comparison(folder: Path) -> StudyRecord:

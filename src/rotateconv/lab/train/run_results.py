@@ -52,7 +52,7 @@ class RunSummary(Plain):
         seconds: Of all epochs, evaluation included.
         seconds_per_epoch, images_per_second: Medians.
         peak_memory_bytes: Of the process.
-        test_confusion: `[true][predicted]` counts images; None where it was left out, as in a study's record.
+        test_confusion: `[true][predicted]` counts images; None in the record of a study, which leaves it out.
         weights_sha256: Of model.safetensors; None in runs of version 0.1.
         keeps_fitted: Whether the run of a conversion keeps the fitted model with recalibrated norms in place of that of
             its last epoch: the test figures are of the one, all of the epochs of the other.
