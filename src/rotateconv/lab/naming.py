@@ -48,9 +48,19 @@ def model_name(config: RunConfig) -> str:
     Example:
         >>> model_name(RunConfig(model="resnet20", conv="rotate2p", qat=True, weight_bits=4))
         'resnet20, rotate2p, trained with 4-bit weights'
+        >>> model_name(RunConfig(qat=True, weight_bits=2, layer_bits=("stages.0.*=4",)))
+        'resnet20, rotate4, trained with 2- to 4-bit weights'
     """
-    bits = "" if config.bits is None else f", trained with {config.bits.weight}-bit weights"
-    return f"{architecture_name(config)}, {layers_label(config)}{bits}"
+    name = f"{architecture_name(config)}, {layers_label(config)}"
+    if config.bits is None:
+        return name
+    widths = {config.bits.weight, *(weight for _, (weight, _) in config.bits.layers)}
+    few, most = min(widths), max(widths)
+    return (
+        f"{name}, trained with {few}-bit weights"
+        if few == most
+        else f"{name}, trained with {few}- to {most}-bit weights"
+    )
 
 
 def packed_name(description: "PackedDescription") -> str:

@@ -129,6 +129,15 @@ def test_train_goes_on_from_a_run_with_rounded_numbers() -> None:
     assert (config.qat, config.weight_bits, config.angle_bits) == (True, 3, 4)
 
 
+def test_a_budget_is_told_the_bytes_of_the_file() -> None:
+    run("train", *SMALL, "--conv", "rotate2p", "--out", "float")
+    told = run("finish", "float", "--budget", "2KB", "--out", "small")
+    run("pack", "small", "--fold-norms", "--no-evaluate", "--out", "small.rcp")
+    size = Path("small.rcp").stat().st_size
+    assert f"{size:,} of 2,000 bytes" in told
+    assert size <= 2000
+
+
 def test_finish_trains_to_few_bits_and_goes_on() -> None:
     for conv, out in (("rotate2p", "float"), ("conv3x3", "wide")):
         run("train", *SMALL, "--conv", conv, "--out", out)

@@ -2,8 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
 
 from rotateconv.errors import ConfigError
+from rotateconv.lab.cli.console import say
 
 
 def bytes_in(text: str) -> int:
@@ -28,3 +33,16 @@ def refuse_bits(values: Mapping[str, object], called: Mapping[str, str]) -> None
     for key in ("weight_bits", "angle_bits", "weight_levels", "layer_bits"):
         if values.get(key) is not None:
             raise ConfigError(f"--budget chooses the bits: leave {called.get(key, key)} out, or --budget")
+
+
+def tell_size(console: Console, run: Path, budget: int) -> None:
+    """Print the bytes of the packed file of a finished run that was trained for so many."""
+    from rotateconv.lab.train.load import load_run, pack_model
+    from rotateconv.quantization.bits import Bits
+
+    trained = load_run(run)
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "model.rcp")
+        pack_model(trained.model, trained.data, file, trained.config.bits or Bits(), fold_norms=True)
+        size = file.stat().st_size
+    say(console, f"{size:,} of {budget:,} bytes, as rotateconv pack --fold-norms writes it")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.cli import bits, keys, options
-from rotateconv.lab.cli.budget import bytes_in, refuse_bits
+from rotateconv.lab.cli.budget import bytes_in, refuse_bits, tell_size
 from rotateconv.lab.cli.console import facts, make_console, say, show_table
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, fine_tuned
@@ -157,6 +157,8 @@ def _convert(
         for shown in progress:
             shown.close()
     _tell(console, run, result)
+    if budget is not None:
+        tell_size(console, run, budget)
 
 
 def _tell(console: Console, run: Path, result: ConversionRecord) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rotateconv.lab.cli import bits, keys, options
-from rotateconv.lab.cli.budget import bytes_in, refuse_bits
+from rotateconv.lab.cli.budget import bytes_in, refuse_bits, tell_size
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import without_torchrun
 from rotateconv.lab.cli.train import run_training
@@ -67,6 +67,8 @@ def finish(
     again = (run / "config.json").is_file() and not overwrite
     trackers = options.trackers(log_with)
     run_training(settings, run, resume=again, overwrite=overwrite, download=download, trackers=trackers)
+    if budget is not None:
+        tell_size(make_console(), run, bytes_in(budget))
 
 
 def _within(
