@@ -1,7 +1,6 @@
 """Accuracy against bytes of models trained with quantized numbers, rivals beside RotateConv layers of every kind."""
 
 import dataclasses
-import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +159,8 @@ def points_table(points: Sequence[Point]) -> Table:
     rows = []
     for point in points:
         group = point.group
-        minutes = statistics.median(run.result.seconds for run in group.runs) / 60
+        fastest = min(seconds for run in group.runs for seconds in run.curves.seconds)
+        minutes = fastest * group.config.epochs / 60
         rows.append(
             (
                 *(point.family, point.layers, point.bits_called(), number(point.packed), number(point.compact)),

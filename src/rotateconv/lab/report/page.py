@@ -65,7 +65,8 @@ _RIVALRIES = (
 )
 _FRONTIER = (
     "Accuracies in percent, mean ± standard deviation (n - 1) over seeds; bits of a weight and, behind the plus, of an "
-    "angle. Minutes are of the epochs with quantized numbers alone, on a processor that did other work too."
+    "angle. Minutes are of the epochs with quantized numbers alone, at the speed of the "
+    "fastest of all seeds, since the machine did other work too."
 )
 _CONVERSIONS = (
     "Test accuracy in percent, one run each: of the trained dense model, of the RotateConv layers fitted to it, of the "
