@@ -62,6 +62,20 @@ def test_the_records_read_what_was_written(runs: tuple[RunRecord, ...], out: Pat
     assert again.contrasts == CONTROLS
 
 
+def test_a_narrow_study_keeps_its_baseline_and_its_controls(tmp_path: Path) -> None:
+    for conv, accuracy in (("conv3x3", 90.0), ("rotate4", 91.0), ("rotate4-fixed", 89.0)):
+        for seed in (0, 1):
+            config = make_config("digits", changes={"conv": conv, "width": 0.25, "seed": seed})
+            write_run(tmp_path / "runs" / f"{conv}-{seed}", config, accuracy + seed)
+    write_comparison(read_comparison(tmp_path).runs, CONTROLS, tmp_path)
+    rows = {row["conv"]: row["difference"] for row in json.loads((tmp_path / "comparison.json").read_text())}
+    assert rows == {"conv3x3": None, "rotate4": 1.0, "rotate4-fixed": -1.0}
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| rotate4 x0.25 | conv3x3 x0.25 | not decided |" in text
+    assert "| rotate4 x0.25 | rotate4-fixed x0.25 | not decided |" in text
+    assert read_comparison(tmp_path).contrasts == CONTROLS
+
+
 def test_a_failed_run_is_found_by_the_name_that_was_written(runs: tuple[RunRecord, ...], out: Path) -> None:
     (failed,) = [run for run in runs if run.failed]
     (out / "runs" / failed.name).rename(out / "runs" / "mine")

@@ -86,6 +86,20 @@ def test_a_long_table_is_closed_behind_a_line_and_a_short_one_is_not() -> None:
     assert "<details" not in fill_page("<!-- report: summary digits -->\n<!-- end -->", studies)
 
 
+def test_a_summary_shows_the_models_of_the_baselines_width(tmp_path: Path) -> None:
+    def summary(name: str, models: dict[str, float]) -> list[str]:
+        for model, width in models.items():
+            config = make_config("digits", changes={"conv": model.partition(" ")[0], "width": width})
+            write_run(tmp_path / name / "runs" / model, config, 90.0)
+        rows = make_block("summary", name, {name: read_comparison(tmp_path / name)}).text.splitlines()[4:]
+        return [row.split(" | ")[1] for row in rows]
+
+    alone = summary("narrow", {"conv3x3": 0.25, "rotate4": 0.25, "rotate2": 0.25})
+    assert alone == ["conv3x3 x0.25", "rotate4 x0.25"]
+    beside = {"conv3x3": 1.0, "rotate4": 1.0, "conv3x3 narrow": 0.5, "rotate4 narrow": 0.5}
+    assert summary("mixed", beside) == ["conv3x3", "rotate4"]
+
+
 def test_a_page_is_filled_and_then_stays(comparison: Path) -> None:
     studies = {"digits": read_comparison(comparison), "gpu/svhn": StudyRecord()}
     assert blocks(PAGE, "report") == ["table digits", "pictures gpu"]

@@ -123,6 +123,36 @@ def test_the_narrowed_model_of_the_nearest_size_is_the_rival(runs: tuple[RunReco
     assert pairs([*runs, more[1]]) == {("rotate4", "conv3x3 x0.69")}  # a model of another size is no rival
 
 
+def narrow_runs(runs: tuple[RunRecord, ...], width: float) -> list[RunRecord]:
+    """The same study, planned with another width."""
+    return [
+        dataclasses.replace(run, config=dataclasses.replace(run.config, width=run.config.width * width)) for run in runs
+    ]
+
+
+@pytest.mark.parametrize("width", [0.5, 0.25, 2.0])
+def test_a_study_of_another_width_is_decided_as_that_of_full_width(runs: tuple[RunRecord, ...], width: float) -> None:
+    def decided(found: list[Group]) -> list[tuple[object, ...]]:
+        numbers = ((one.group, one.other, one.verdict, one.adjusted) for one in contrasts(found, CONTROLS))
+        return [(group.layers, other.layers, other.equal_to, *rest) for group, other, *rest in numbers]
+
+    full, narrow = make_groups(runs), make_groups(narrow_runs(runs, width))
+    assert [group.layers for group in narrow] == [group.layers for group in full]
+    assert [group.dense for group in narrow] == [True, *[False] * 5]
+    assert [dense_of(group, narrow) for group in narrow] == [None, *narrow[:1] * 5]
+    assert decided(narrow) == decided(full)
+    assert len(decided(narrow)) == 4
+
+
+def test_full_width_stays_the_baseline_where_it_is(runs: tuple[RunRecord, ...]) -> None:
+    narrow = [dataclasses.replace(run, equal_to=None) for run in runs if run.equal_to]
+    groups = make_groups([run for run in runs if not run.equal_to] + narrow)
+    assert [group.label for group in groups[:2]] == ["conv3x3", "conv3x3 x0.69"]
+    assert [dense_of(group, groups) for group in groups] == [None, *groups[:1] * 5]
+    alone = [group for group in groups if group.label != "conv3x3"]
+    assert [dense_of(group, alone) for group in alone] == [None] * 5  # of another width than the others
+
+
 def test_settings_are_named_where_they_differ(tmp_path: Path) -> None:
     for name, changes in {"recipe": {}, "unscaled": {"angle_grad_scale": 1.0}, "fast": {"angle_lr_scale": 3.0}}.items():
         for conv, accuracy in (("conv3x3", 90.0), ("rotate4", 80.0 + len(name))):

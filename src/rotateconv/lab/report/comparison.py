@@ -24,7 +24,8 @@ def write_comparison(runs: Sequence[RunRecord], controls: Mapping[str, Sequence[
     """
     groups = make_groups(runs)
     if groups:
-        rows = [dataclasses.asdict(_row(group, groups, controls.get(group.label, ()))) for group in groups]
+        own = [() if group.equal_to else controls.get(group.layers, ()) for group in groups]
+        rows = [dataclasses.asdict(_row(group, groups, names)) for group, names in zip(groups, own, strict=True)]
         write_bytes(out / "comparison.json", (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
         text = f"{accuracy_text(groups, COMPARISON)}\n\n{contrast_text(groups, controls)}\n"
         write_bytes(out / "comparison.md", text.encode())

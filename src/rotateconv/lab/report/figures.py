@@ -215,7 +215,7 @@ def draw_sizes(table: SizesTable, path: Path) -> None:
 def _analysed(groups: Sequence[Group]) -> list[RunRecord]:
     """Return the first analysed run of each group whose angles a study shows."""
     each = [[run for run in group.runs if run.analysis and run.analysis.angles][:1] for group in groups]
-    named = [run for group, found in zip(groups, each, strict=True) for run in found if group.label in _ANGLES_OF]
+    named = [run for group, found in zip(groups, each, strict=True) for run in found if group.layers in _ANGLES_OF]
     return named or [run for found in each for run in found][:1]
 
 

@@ -13,7 +13,7 @@ from rotateconv.lab.report.canvas import picture_name
 from rotateconv.lab.report.figures import draw_sizes, draw_study, picture_names
 from rotateconv.lab.report.frontier import draw_frontier, make_points, points_table, rivalries, rivalry_table
 from rotateconv.lab.report.published import Published
-from rotateconv.lab.report.statistics import LEVEL, Group, make_groups, same_size
+from rotateconv.lab.report.statistics import LEVEL, Group, dense_of, make_groups, same_size
 from rotateconv.lab.report.tables import (
     STUDY,
     SUMMARY,
@@ -190,7 +190,10 @@ def contrast_text(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]
     """Return the table of contrasts, and what a verdict needs."""
     table = contrast_table(groups, controls)
     if table is None:
-        return "A verdict compares a model with learned angles with one without: only one kind of them is here."
+        return (
+            "A verdict compares a model with learned angles with a control, or with a dense one of full width, its own "
+            "width or its size: no such two are here."
+        )
     return f"{table.markdown()}\n\n{_CONTRASTS}"
 
 
@@ -220,8 +223,16 @@ def _joined(names: Iterable[str]) -> str:
 
 def _summary(found: StudyRecord, groups: Sequence[Group]) -> str:
     """The dense model, the two that matter, and the dense model of the smaller one's size."""
-    chosen = [group for group in groups if group.dense or group.label in ("rotate4", "rotate2p")]
-    narrowed = [same_size(group, groups) for group in chosen if group.label == "rotate2p"]
+
+    def matters(group: Group) -> bool:
+        dense = dense_of(group, groups)
+        if group.dense:
+            return dense is None
+        same = dense is None or dense.config.width == group.config.width
+        return same and group.layers in ("rotate4", "rotate2p")
+
+    chosen = [group for group in groups if matters(group)]
+    narrowed = [same_size(group, groups) for group in chosen if group.layers == "rotate2p"]
     rows = [*chosen, *(group for group in narrowed if group is not None)]
     return f"{protocol(rows)}\n\n{group_table(rows, SUMMARY).markdown()}"
 

@@ -55,9 +55,14 @@ class Group:
         return layers_label(self.config)
 
     @property
+    def layers(self) -> str:
+        """What its layers are called whatever their width."""
+        return layers_label(dataclasses.replace(self.config, width=1.0))
+
+    @property
     def dense(self) -> bool:
-        """Whether it is the dense model at full width, which the others are compared with."""
-        return self.label == BASELINE and self.equal_to is None
+        """Whether it is a dense model that was not narrowed to another's size: one to compare others with."""
+        return self.layers == BASELINE and self.equal_to is None
 
     @property
     def keeps_fitted(self) -> bool:
@@ -156,9 +161,9 @@ def make_groups(runs: Sequence[RunRecord]) -> list[Group]:
     convs = list(CONVS)
 
     def place(group: Group) -> tuple[int, str, int, str, bool, float]:
-        conv = group.equal_to or group.label
+        conv = group.equal_to or group.layers
         known = convs.index(conv) if conv in convs else len(convs)
-        return models.index(group.model), group.setting, known, conv, group.equal_to is not None, group.config.width
+        return models.index(group.model), group.setting, known, conv, group.equal_to is not None, -group.config.width
 
     return sorted(groups, key=place)
 
@@ -182,9 +187,17 @@ def contrast(group: Group, other: Group | None) -> Contrast | None:
 
 
 def dense_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return the dense model that a group is compared with: same model and setting, full width."""
-    same = [other for other in _beside(group, groups) if other.dense and other is not group]
-    return same[0] if same else None
+    """Return the dense model that a group is compared with: same model and setting, full width, else the group's.
+
+    A model narrowed to another's size counts as of that one's width. None for the dense model itself.
+    """
+    beside = _beside(group, groups)
+    sized = [other for other in beside if other.equal_to is None and other.layers == group.equal_to]
+    for width in (1.0, *(one.config.width for one in sized or [group])):
+        for other in beside:
+            if other.dense and other.config.width == width:
+                return None if other is group else other
+    return None
 
 
 def contrasts(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) -> list[Contrast]:
@@ -194,14 +207,15 @@ def contrasts(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) ->
 
     Args:
         groups: Of one study.
-        controls: Labels of the groups that show whether a part of one does anything, by its label.
+        controls: Layers of the groups that show whether a part of one does anything, by its layers.
     """
     found = []
     for group in groups:
         if not group.learns_angles:
             continue
         beside = _beside(group, groups)
-        wanted = [other for other in beside if other.label in controls.get(group.label, ())]
+        same = [other for other in beside if other.config.width == group.config.width]
+        wanted = [other for other in same if other.layers in controls.get(group.layers, ())]
         for other in (dense_of(group, groups), same_size(group, beside), *wanted):
             one = contrast(group, other)
             if one is not None:
