@@ -65,6 +65,15 @@ def test_curves_of_a_model_that_was_not_kept_are_not_shown_as_its_own(tmp_path: 
     assert fitted.validation is None
 
 
+def test_a_model_that_was_kept_as_fitted_has_angles(tmp_path: Path) -> None:
+    changes = {"conv": "conv3x3", "convert_taps": "profile"}
+    write_run(tmp_path / "run", make_config("digits", changes=changes), 90.0, keeps_fitted=True)
+    told = "The fitted model was kept, so no angle moved in training; `rotateconv analyse` shows how they lie."
+    assert make_block("angles", "runs", find_studies([tmp_path / "run"])).text == told
+    write_analysis(tmp_path / "run", analysis_of(crowded=True))
+    assert "| resnet20 | profile taps |" in make_block("angles", "runs", find_studies([tmp_path / "run"])).text
+
+
 def test_without_a_validation_split_the_table_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", make_config("digits", changes={"validation": False}), 90.0)
     (group,) = make_groups([read_run(tmp_path / "run")])

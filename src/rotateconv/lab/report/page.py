@@ -51,6 +51,7 @@ _ANGLES = (
     "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles, not calibrated). The mean of cos 4θ "
     "is 1 for filters along rows and columns and -1 along diagonals; its deviation is that under the uniform law."
 )
+_FITTED = "The fitted model was kept, so no angle moved in training; `rotateconv analyse` shows how they lie."
 SIZES_CAPTION = (
     "Bytes are of the packed file (32: of the float32 numbers), accuracy of the model with those numbers on the test "
     "split, mean ± standard deviation over n runs. Models that were not trained with quantized numbers are packed with "
@@ -246,7 +247,7 @@ def _angles(found: StudyRecord, groups: Sequence[Group]) -> str:
     """How far the angles of each model moved, and, where runs were analysed, how they lie and what shuffling costs."""
     tables = [table for table in (movement_table(groups), shuffle_table(groups)) if table is not None]
     if not tables:
-        return "No model here has angles."
+        return _FITTED if any(group.keeps_fitted for group in groups) else "No model here has angles."
     parts = [table.markdown() for table in tables]
     analyses = [run.analysis for group in groups for run in group.runs if run.analysis and run.analysis.angles]
     if analyses:
