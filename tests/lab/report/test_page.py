@@ -81,6 +81,25 @@ def test_without_a_validation_split_the_table_says_so(tmp_path: Path) -> None:
     assert "trained on too" in accuracy_text([group])
 
 
+def test_the_caption_names_the_models_that_were_kept_as_fitted(tmp_path: Path) -> None:
+    changes = {"conv": "conv3x3", "convert_taps": "profile"}
+    for seed, kept in enumerate((False, True, True)):
+        config = make_config("digits", changes={**changes, "seed": seed})
+        write_run(tmp_path / f"run-{seed}", config, 90.0, keeps_fitted=kept)
+    write_run(tmp_path / "dense", make_config("digits", changes={"conv": "conv3x3"}), 90.0)
+    runs = {path.name: read_run(path) for path in tmp_path.iterdir()}
+
+    def models(*names: str) -> str:
+        text = accuracy_text(make_groups([runs[name] for name in names]))
+        return text.partition("over seeds, of ")[2].partition(". Differences are in points")[0]
+
+    last, fitted = "the model after the last epoch", "the model that was fitted and recalibrated"
+    assert models("dense", "run-0") == last
+    assert models("run-1", "run-2") == f"{fitted}, which was kept"
+    some = "where this was kept (resnet20, profile taps: 2 of 3)"
+    assert models("dense", "run-0", "run-1", "run-2") == f"{last}, or of {fitted} {some}"
+
+
 PAGE = (
     "one\n<!-- report: table digits -->\nold\n<!-- end -->\ntwo\n<!-- report: pictures gpu -->\n<!-- end -->\nthree\n"
 )

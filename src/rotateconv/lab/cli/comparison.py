@@ -17,7 +17,7 @@ from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError, Failure
 from rotateconv.lab.naming import counted
 from rotateconv.lab.report.comparison import write_comparison, write_sizes
-from rotateconv.lab.report.page import CAPTION, SIZES_CAPTION
+from rotateconv.lab.report.page import SIZES_CAPTION, caption
 from rotateconv.lab.report.statistics import Group
 from rotateconv.lab.report.tables import COMPARISON, MODEL, group_table, sizes_table
 from rotateconv.lab.study.compare import compare
@@ -88,7 +88,7 @@ def _show_comparison(console: Console, groups: Sequence[Group], out: Path) -> No
         run = (*own[0].runs, *own[0].failed)[0]
         title = f"{run.data.name}, {model}, {counted(run.config.epochs, 'epoch')} of {run.config.recipe}"
         show_table(console, group_table(own, [column for column in COMPARISON if column is not MODEL]), title)
-    console.print(CAPTION, style="dim", width=min(100, console.width))
+    console.print(caption(groups), style="dim", width=min(100, console.width))
     for group in groups:
         for run in group.failed:
             say(console, f"{group.model} {group.label}, seed {run.config.seed}: {run.failed}")

@@ -12,7 +12,7 @@ from rotateconv.lab.config import to_toml
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.report.colors import COLORS, group_color
 from rotateconv.lab.report.html_charts import Series, confusion_matrix, line_chart, rose
-from rotateconv.lab.report.page import CAPTION, protocol
+from rotateconv.lab.report.page import caption, protocol
 from rotateconv.lab.report.statistics import Group
 from rotateconv.lab.report.tables import COMPARISON, contrast_table, group_table
 from rotateconv.lab.study.run_details import FileSize, MovedLayer, RunDetails
@@ -55,7 +55,7 @@ def comparison_page(
     contrasts = contrast_table(groups, controls)
     body = [
         f"<h1>{escape(name)}</h1><p>{_bold(protocol(groups))}</p>",
-        f"{_table(group_table(groups, COMPARISON))}<p class='faint'>{escape(CAPTION)}</p>",
+        f"{_table(group_table(groups, COMPARISON))}<p class='faint'>{escape(caption(groups))}</p>",
         f"<h2>Curves</h2><p>Means over the seeds.</p><div class='charts'>{''.join(curves)}</div>",
         f"<h2>Who is ahead</h2>{_table(contrasts)}" if contrasts is not None else "",
         f"<h2>Runs</h2><p>The first seed of each.</p>{_CLOCK if any(one.layers for one in runs) else ''}",

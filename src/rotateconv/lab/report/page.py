@@ -37,10 +37,6 @@ PICTURES = "results"
 _ROWS = 12  # of a table that a page shows open
 _TABLE = re.compile(r"^\|.*(?:\n\|.*)+", re.MULTILINE)
 
-CAPTION = (
-    "Percent, mean ± standard deviation (n - 1) over seeds, of the model after the last epoch. Differences are in "
-    "points, with their 95 % confidence interval by Welch's t-test."
-)
 _CONTRASTS = (
     "Differences in points, with 95 % confidence intervals and p-values by Welch's t-test. A verdict needs a p-value "
     f"below {LEVEL:g} after Benjamini and Hochberg's correction over this table: one in twenty of its verdicts may be "
@@ -184,7 +180,22 @@ def to_markdown(studies: Studies, *, pictures: bool = False) -> str:
 def accuracy_text(groups: Sequence[Group], columns: Sequence[Column] = STUDY) -> str:
     """Return the table of test accuracies between what it was made with and what it leaves out."""
     table = group_table(groups, columns).markdown()
-    return "\n\n".join([protocol(groups), table, CAPTION, *_failures(groups), *_moves(groups)])
+    return "\n\n".join([protocol(groups), table, caption(groups), *_failures(groups), *_moves(groups)])
+
+
+def caption(groups: Sequence[Group]) -> str:
+    """Return what the accuracies and differences of a table are, and of which models."""
+    model, fitted = "the model after the last epoch", "the model that was fitted and recalibrated"
+    kept = [(group, sum(run.result.keeps_fitted for run in group.runs)) for group in groups if group.keeps_fitted]
+    if kept and all(run.result.keeps_fitted for group in groups for run in group.runs):
+        model = f"{fitted}, which was kept"
+    elif kept:
+        names = "; ".join(f"{group.model}, {group.label}: {fits} of {len(group.runs)}" for group, fits in kept)
+        model += f", or of {fitted} where this was kept ({names})"
+    return (
+        f"Percent, mean ± standard deviation (n - 1) over seeds, of {model}. Differences are in points, with their "
+        "95 % confidence interval by Welch's t-test."
+    )
 
 
 def contrast_text(groups: Sequence[Group], controls: Mapping[str, Sequence[str]]) -> str:

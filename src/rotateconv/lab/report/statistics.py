@@ -82,7 +82,7 @@ class Group:
 
     @property
     def accuracy(self) -> Sample | None:
-        """Test accuracy in percent after the last epoch."""
+        """Test accuracy in percent of the models that were kept."""
         return Sample.of(run.result.test_accuracy for run in self.runs)
 
     @property
