@@ -55,6 +55,26 @@ def test_a_run_that_moved_is_named(comparison: Path) -> None:
     assert "commit 0123456789ab and fedcba987654." in table
 
 
+COMMIT = "a18c77b7d39f" + "0" * 28
+
+
+@pytest.mark.parametrize(
+    ("commits", "told"),
+    [
+        ((f"{COMMIT}-dirty",) * 3, "; commit a18c77b7d39f-dirty."),
+        ((COMMIT, f"{COMMIT}-dirty") * 2, "; commit a18c77b7d39f and a18c77b7d39f-dirty."),
+        ((None, f"{COMMIT}-dirty", None), "; commit a18c77b7d39f-dirty and unknown."),
+        ((None, None, None), "; torch 2."),
+    ],
+)
+def test_a_commit_is_said_as_far_as_it_is_known(comparison: Path, commits: tuple[str | None, ...], told: str) -> None:
+    runs = []
+    for run, commit in zip(read_comparison(comparison).runs, commits, strict=False):
+        environment = EnvironmentHistory.of(dataclasses.replace(run.environment.began, commit=commit))
+        runs.append(dataclasses.replace(run, environment=environment))
+    assert accuracy_text(make_groups(runs)).splitlines()[0].endswith(told)
+
+
 def test_curves_of_a_model_that_was_not_kept_are_not_shown_as_its_own(tmp_path: Path) -> None:
     for name, kept in (("tuned", False), ("fitted", True)):
         write_run(tmp_path / name, make_config("digits", changes={"conv": "rotate4"}), 90.0, keeps_fitted=kept)

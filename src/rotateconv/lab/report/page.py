@@ -222,11 +222,18 @@ def protocol(groups: Sequence[Group]) -> str:
     recipes = {f"recipe {run.config.recipe}, {counted(run.config.epochs, 'epoch')}" for run in runs}
     hardware = _joined(stage.hardware for stage in stages)
     versions = _joined(f"torch {stage.versions.get('torch')}" for stage in stages)
-    commits = _joined(stage.commit[:12] for stage in stages if stage.commit is not None)
+    known = [_short(stage.commit) for stage in stages if stage.commit is not None]
+    commits = _joined([*known, "unknown"] if 0 < len(known) < len(stages) else known)
     held = "" if runs[0].config.validation else "; the validation images were trained on too"
     data = ", ".join(dict.fromkeys(run.data.name for run in runs))
     made = f"{hardware}; {versions}{f'; commit {commits}' if commits else ''}"
     return f"**{data}**, {' and '.join(sorted(recipes))}{held}. {made}."
+
+
+def _short(commit: str) -> str:
+    """Return a commit with twelve digits, and that files differed from it."""
+    name, dash, suffix = commit.partition("-")
+    return f"{name[:12]}{dash}{suffix}"
 
 
 def _joined(names: Iterable[str]) -> str:
