@@ -88,7 +88,7 @@ def test_curves_of_a_model_that_was_not_kept_are_not_shown_as_its_own(tmp_path: 
 def test_a_model_that_was_kept_as_fitted_has_angles(tmp_path: Path) -> None:
     changes = {"conv": "conv3x3", "convert_taps": "profile"}
     write_run(tmp_path / "run", make_config("digits", changes=changes), 90.0, keeps_fitted=True)
-    told = "The fitted model was kept, so no angle moved in training; `rotateconv analyse` shows how they lie."
+    told = "The fitted model was kept, so no angle of it moved; `rotateconv analyse` shows how they lie."
     assert make_block("angles", "runs", find_studies([tmp_path / "run"])).text == told
     write_analysis(tmp_path / "run", analysis_of(crowded=True))
     assert "| resnet20 | profile taps |" in make_block("angles", "runs", find_studies([tmp_path / "run"])).text

@@ -47,7 +47,7 @@ _ANGLES = (
     "of one layer permuted, and from the packed file (4-bit weights, 5-bit angles, not calibrated). The mean of cos 4θ "
     "is 1 for filters along rows and columns and -1 along diagonals; its deviation is that under the uniform law."
 )
-_FITTED = "The fitted model was kept, so no angle moved in training; `rotateconv analyse` shows how they lie."
+_FITTED = "The fitted model was kept, so no angle of it moved; `rotateconv analyse` shows how they lie."
 SIZES_CAPTION = (
     "Bytes are of the packed file (32: of the float32 numbers), accuracy of the model with those numbers on the test "
     "split, mean ± standard deviation over n runs. Models that were not trained with quantized numbers are packed with "
