@@ -203,7 +203,7 @@ OPTIONS: list[tuple[list[str], dict[str, object]]] = [
     (["--data", "cifar100", "--recipe", "resnet-cifar"], {"recipe": "resnet-cifar", "data": "cifar100"}),
     (["--recipe", "resnet-cifar"], {"data": "cifar10", "schedule": "steps"}),
     (["--recipe", "quick"], {"data": "digits", "schedule": "one-cycle"}),
-    (["--data-dir", "somewhere"], {"data_dir": "somewhere"}),
+    (["--data", "mnist", "--data-dir", "somewhere"], {"recipe": "mnist", "data_dir": "somewhere"}),
     (["--data", "folder", "--image-size", "20"], {"image_size": 20}),
     (["--data", "folder", "--skip-bad-images"], {"skip_bad_images": True}),
     (["--data", "svhn", "--svhn-extra"], {"svhn_extra": True}),

@@ -115,7 +115,10 @@ def planned(
         plan = Study(RunConfig(), **{**found, "contrasts": contrasts_from(found.get("contrasts", {}))})
     except KeyValueError as mistake:
         raise mistake.of(called.get(mistake.key, f"{file}: {mistake.key}")) from None
-    base = described(file, *keys.read(RunConfig, changes), set_, foreign=_OF_THE_STUDY, models=plan.models)
+    given = keys.read(RunConfig, changes)
+    base = described(file, *given, set_, foreign=_OF_THE_STUDY, models=plan.models, convs=plan.convs)
+    if base.factory is not None and (count := len(plan.models) * len(plan.convs)) > 1:
+        raise ConfigError(f"{base.factory} builds one model, not {count}: give one of --convs and of --models with it")
     return dataclasses.replace(plan, base=base)
 
 

@@ -10,6 +10,7 @@ from rotateconv.lab.cli import keys, options
 from rotateconv.lab.cli.console import facts, make_console, new_table, say
 from rotateconv.lab.cli.errors import refuse
 from rotateconv.lab.cli.settings import check_names, check_there
+from rotateconv.lab.cli.unread import refuse_unread
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import model_name
 
@@ -43,8 +44,8 @@ def evaluate(
         raise ConfigError(f"--batch-size must be 1 or more, not {batch_size}")
     check_there(run, ", a packed file or an ONNX file")
     options.use_device(device)
-    values, called = keys.read(RunConfig, changes)
-    if run.is_file() and "data" not in values:
+    given, called = keys.read(RunConfig, changes)
+    if run.is_file() and "data" not in given:
         raise ConfigError(f"name --data: the file {run} does not say what its model was trained on")
     if not run.is_file():
         refuse({"--model": model}, "a run folder, which says what builds its model")
@@ -53,10 +54,11 @@ def evaluate(
     from rotateconv.lab.train.load import evaluate_model, load_run
 
     trained = open_file(run, model) if run.is_file() else load_run(run)
-    if values.get("data", trained.config.data) != trained.config.data:
-        # What was said of the run's own data says nothing of another set.
-        values = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False, **values}
-    settings = changed(trained.config, values, called)
+    # What was said of the run's own data says nothing of another set.
+    others = {"data_dir": None, "image_size": None, "svhn_extra": False, "skip_bad_images": False}
+    another = given.get("data", trained.config.data) != trained.config.data
+    settings = changed(trained.config, {**(others if another else {}), **given}, called)
+    refuse_unread(given, called, [settings])
     check_names(settings.data)
     console = make_console()
     images = load_shown(settings.images, console, download=download)

@@ -10,6 +10,7 @@ from rotateconv.lab.cli.budget import bytes_in, refuse_bits, tell_size
 from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.errors import without_torchrun
 from rotateconv.lab.cli.train import run_training
+from rotateconv.lab.cli.unread import refuse_unread
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS
@@ -60,6 +61,7 @@ def finish(
     from rotateconv.lab.study.finish import finishing
 
     settings = finishing(source, values, called)
+    refuse_unread(values, called, [settings])
     if budget is not None:
         settings = _within(budget, settings, values, called, download=download)
     run = out or default_folder("finish", settings, source)

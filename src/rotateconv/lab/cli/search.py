@@ -11,6 +11,7 @@ from rotateconv.lab.cli import executors, keys, options
 from rotateconv.lab.cli.console import facts, make_console, say
 from rotateconv.lab.cli.errors import going_on, without_torchrun
 from rotateconv.lab.cli.settings import check_names, described
+from rotateconv.lab.cli.unread import refuse_unread
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import default_folder
 
@@ -27,9 +28,12 @@ EXAMPLES = options.examples(
 
 
 def _range(key: str, usual: str) -> Parameter:
-    name = key.replace("_", "-")
     help = f"Lowest and highest {key}, or none; {usual}."
-    return Parameter(name=f"--{name}-range", metavar="A,B", group=options.STUDY, help=help)
+    return Parameter(name=_range_option(key), metavar="A,B", group=options.STUDY, help=help)
+
+
+def _range_option(key: str) -> str:
+    return f"--{key.replace('_', '-')}-range"
 
 
 _RECIPES = "a tenth to ten times the recipe's"
@@ -78,6 +82,7 @@ def search(
         "angle_bits": angle_bits_range,
     }
     chosen = {key: _numbers(key, text) for key, text in given.items() if text is not None}
+    refuse_unread(chosen, {key: _range_option(key) for key in chosen}, [base])
     trackers = options.trackers(log_with)
     out = out or default_folder("search", base)
 
@@ -129,6 +134,7 @@ def _numbers(key: str, text: str) -> tuple[float, float] | None:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        name = f"--{key.replace('_', '-')}-range"
-        raise ConfigError(f"{name} must be two numbers with a comma between, or none, not {text!r}") from None
+        raise ConfigError(
+            f"{_range_option(key)} must be two numbers with a comma between, or none, not {text!r}"
+        ) from None
     return low, high

@@ -77,7 +77,7 @@ def shrink(
     extra = overridden(set_ or ())
     if fixed := sorted(set(extra) & set(_FIXED) - {"data", "recipe"}):
         raise ConfigError(f"{fixed[0]} is the source's, or searched: leave it out")
-    settings = fine_tuned(source, model, config, {**values, **extra}, called)
+    settings = fine_tuned(source, model, config, {**values, **extra}, called, tries_lines=True)
     folder = out or default_folder("shrink", settings, source, size)
     options.use_device(device)
     _shrink(settings, folder, size, count, dense_bits, jobs)

@@ -63,19 +63,20 @@ def train(
     Ctrl-C saves and says how to go on; a second Ctrl-C leaves at once.
     """
     values, called = keys.read(RunConfig, changes)
+    everything = {**values, **overridden(set_ or ())}
     if resume is not None:
         given = {"--out": out, "--config": config, "--source": source, "--overwrite": overwrite}
         refuse({**given, "--recipe": values.get("recipe")}, "--resume")
-        settings, run = _resumed(resume, {**values, **overridden(set_ or ())}, called), resume
+        settings, run = _resumed(resume, everything, called), resume
     elif source is not None:
         if source.is_file():
             raise ConfigError(
                 f"--source takes the folder of a run, and {source} is a file: rotateconv convert goes on from weights"
             )
-        given = {called[key]: values[key] for key in SOURCE_KEYS if key in values and key != "conv"}
+        given = {called.get(key, key): everything[key] for key in SOURCE_KEYS if key in everything and key != "conv"}
         refuse({**given, "--config": config}, "--source, whose own it keeps")
-        settings = fine_tuned(source, values={**values, **overridden(set_ or ())}, called=called)
-        named = f"-{settings.conv}" if "conv" in values else ""
+        settings = fine_tuned(source, values=everything, called=called)
+        named = f"-{settings.conv}" if "conv" in everything else ""
         run = out or default_folder("tune", settings, source, named)
     else:
         settings = described(config, values, called, set_)
