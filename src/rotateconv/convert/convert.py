@@ -25,6 +25,10 @@ Filter = Callable[[str, nn.Conv2d], bool]
 """Whether to convert a convolution, by its name in the model and itself."""
 
 
+class NothingToConvertError(InputError):
+    """None of a model's convolutions is to be replaced; the message says why, for each kind."""
+
+
 def convert(
     model: nn.Module,
     taps: Taps = "free",
@@ -203,7 +207,7 @@ def _convert(
 
     reasons = _reasons(model, where, config, needs_values=fitted)
     if None not in reasons.values():
-        raise InputError(_nothing_matched(reasons))
+        raise NothingToConvertError(_nothing_matched(reasons))
     parameters_before = _count(model)
     new: dict[nn.Module, nn.Module] = {}
     first: dict[Tensor, nn.Module] = {}

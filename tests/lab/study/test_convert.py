@@ -374,10 +374,30 @@ def test_a_source_of_another_model_is_refused(dense: Path, tmp_path: Path, data:
 
 def test_a_model_without_dense_convolutions_is_refused(tmp_path: Path, data: ImageData) -> None:
     fit(tiny_config(conv="rotate4", epochs=1), tmp_path / "lines", data=data)
-    with pytest.raises(ValueError, match="nothing to convert among the model's convolutions: the stem"):
+    sentence = "lines was trained as rotate4 and has no dense layer to convert: train one with --conv conv3x3, or make"
+    with pytest.raises(ConfigError, match=sentence):
         convert_run(settings(tmp_path / "lines"), tmp_path / "run", data=data)
     with pytest.raises(ConfigError, match=r"only: the model has no convolution 'layer9': did|only: .* choose from"):
         convert_run(settings(tmp_path / "lines", convert_only="layer9"), tmp_path / "run", data=data)
+
+
+def test_a_run_that_is_converted_already_is_refused_by_naming_its_source(
+    dense: Path, tmp_path: Path, data: ImageData
+) -> None:
+    convert_run(settings(dense, convert_taps="profile"), tmp_path / "lines", data=data)
+    source = str(tmp_path / "lines")
+    fit(dataclasses.replace(fine_tuning(read_config(tmp_path / "lines"), source), epochs=1), tmp_path / "on", data=data)
+    for name in ("lines", "on"):
+        sentence = f"{name} has profile taps already: give a model of dense convolutions, such as its source, {dense}$"
+        for taps in ("profile", "shared"):
+            with pytest.raises(ConfigError, match=sentence):
+                convert_run(settings(tmp_path / name, convert_taps=taps), tmp_path / "run", data=data)
+    shutil.rmtree(tmp_path / "lines")
+    with pytest.raises(ConfigError, match=r"on has profile taps already: give a model of dense convolutions$"):
+        convert_run(settings(tmp_path / "on"), tmp_path / "run", data=data)
+    rest = settings(tmp_path / "on", convert_taps="profile", convert_only="stem,conv")
+    found = convert_run(rest, tmp_path / "run", data=data)
+    assert [layer.name for layer in found.layers if layer.reason is None] == ["stem"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from rotateconv.lab.train.evaluate import Evaluation
 from rotateconv.lab.train.events import RunEnd, RunWarning, ignore
 from rotateconv.lab.train.fit import fit
 from rotateconv.lab.train.load import calibration_batches, evaluate_model, load_run
-from rotateconv.lab.train.pretrained import StartingPoint, convert_source, load_source
+from rotateconv.lab.train.pretrained import StartingPoint, convert_source, dense_source, load_source
 from rotateconv.lab.train.run_folder import (
     CONVERSION,
     CONVERSION_TABLE,
@@ -119,7 +119,8 @@ def convert_run(
         return done
     source = load_source(config.source, config.factory, description)
     fitted = copy_model(source)
-    layers = convert_source(fitted, conversion, description, data.train, lambda *fit: report(LayerFitted(*fit)))
+    with dense_source(config.source):
+        layers = convert_source(fitted, conversion, description, data.train, lambda *fit: report(LayerFitted(*fit)))
     calibrated = copy_model(fitted)
     recalibrate(calibrated, calibration_batches(calibrated, how, description, data.train))
     if budget is not None:

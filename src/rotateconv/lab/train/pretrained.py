@@ -1,12 +1,15 @@
 """The trained model that a run starts from, or learns from: another run's, or a user's own."""
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from rotateconv.convert.convert import convert_layers, convert_to
+from rotateconv.convert.convert import NothingToConvertError, convert_layers, convert_to
 from rotateconv.convert.recalibrate import evaluating
 from rotateconv.convert.reconstruct import Progress
 from rotateconv.convert.report import ConversionReport
@@ -14,6 +17,7 @@ from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
+from rotateconv.lab.naming import layers_label
 from rotateconv.lab.parts import Conversion
 from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, set_angle_grad_scale
 from rotateconv.lab.train.load import calibration_batches, load_run
@@ -111,7 +115,8 @@ def initial_model(
     before = None if Path(config.source).is_file() else read_config(Path(config.source))  # a file of weights is dense
     converted = before is not None and (before.rotate, before.convert_only) == (config.rotate, config.convert_only)
     if config.conversion is not None and not converted:
-        convert_source(source, config.conversion, data, images)
+        with dense_source(config.source):
+            convert_source(source, config.conversion, data, images)
     elif before is not None and config.factory is None and before.conv != config.conv:
         if before.conv != "conv3x3" or before.rotate is not None:
             raise ConfigError(
@@ -120,6 +125,49 @@ def initial_model(
         convert_layers(source, find_conv(config.conv))
     load_weights(model, source.state_dict(), config.source)
     return model
+
+
+@contextmanager
+def dense_source(path: str) -> Iterator[None]:
+    """Let a run that has nothing left to convert be refused by what it is; a file of weights by its layers.
+
+    Raises:
+        ConfigError: the run was converted before, or trained with other layers than dense ones.
+    """
+    try:
+        yield
+    except NothingToConvertError:
+        if Path(path).is_file():
+            raise
+        run = read_config(Path(path))
+        if run.convert_taps is not None:
+            origin = _dense_origin(run)
+            such = "" if origin is None else f", such as its source, {origin}"
+            has = layers_label(dataclasses.replace(run, width=1.0))
+            raise ConfigError(f"{path} has {has} already: give a model of dense convolutions{such}") from None
+        if run.factory is not None or run.conv == "conv3x3":
+            raise
+        raise ConfigError(
+            f"{path} was trained as {run.conv} and has no dense layer to convert: train one with --conv conv3x3, or "
+            "make it small with rotateconv finish"
+        ) from None
+
+
+def _dense_origin(run: RunConfig) -> str | None:
+    """Return the model that a converted run was made of, where it is still there."""
+    passed: set[str] = set()  # a damaged folder may be its own source
+    while run.source is not None and run.source not in passed:
+        passed.add(run.source)
+        if Path(run.source).is_file():
+            return run.source
+        try:
+            before = read_config(Path(run.source))
+        except (ConfigError, RunError):
+            return None
+        if before.convert_taps is None:
+            return run.source
+        run = before
+    return None
 
 
 def convert_source(
