@@ -214,7 +214,7 @@ def test_a_whole_number_serves_as_a_float_and_equals_it() -> None:
         (["batchsize=1"], "did you mean 'batch_size'"),
         (["dropot=1"], "unknown key 'dropot': did you mean 'dropout'[?]$"),
         (["zzzz=1"], "unknown key 'zzzz': docs/configuration.md lists all$"),
-        (["lr"], "expected key=value, not 'lr'"),
+        (["lr"], "^--set must be KEY=VALUE, such as lr=0.1, not 'lr'$"),
         (["milestones=0.7,0.5"], r"milestones must be rising fractions between 0 and 1, not \(0.7, 0.5\)"),
         (["milestones=0.5,1"], "milestones must be rising"),
         (["optimizer=adamw"], "nesterov needs optimizer=sgd with momentum above 0, not optimizer=adamw"),

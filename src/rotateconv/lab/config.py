@@ -117,7 +117,7 @@ def overridden(overrides: Iterable[str]) -> dict[str, object]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"expected key=value, not {text!r}")
+            raise ConfigError(f"--set must be KEY=VALUE, such as lr=0.1, not {text!r}")
         values[key.strip()] = from_text(RunConfig, key.strip(), value.strip())
     return values
 

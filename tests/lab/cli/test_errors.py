@@ -73,7 +73,7 @@ MISTAKES = [
     (["train", "--models", "resnet20,resnet32"], "unknown model 'resnet20,resnet32'"),
     (["train", "--conv", "rotate3"], "unknown conv 'rotate3': did you mean 'rotate"),
     (["train", "--set", "epohcs=3"], "unknown key 'epohcs': did you mean 'epochs'"),
-    (["train", "--set", "epochs"], "expected key=value, not 'epochs'"),
+    (["train", "--set", "epochs"], "--set must be KEY=VALUE, such as lr=0.1, not 'epochs'"),
     (["train", "--set", "epochs=few"], "^error: epochs must be a whole number of at least 1, not 'few'"),
     (["train", "--config", "missing.toml"], "cannot read the configuration file missing.toml: No such file"),
     (["train", "--config", "broken.toml"], "the configuration file broken.toml is no TOML"),
@@ -293,10 +293,12 @@ def test_cut_off_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_folder_is_never_mixed_up(digits: None) -> None:
     assert invoke(["train", *SMALL, "--out", "run"]).exit_code == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    refused(["train", *SMALL, "--out", "run"], 2, "run holds a run already: resume it, overwrite it or choose another")
-    refused(["train", "--resume", "run", "--lr", "0.01"], 2, "the run in run has lr .*, not 0.01: resume it unchanged")
+    ways = r"go on with it \(--resume run\), start again \(--overwrite\) or choose another folder \(--out\)$"
+    refused(["train", *SMALL, "--out", "run"], 2, f"run holds a run already: {ways}")
+    ways = r"resume it unchanged, start again \(--overwrite\) or choose another folder \(--out\)$"
+    refused(["train", "--resume", "run", "--lr", "0.01"], 2, f"the run in run has lr .*, not 0.01: {ways}")
     refused(["train", "--resume", "run", "--set", "lrr=1"], 2, "unknown key 'lrr'")
-    refused(["train", "--resume", "run", "--set", "lr"], 2, "expected key=value, not 'lr'")
+    refused(["train", "--resume", "run", "--set", "lr"], 2, "--set must be KEY=VALUE, such as lr=0.1, not 'lr'")
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 

@@ -102,9 +102,9 @@ def test_given_constants_replace_those_of_the_training_split() -> None:
     [
         ([0.5], None, "mean and std belong together: give both, or none to compute them"),
         (None, [0.5], "mean and std belong together"),
-        ([125.3], [0.2], r"expected means in units of 0..1, 1 being the brightest pixel, got \(125.3,\)"),
-        ([-0.1], [0.2], r"expected means in units of 0..1, .*, got \(-0.1,\)"),
-        ([math.nan], [0.2], r"expected means in units of 0..1, .*, got \(nan,\)"),
+        ([125.3], [0.2], r"mean \(--mean\) must be numbers from 0 to 1, 1 being the brightest pixel, not 125.3$"),
+        ([-0.1], [0.2], r"must be numbers from 0 to 1, .*, not -0.1$"),
+        ([math.nan], [0.2], r"must be numbers from 0 to 1, .*, not nan$"),
         ([0.5], [0.0], r"expected standard deviations above 0 and finite, got \(0.0,\)"),
         ([0.5], [-1.0], "expected standard deviations above 0 and finite"),
         ([0.5], [math.inf], "expected standard deviations above 0 and finite"),

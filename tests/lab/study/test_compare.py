@@ -129,7 +129,7 @@ def test_finished_runs_are_skipped(tmp_path: Path, faked: None, monkeypatch: pyt
 @pytest.mark.slow
 def test_runs_of_another_configuration_are_refused(tmp_path: Path, faked: None) -> None:
     compare(study(), DIGITS, tmp_path, jobs=1)
-    with pytest.raises(RunError, match=r"seed0 has lr 0.\d, not 0.03: resume it unchanged or choose another folder"):
+    with pytest.raises(RunError, match=r"seed0 has lr 0.\d, not 0.03: resume it unchanged, start again"):
         compare(study(lr=0.03), DIGITS, tmp_path, jobs=1)
 
 

@@ -575,7 +575,7 @@ def test_nothing_is_loaded_or_fitted_for_a_finished_conversion(
     with monkeypatch.context() as patched:
         patched.delattr("rotateconv.lab.study.convert.load_source")
         assert convert_run(config, tmp_path / "run", data=data, **how) == result
-    with pytest.raises(RunError, match=r"the run in .* has .*: resume it unchanged or choose another folder"):
+    with pytest.raises(RunError, match=r"the run in .* has .*: resume it unchanged, start again"):
         convert_run(config, tmp_path / "run", data=data, **{**how, "stages": 3 - how.get("stages", 1)})
 
 

@@ -184,7 +184,9 @@ def test_a_run_folder_of_version_0_1_is_read() -> None:
 
 
 def test_a_run_is_not_overwritten_by_mistake(run: Path) -> None:
-    with pytest.raises(RunError, match="first holds a run already: resume it, overwrite it or choose another"):
+    with pytest.raises(
+        RunError, match=r"first holds a run already: go on with it .*, start again .* or choose another"
+    ):
         check_run(run, CONFIG, resume=False, overwrite=False)
     check_run(run, CONFIG, resume=False, overwrite=True)
     check_run(run, CONFIG, resume=True, overwrite=False)

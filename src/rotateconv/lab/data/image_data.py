@@ -95,7 +95,8 @@ def check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) -
     if mean is None or std is None:
         return
     if not all(0 <= value <= 1 for value in mean):  # false for NaN, too
-        raise DataError(f"expected means in units of 0..1, 1 being the brightest pixel, got {tuple(mean)}")
+        listed = ", ".join(f"{value:g}" for value in mean)
+        raise DataError(f"mean (--mean) must be numbers from 0 to 1, 1 being the brightest pixel, not {listed}")
     if not all(0 < value < math.inf for value in std):
         raise DataError(f"expected standard deviations above 0 and finite, got {tuple(std)}")
 

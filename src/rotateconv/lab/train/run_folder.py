@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TypedDict
 
@@ -73,11 +74,15 @@ def check_run(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) ->
         raise RunError(f"there is no run to resume in {run}: no config.json; leave resume out to start one")
     if resume:
         if changed := changed_keys(read_config(run, factory=config.factory), config):
-            raise RunError(f"the run in {run} has {changed}: resume it unchanged or choose another folder")
+            raise RunError(
+                f"the run in {run} has {changed}: resume it unchanged, start again (--overwrite) or choose another "
+                "folder (--out)"
+            )
     elif exists and not overwrite:
-        raise RunError(f"{run} holds a run already: resume it, overwrite it or choose another folder")
+        again = f"go on with it (--resume {shlex.quote(str(run))}), start again (--overwrite)"
+        raise RunError(f"{run} holds a run already: {again} or choose another folder (--out)")
     elif not exists and run.exists() and not (run.is_dir() and all(_ours(path) for path in run.iterdir())):
-        raise RunError(f"{run} exists and is no run folder: choose another folder")
+        raise RunError(f"{run} exists and is no run folder: choose another folder (--out)")
 
 
 def create_run(run: Path, config: RunConfig, data: DataDescription) -> None:
