@@ -20,6 +20,7 @@ from rich.console import Console
 import rotateconv
 from commands import invoke
 from rotateconv.errors import RunInterrupted
+from rotateconv.lab.api import evaluate
 from rotateconv.lab.cli import app
 from rotateconv.lab.cli.console import duration
 from rotateconv.lab.cli.progress import TrainingProgress
@@ -306,6 +307,9 @@ def test_evaluate_agrees_with_the_run() -> None:
     assert f"validation accuracy {read_records(Path('run'))[-1].validation_accuracy:.2f} %" in run(
         "evaluate", "run", "--split", "validation", "--batch-size", "7"
     )
+    found = evaluate("run", "train", data=small_digits())
+    assert "101 train images" in (text := run("evaluate", "run", "--split", "train"))
+    assert f"train accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}" in text
 
 
 def test_evaluate_tells_of_a_validation_split_that_was_trained_on() -> None:

@@ -146,7 +146,7 @@ MISTAKES = [
     (["evaluate", "nowhere"], "nowhere is not there: name the folder of a run"),
     (["evaluate", "gone.rcp", "--data", "digits"], "gone.rcp is not there: name the .* run, a packed file or an ONNX"),
     (["export", "gone.rcp", "--to", "onnx", "--out", "x"], "gone.rcp is not there: name the .* run or a packed file"),
-    (["evaluate", "nowhere", "--split", "train"], "--split must be one of test, validation, not 'train'"),
+    (["evaluate", "nowhere", "--split", "all"], "--split must be one of test, validation, train, not 'all'"),
     (["evaluate", "nowhere", "--batch-size", "0"], "--batch-size must be 1 or more, not 0"),
     (["info", "resnet200"], "'resnet200' is neither a run folder nor a model: did you mean 'resnet20'"),
     (["info", "runs/nothing"], "runs/nothing is not there: name the folder of a run"),

@@ -40,10 +40,15 @@ NAMES = {
     "mean": "--mean",  # shown here: a model of one's own was trained with its own
     "std": "--std",
 }
+_HELP = {
+    "convert_taps": "Taps of the RotateConv layers that dense convolutions become; free.",
+    "convert_fit": "What their fit brings near: the dense kernels, or what these compute on training images, without "
+    "labels; outputs.",
+}
 OF_THE_SOURCE = ("model", "conv", "width", "growth", "dropout", "factory", "source")
 
 
-@keys.takes("changes", RunConfig, without=OF_THE_SOURCE, names=NAMES)
+@keys.takes("changes", RunConfig, without=OF_THE_SOURCE, names=NAMES, help=_HELP)
 def convert(
     source: options.TrainedSource,
     /,

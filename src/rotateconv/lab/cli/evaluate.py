@@ -33,7 +33,7 @@ def evaluate(
     changes: keys.Given | None = None,
     download: options.Download = False,
     split: Annotated[
-        Literal["test", "validation"], options.value("--split", "test|validation", "Which images.")
+        Literal["test", "validation", "train"], options.value("--split", "test|validation|train", "Which images.")
     ] = "test",
     model: options.BuiltBy = None,
     batch_size: Annotated[int, options.value("--batch-size", "INTEGER", "Images at a time.")] = 512,

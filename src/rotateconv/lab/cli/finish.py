@@ -51,10 +51,10 @@ def finish(
 ) -> None:
     """Train a finished run on with quantized numbers, learning from it or from another one, and keep them.
 
-    The recipe is the run's own with half its epochs and learning rate, for whatever layers it has; models of
-    different recipes are put on one footing by --epochs and --lr. Without --teacher the run is its own. SOURCE is never
-    changed. The same command goes on after Ctrl-C, and `rotateconv train --resume RUN` does without SOURCE; pack and
-    export take the bits from the run.
+    The recipe is the run's own with half its epochs and learning rate, for whatever layers it has; to compare models
+    whose recipes differ, give all of them the same --epochs and --lr. Without --teacher the run is its own teacher.
+    SOURCE is never changed. The same command goes on after Ctrl-C, and `rotateconv train --resume RUN` does without
+    SOURCE; pack and export take the bits from the run.
     """
     values, called = keys.read(RunConfig, changes)
     values |= overridden(set_ or ())

@@ -34,7 +34,7 @@ def info(
     classes: Annotated[int, options.value("--classes", "INTEGER", "Its outputs.")] = 10,
     input: Annotated[str, options.value("--input", "CxHxW", "Channels, height and width of an image.")] = "3x32x32",
     layers: Annotated[
-        bool, Parameter(name="--layers", show_default=False, help="A row a layer, or the totals alone.")
+        bool, Parameter(name="--layers", show_default=False, help="One row per layer, or the totals alone.")
     ] = True,
 ) -> None:
     """Show a model's layers, parameters and multiply-adds, or the summary of a run.
@@ -133,8 +133,8 @@ def _show_cost(console: Console, title: str, found: "ModelCost", layers: bool) -
             "model": f"{title}, one image of {shape}",
             "parameters": f"{found.parameters:,} ({found.bytes:,} bytes with buffers)",
             "fused": f"{found.fused_parameters:,} parameters ({found.fused_bytes:,} bytes) as nn.Conv2d",
-            "multiply-adds": f"{number_text(found.multiply_adds)} an image",
-            "kernels": f"{found.kernel_multiply_adds:,} multiply-adds a training step to build them",
+            "multiply-adds": f"{number_text(found.multiply_adds)} per image",
+            "kernels": f"{found.kernel_multiply_adds:,} multiply-adds per training step to build them",
             "compiled": f"{native.status()} (kernels on a CPU)",
         },
     )

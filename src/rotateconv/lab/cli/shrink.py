@@ -22,7 +22,7 @@ EXAMPLES = options.examples(
     ("A run of this library in 40,000 bytes:", "rotateconv shrink runs/dense --budget 40KB"),
     (
         "Your own model and its weights:",
-        "rotateconv shrink net.pt --model m:f --data folder --data-dir data --budget 90KB",
+        "rotateconv shrink model.pt --model m:f --data folder --data-dir . --budget 90KB",
     ),
     (
         "By the packed file, and trained for longer:",

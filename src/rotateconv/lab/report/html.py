@@ -92,7 +92,7 @@ def _facts(details: RunDetails) -> str:
     record = details.record
     data, result, config = record.data, record.result, record.config
     size = " x ".join(map(str, data.input_shape))
-    adds = f"; {result.multiply_adds / 1e6:,.2f} M multiply-adds an image" if result.multiply_adds is not None else ""
+    adds = f"; {result.multiply_adds / 1e6:,.2f} M multiply-adds per image" if result.multiply_adds is not None else ""
     facts = {
         "Model": f"{model_name(config)}; {result.parameters:,} parameters{adds}",
         "Data": f"{data.name}: {data.train:,} training, {data.validation:,} validation and {data.test:,} test images "
