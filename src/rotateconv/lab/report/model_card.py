@@ -56,7 +56,7 @@ def model_card(record: RunRecord, files: Sequence[HubFile], license: str) -> str
 # {record.name}
 
 {model_name(record.config)}: {result.parameters:,} parameters{kind}. Trained on the {data.train:,} images of
-{data.name}, and tested once, after the last epoch, on {data.test:,} others. License: {license}.
+{data.name}, and tested once, at the end, on {data.test:,} others. License: {license}.
 
 {Table(("file", "holds", "bytes", "test accuracy %"), rows, 2).markdown()}
 
