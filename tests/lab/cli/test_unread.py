@@ -38,7 +38,6 @@ CASES: dict[str, tuple[object, dict[str, Any], dict[str, Any], str]] = {
     "width": (1.0, OWN, {}, "is of a model of this library"),
     "growth": (12, OWN, {"model": "densenet40"}, "is of a model of this library"),
     "dropout": (0.0, OWN, {}, "is of a model of this library"),
-    "data_dir": ("photos", {}, {"data": "mnist"}, "says where the files of a data set are, and digits needs none"),
     **{
         key: (field_of(RunConfig, key).default, {}, {"convert_taps": "free"}, "says what dense convolutions become")
         for key in RULES
@@ -107,14 +106,12 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["convert", "run", "--set", "recipe=quick"], "recipe has no meaning with a run folder, which has its own"),
         (["finish", "run", "--angle-weight-decay", "0.1"], "--angle-weight-decay .* there are none in conv3x3:"),
         (["shrink", "run", "--budget", "20KB", "--gamma", "0.5"], "--gamma is of schedule=steps"),
-        (["search", "--data-dir", "photos"], "--data-dir says where the files of a data set are"),
         (["search", "--conv", "mask4", "--angle-lr-scale-range", "1,9"], "--angle-lr-scale-range .* none in mask4:"),
         (["compare", "--convs", "conv3x3,mask4", "--angle-lr-scale", "3"], "--angle-lr-scale .* in conv3x3, mask4:"),
         (
             ["compare", "--factory", "mine:net", "--convs", "mask4,line"],
             "mine:net builds one model, not 2: give one of",
         ),
-        (["evaluate", "run", "--data-dir", "photos"], "--data-dir says where the files of a data set are"),
     ],
     ids=lambda value: " ".join(value) if type(value) is list else "",
 )

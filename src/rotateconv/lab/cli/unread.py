@@ -96,10 +96,6 @@ _BY_NAME = Rule(
     lambda run: run.factory is None,
     lambda runs: f"is of a model of this library, and {runs[0].factory} builds its own: leave it out",
 )
-_IN_FILES = Rule(
-    lambda run: run.data != "digits",
-    lambda runs: f"says where the files of a data set are, and {runs[0].data} needs none: leave it out",
-)
 _CONVERTED = Rule(
     lambda run: run.convert_taps is not None,
     lambda _: "says what dense convolutions become: set convert_taps too, or leave it out",
@@ -113,7 +109,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "angle_init": (_FRESH, _TURNING),
     "profile_init": (_FRESH, _PROFILES),
     **dict.fromkeys(("model", "conv", "width", "growth", "dropout"), (_BY_NAME,)),
-    "data_dir": (_IN_FILES,),
     **dict.fromkeys(_OF_CONVERSION, (_CONVERTED,)),
 }
 """What has to be for a key to have a meaning; others have one in every run, or are refused by those who read them."""
