@@ -22,8 +22,8 @@ from commands import invoke
 from rotateconv.errors import RunInterrupted
 from rotateconv.lab.api import evaluate
 from rotateconv.lab.cli import app
-from rotateconv.lab.cli.console import duration
-from rotateconv.lab.cli.progress import TrainingProgress
+from rotateconv.lab.cli.shared.console import duration
+from rotateconv.lab.cli.shared.progress import TrainingProgress
 from rotateconv.lab.config import PRESETS, RunConfig, make_config, recipe_for
 from rotateconv.lab.data import images
 from rotateconv.lab.files import read_json, write_json
@@ -281,7 +281,7 @@ def test_overwrite_starts_again() -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_gets_one_bar_that_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rotateconv.lab.cli.progress._EVERY", 0.0)
+    monkeypatch.setattr("rotateconv.lab.cli.shared.progress._EVERY", 0.0)
     output = StringIO()
     console = Console(file=output, force_terminal=True, width=width, color_system=None, highlight=False)
     data = small_digits()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from commands import invoke
 from rotateconv import build_model, fuse, load_packed, quantize
 from rotateconv import pack as write_pack
-from rotateconv.lab.cli.bits import choose
+from rotateconv.lab.cli.shared.bits import choose
 from rotateconv.lab.config import make_config
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.loader import Batches

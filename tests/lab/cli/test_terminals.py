@@ -11,7 +11,7 @@ from rich.table import Table
 
 from commands import invoke
 from rotateconv import build_model, pack
-from rotateconv.lab.cli.console import facts, make_console, say
+from rotateconv.lab.cli.shared.console import facts, make_console, say
 from rotateconv.lab.train.run_folder import read_summary
 
 NAMES = [

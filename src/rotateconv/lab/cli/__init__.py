@@ -14,10 +14,10 @@ from cyclopts.completion.detect import ShellDetectionError
 
 from rotateconv import __version__
 from rotateconv.errors import INTERRUPTED, ConfigError
-from rotateconv.lab.cli.console import leave_stdout, prepare_streams
-from rotateconv.lab.cli.errors import report as report_failure
-from rotateconv.lab.cli.errors import show_warning
-from rotateconv.lab.cli.options import opens_runs, unwrapped
+from rotateconv.lab.cli.shared.console import leave_stdout, prepare_streams
+from rotateconv.lab.cli.shared.errors import report as report_failure
+from rotateconv.lab.cli.shared.errors import show_warning
+from rotateconv.lab.cli.shared.options import opens_runs, unwrapped
 from rotateconv.lab.exit_codes import CommandError, Failure
 
 app = App(

@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError, RunError
-from rotateconv.lab.cli import keys, options
-from rotateconv.lab.cli.console import make_console, say
+from rotateconv.lab.cli.shared import keys, options
+from rotateconv.lab.cli.shared.console import make_console, say
 from rotateconv.lab.naming import layers_label
 from rotateconv.lab.plain import to_json
 
@@ -32,7 +32,7 @@ def analyse(
     """Write analysis.json into every finished run folder, confusion.png, and analysis.png where there are angles."""
     if draws < 1:
         raise ConfigError(f"--draws must be 1 or more, not {draws}")
-    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.shared.loading import load_shown
     from rotateconv.lab.files import write_json
     from rotateconv.lab.report.colors import layers_color
     from rotateconv.lab.report.run_figures import draw_angles, draw_confusion

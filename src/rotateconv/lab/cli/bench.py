@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.console import make_console, say
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.console import make_console, say
 from rotateconv.lab.plain import to_json
 
 if TYPE_CHECKING:

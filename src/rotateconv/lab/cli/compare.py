@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import executors, keys, options
-from rotateconv.lab.cli.errors import refuse, without_torchrun
-from rotateconv.lab.cli.settings import described
+from rotateconv.lab.cli.shared import executors, keys, options
+from rotateconv.lab.cli.shared.errors import refuse, without_torchrun
+from rotateconv.lab.cli.shared.settings import described
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.keys import KeyValueError, fields_of, read_toml
 from rotateconv.lab.naming import default_folder
@@ -84,7 +84,7 @@ def compare(
     out = out or default_folder("compare", plan.base)
     widths = None if bits is None else _widths(bits)
     trackers = options.trackers(log_with)
-    from rotateconv.lab.cli.comparison import run_comparison
+    from rotateconv.lab.cli.shared.comparison import run_comparison
 
     run_comparison(
         plan,

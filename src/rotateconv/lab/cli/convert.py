@@ -7,11 +7,11 @@ from typing import Annotated, get_args
 from rich.console import Console
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import bits, keys, options
-from rotateconv.lab.cli.budget import bytes_in, refuse_bits, tell_size
-from rotateconv.lab.cli.console import facts, make_console, say, show_table
-from rotateconv.lab.cli.errors import going_on, without_torchrun
-from rotateconv.lab.cli.settings import check_names, fine_tuned
+from rotateconv.lab.cli.shared import bits, keys, options
+from rotateconv.lab.cli.shared.budget import bytes_in, refuse_bits, tell_size
+from rotateconv.lab.cli.shared.console import facts, make_console, say, show_table
+from rotateconv.lab.cli.shared.errors import going_on, without_torchrun
+from rotateconv.lab.cli.shared.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.keys import kinds_of
 from rotateconv.lab.naming import default_folder
@@ -108,8 +108,8 @@ def _convert(
     settings: RunConfig, run: Path, *, stages: int, budget: int | None, overwrite: bool, trackers: tuple[str, ...]
 ) -> None:
     """Convert, and show how it goes."""
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.progress import FittingProgress, TrainingProgress
+    from rotateconv.lab.cli.shared.loading import load_shown
+    from rotateconv.lab.cli.shared.progress import FittingProgress, TrainingProgress
     from rotateconv.lab.study.convert import convert_run
     from rotateconv.lab.study.events import BitsAllocated, ConversionEvent, LayerFitted, ModelFitted, StageStart
     from rotateconv.lab.train.trackers import Trackers

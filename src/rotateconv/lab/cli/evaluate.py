@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.text import Text
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import keys, options
-from rotateconv.lab.cli.console import facts, make_console, new_table, say
-from rotateconv.lab.cli.errors import refuse
-from rotateconv.lab.cli.settings import check_names, check_there
-from rotateconv.lab.cli.unread import refuse_unread
+from rotateconv.lab.cli.shared import keys, options
+from rotateconv.lab.cli.shared.console import facts, make_console, new_table, say
+from rotateconv.lab.cli.shared.errors import refuse
+from rotateconv.lab.cli.shared.settings import check_names, check_there
+from rotateconv.lab.cli.shared.unread import refuse_unread
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.naming import model_name
 
@@ -49,7 +49,7 @@ def evaluate(
         raise ConfigError(f"name --data: the file {run} does not say what its model was trained on")
     if not run.is_file():
         refuse({"--model": model}, "a run folder, which says what builds its model")
-    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.shared.loading import load_shown
     from rotateconv.lab.predictions import open_file
     from rotateconv.lab.train.load import evaluate_model, load_run
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import bits, keys, options
-from rotateconv.lab.cli.console import facts, make_console
-from rotateconv.lab.cli.errors import refuse
-from rotateconv.lab.cli.settings import check_there
+from rotateconv.lab.cli.shared import bits, keys, options
+from rotateconv.lab.cli.shared.console import facts, make_console
+from rotateconv.lab.cli.shared.errors import refuse
+from rotateconv.lab.cli.shared.settings import check_there
 from rotateconv.quantization.bits import Bits
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rotateconv.lab.cli import bits, keys, options
-from rotateconv.lab.cli.budget import bytes_in, refuse_bits, tell_size
-from rotateconv.lab.cli.console import facts, make_console
-from rotateconv.lab.cli.errors import without_torchrun
+from rotateconv.lab.cli.shared import bits, keys, options
+from rotateconv.lab.cli.shared.budget import bytes_in, refuse_bits, tell_size
+from rotateconv.lab.cli.shared.console import facts, make_console
+from rotateconv.lab.cli.shared.errors import without_torchrun
+from rotateconv.lab.cli.shared.unread import refuse_unread
 from rotateconv.lab.cli.train import run_training
-from rotateconv.lab.cli.unread import refuse_unread
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS
@@ -77,7 +77,7 @@ def _within(
     budget: str, settings: RunConfig, values: dict[str, Any], called: dict[str, str], *, download: bool
 ) -> RunConfig:
     """Return the configuration with the bits that a budget leaves, and print them."""
-    from rotateconv.lab.cli.loading import load_shown
+    from rotateconv.lab.cli.shared.loading import load_shown
     from rotateconv.lab.study.budget import within_budget
 
     without_torchrun("finish --budget", jobs=False)

@@ -7,8 +7,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from rotateconv.errors import ConfigError, nearest
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.console import duration, facts, make_console, show_table
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.console import duration, facts, make_console, show_table
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import counted, model_name
 from rotateconv.lab.table import Table
@@ -70,7 +70,7 @@ def _input_size(text: str) -> tuple[int, int, int]:
 
 def _show_run(console: Console, run: Path, layers: bool) -> None:
     """Print how a run was made and what it found, then its model."""
-    from rotateconv.lab.cli.progress import data_line, recipe_line
+    from rotateconv.lab.cli.shared.progress import data_line, recipe_line
     from rotateconv.lab.train.build import configured_cost
     from rotateconv.lab.train.run_folder import (
         SUMMARY,

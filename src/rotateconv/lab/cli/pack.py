@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rotateconv.lab.cli import bits, keys, options
-from rotateconv.lab.cli.console import facts, make_console, say
-from rotateconv.lab.cli.errors import refuse
+from rotateconv.lab.cli.shared import bits, keys, options
+from rotateconv.lab.cli.shared.console import facts, make_console, say
+from rotateconv.lab.cli.shared.errors import refuse
 from rotateconv.lab.naming import model_name
 from rotateconv.quantization.bits import Bits
 
@@ -56,7 +56,7 @@ def pack(
     if not calibrate and not evaluate:
         refuse({"--data-dir": data_dir}, "--no-evaluate and no --calibrate")
 
-    from rotateconv.lab.cli.loading import load_shown, validation_accuracy
+    from rotateconv.lab.cli.shared.loading import load_shown, validation_accuracy
     from rotateconv.lab.train.load import CALIBRATION, calibration_batches, check_images, load_run, pack_model
     from rotateconv.lab.train.weights import state_bytes
     from rotateconv.quantization.pack import describe_packed, load_packed

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from rotateconv._files import atomic_write
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.console import make_console, say, show_table
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.console import make_console, say, show_table
 from rotateconv.lab.table import Table
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from rotateconv._files import check_target
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.report import Folders
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.console import facts, make_console
 
 EXAMPLES = options.examples(
     (

@@ -7,8 +7,8 @@ from cyclopts import Parameter
 
 from rotateconv._files import check_target
 from rotateconv.errors import ConfigError, RunError
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.console import facts, make_console, say
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.console import facts, make_console, say
 
 EXAMPLES = options.examples(
     ("Tables and pictures of a comparison:", "rotateconv report runs/demo --out runs/demo/report"),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import executors, keys, options
-from rotateconv.lab.cli.console import facts, make_console, say
-from rotateconv.lab.cli.errors import going_on, without_torchrun
-from rotateconv.lab.cli.settings import check_names, described
-from rotateconv.lab.cli.unread import refuse_unread
+from rotateconv.lab.cli.shared import executors, keys, options
+from rotateconv.lab.cli.shared.console import facts, make_console, say
+from rotateconv.lab.cli.shared.errors import going_on, without_torchrun
+from rotateconv.lab.cli.shared.settings import check_names, described
+from rotateconv.lab.cli.shared.unread import refuse_unread
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.naming import default_folder
 
@@ -86,8 +86,8 @@ def search(
     trackers = options.trackers(log_with)
     out = out or default_folder("search", base)
 
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.study_progress import StudyProgress
+    from rotateconv.lab.cli.shared.loading import load_shown
+    from rotateconv.lab.cli.shared.study_progress import StudyProgress
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.study import search as library
 

@@ -7,12 +7,12 @@ from typing import Annotated
 from rich.console import Console
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import executors, keys, options
-from rotateconv.lab.cli.budget import bytes_in
-from rotateconv.lab.cli.console import facts, make_console
 from rotateconv.lab.cli.convert import NAMES, OF_THE_SOURCE
-from rotateconv.lab.cli.errors import going_on, without_torchrun
-from rotateconv.lab.cli.settings import check_names, fine_tuned
+from rotateconv.lab.cli.shared import executors, keys, options
+from rotateconv.lab.cli.shared.budget import bytes_in
+from rotateconv.lab.cli.shared.console import facts, make_console
+from rotateconv.lab.cli.shared.errors import going_on, without_torchrun
+from rotateconv.lab.cli.shared.settings import check_names, fine_tuned
 from rotateconv.lab.config import RunConfig, overridden
 from rotateconv.lab.naming import counted, default_folder
 from rotateconv.lab.run_config import FINISHED_KEYS, QAT_KEYS
@@ -85,8 +85,8 @@ def shrink(
 
 def _shrink(settings: RunConfig, out: Path, budget: int, count: Count, dense_bits: int, jobs: int | None) -> None:
     """Search, show how it goes, and say what was written."""
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.shrink_progress import ShrinkProgress
+    from rotateconv.lab.cli.shared.loading import load_shown
+    from rotateconv.lab.cli.shared.shrink_progress import ShrinkProgress
     from rotateconv.lab.data.description import DataDescription
     from rotateconv.lab.study.shrink import shrink as library
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import keys, options
-from rotateconv.lab.cli.console import duration, make_console, say
-from rotateconv.lab.cli.errors import refuse
-from rotateconv.lab.cli.settings import check_names, described, fine_tuned
+from rotateconv.lab.cli.shared import keys, options
+from rotateconv.lab.cli.shared.console import duration, make_console, say
+from rotateconv.lab.cli.shared.errors import refuse
+from rotateconv.lab.cli.shared.settings import check_names, described, fine_tuned
 from rotateconv.lab.config import RunConfig, changed, overridden
 from rotateconv.lab.naming import counted, default_folder
 from rotateconv.lab.run_config import SOURCE_KEYS
@@ -104,8 +104,8 @@ def run_training(
     settings: RunConfig, run: Path, *, resume: bool, overwrite: bool, download: bool, trackers: tuple[str, ...]
 ) -> None:
     """Train, and show how it goes."""
-    from rotateconv.lab.cli.loading import load_shown
-    from rotateconv.lab.cli.progress import TrainingProgress
+    from rotateconv.lab.cli.shared.loading import load_shown
+    from rotateconv.lab.cli.shared.progress import TrainingProgress
     from rotateconv.lab.train.fit import fit
     from rotateconv.lab.train.trackers import Trackers
 

@@ -6,10 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rotateconv._files import atomic_write
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.bits import described
-from rotateconv.lab.cli.console import facts, make_console
-from rotateconv.lab.cli.errors import refuse
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.bits import described
+from rotateconv.lab.cli.shared.console import facts, make_console
+from rotateconv.lab.cli.shared.errors import refuse
 from rotateconv.lab.naming import packed_name
 
 EXAMPLES = options.examples(

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli.console import say
+from rotateconv.lab.cli.shared.console import say
 
 
 def bytes_in(text: str) -> int:

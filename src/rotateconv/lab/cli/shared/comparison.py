@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from rotateconv.errors import FAULT
-from rotateconv.lab.cli.console import facts, make_console, say, show_table
-from rotateconv.lab.cli.errors import going_on
-from rotateconv.lab.cli.loading import load_shown
-from rotateconv.lab.cli.settings import check_names
-from rotateconv.lab.cli.study_progress import StudyProgress
+from rotateconv.lab.cli.shared.console import facts, make_console, say, show_table
+from rotateconv.lab.cli.shared.errors import going_on
+from rotateconv.lab.cli.shared.loading import load_shown
+from rotateconv.lab.cli.shared.settings import check_names
+from rotateconv.lab.cli.shared.study_progress import StudyProgress
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.exit_codes import CommandError, Failure
 from rotateconv.lab.naming import counted

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_or
 
 from cyclopts import Group, Parameter
 
-from rotateconv.lab.cli.options import DATA, GROUPS, unwrapped, value
+from rotateconv.lab.cli.shared.options import DATA, GROUPS, unwrapped, value
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.keys import field_of, fields_of, from_text, kinds_of
 from rotateconv.lab.run_config import PANELS, Place

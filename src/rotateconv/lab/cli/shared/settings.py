@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rotateconv.errors import ConfigError, InputError, RunError
-from rotateconv.lab.cli.errors import refuse
-from rotateconv.lab.cli.unread import refuse_unread
+from rotateconv.lab.cli.shared.errors import refuse
+from rotateconv.lab.cli.shared.unread import refuse_unread
 from rotateconv.lab.config import RunConfig, changed, make_config, overridden
 from rotateconv.lab.run_config import QAT_KEYS
 from rotateconv.lab.train.trust import check

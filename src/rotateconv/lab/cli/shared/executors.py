@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli import options
-from rotateconv.lab.cli.errors import refuse
+from rotateconv.lab.cli.shared import options
+from rotateconv.lab.cli.shared.errors import refuse
 
 if TYPE_CHECKING:
     from rotateconv.lab.study.executor import Executor

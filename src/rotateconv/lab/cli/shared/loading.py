@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rotateconv.errors import RotateConvError
-from rotateconv.lab.cli.console import say
+from rotateconv.lab.cli.shared.console import say
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.images import load_images
 from rotateconv.lab.data.sets import ImageData

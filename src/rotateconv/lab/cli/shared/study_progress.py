@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from rotateconv.lab.cli.console import duration, facts, say
-from rotateconv.lab.cli.progress import data_line, recipe_line
+from rotateconv.lab.cli.shared.console import duration, facts, say
+from rotateconv.lab.cli.shared.progress import data_line, recipe_line
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import counted

@@ -3,7 +3,7 @@
 import pytest
 
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli.budget import bytes_in
+from rotateconv.lab.cli.shared.budget import bytes_in
 
 
 @pytest.mark.parametrize("text", ["", "40 bananas", "0", "-4KB", "1e3", "KB", "40 GB", "1" * 400])

@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from rotateconv.lab.cli import keys, options
+from rotateconv.lab.cli.shared import keys, options
 from rotateconv.lab.config import RunConfig, changed
 from rotateconv.lab.run_config import bits_keys
 from rotateconv.quantization.bits import BITS_KEYS, Bits

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rotateconv.lab.cli.console import say
-from rotateconv.lab.cli.progress import FittingProgress
-from rotateconv.lab.cli.study_progress import StudyProgress
+from rotateconv.lab.cli.shared.console import say
+from rotateconv.lab.cli.shared.progress import FittingProgress
+from rotateconv.lab.cli.shared.study_progress import StudyProgress
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import counted

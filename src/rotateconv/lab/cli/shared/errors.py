@@ -19,7 +19,7 @@ from cyclopts.exceptions import (
 )
 
 from rotateconv.errors import INTERRUPTED, MISTAKE, ConfigError, RunInterrupted, nearest
-from rotateconv.lab.cli.console import is_main_process, printable
+from rotateconv.lab.cli.shared.console import is_main_process, printable
 from rotateconv.lab.exit_codes import Failure, explain
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false"}

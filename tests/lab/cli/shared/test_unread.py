@@ -8,8 +8,8 @@ import pytest
 
 from commands import invoke
 from rotateconv.errors import ConfigError
-from rotateconv.lab.cli.settings import described, fine_tuned
-from rotateconv.lab.cli.unread import RULES, refuse_unread
+from rotateconv.lab.cli.shared.settings import described, fine_tuned
+from rotateconv.lab.cli.shared.unread import RULES, refuse_unread
 from rotateconv.lab.config import RunConfig, changed, make_config
 from rotateconv.lab.keys import field_of
 from rotateconv.lab.train.fit import fit

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rotateconv.lab.cli.console import duration, facts, printable, say
+from rotateconv.lab.cli.shared.console import duration, facts, printable, say
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.naming import counted, model_name
