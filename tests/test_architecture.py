@@ -32,6 +32,8 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(rotateconv.__path__, "rotateconv.")
     if not module.name.endswith("__main__")
 )
+TRAINING = {f"rotateconv.lab.{name}" for name in ("api", "study.finish", "train.fit")}
+"""Their examples train."""
 
 
 def test_imports_keep_the_contracts() -> None:
@@ -78,7 +80,9 @@ def examples_of(name: str) -> list[doctest.DocTest]:
     return doctest.DocTestFinder(exclude_empty=True).find(module)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in TRAINING), id=name) for name in MODULES]
+)
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for example in examples_of(name):

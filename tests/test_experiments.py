@@ -55,6 +55,7 @@ def test_there_are_studies() -> None:
     assert MEASURED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", STUDIES, ids=name_of)
 def test_a_study_can_be_started(file: Path) -> None:
     study = planned(file)

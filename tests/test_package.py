@@ -22,6 +22,7 @@ def test_the_block_for_type_checkers_names_the_same() -> None:
     assert told == {name: f"rotateconv.{home}" for name, home in rotateconv._HOMES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [",".join(order) for order in itertools.permutations(CLASHING)])
 def test_functions_keep_their_names_in_every_order_of_imports(order: str) -> None:
     # In this process all are imported: a fresh package stands in for a fresh interpreter, which takes two seconds.

@@ -26,7 +26,16 @@ def start(arguments: list[str], name: str, error: str) -> "subprocess.CompletedP
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", ["torch", "numpy", "matplotlib", "accelerate", "torchvision", "scipy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("numpy", "matplotlib", "accelerate", "torchvision", "scipy")
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -185,6 +185,7 @@ class SquareOnly(nn.Module):
         return self.last(self.norm(self.conv(images))).mean((2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.Identity, nn.DataParallel])
 @pytest.mark.parametrize("options", [{}, {"compact": True}, None])
 def test_a_model_that_looks_at_shapes_or_is_wrapped(

@@ -7,6 +7,7 @@ from fuzz.targets import TARGETS, Target
 from rotateconv.errors import InputError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_reader_gives_a_result_or_one_sentence(name: str) -> None:
     found = fuzz(TARGETS[name], seconds=2)

@@ -29,6 +29,7 @@ def test_numbers_on_a_gpu(file: str) -> None:
     run_triton_tests(file, interpret=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(
     ("name", "size", "shared", "square"),
@@ -77,6 +78,7 @@ def test_compiles_for_a_gpu(
     assert "sin.approx" not in compiled.asm["ptx"]  # good to 2e-6 of a whole turn only, and no better far from 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("taps", ["free", "profile"])
 def test_a_second_launch_is_the_first(taps: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

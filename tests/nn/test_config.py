@@ -69,6 +69,7 @@ def test_options_survive_every_round_trip(config: RotateConfig, tmp_path: Path) 
     assert rotate_configs(load_packed(tmp_path / "own", model=own())) == {"1": config}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", LEGAL[::3], ids=str)
 def test_options_survive_in_a_model_of_build_model(config: RotateConfig, tmp_path: Path) -> None:
     model = build_model("resnet20", "conv3x3", width=0.25)

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("each_kernel_form")
 
 each_form = pytest.mark.parametrize("form", FORMS, ids=name)
 each_arguments = pytest.mark.parametrize(("channels", "arguments"), ARGUMENTS, ids=name)
-each_size = pytest.mark.parametrize("size", SIZES)
+each_size = pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=[pytest.mark.slow] * (size > 5)) for size in SIZES]
+)
 
 
 @each_form

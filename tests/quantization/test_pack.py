@@ -50,7 +50,7 @@ def build(name: str, conv: str) -> nn.Module:
 
 
 @each_conv
-@pytest.mark.parametrize("name", ["resnet20", "densenet40"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("densenet40", marks=pytest.mark.slow)])
 def test_loading_gives_what_quantize_gives(name: str, conv: str, tmp_path: Path) -> None:
     model = build(name, conv)
     pack(model, tmp_path / "model")
@@ -89,7 +89,10 @@ def test_any_bits(bits: tuple[int, int, int], levels: str | None, tmp_path: Path
     assert described.levels == (None if count in (2, 2**weight - 1) else count)
 
 
-@pytest.mark.parametrize(("bits", "levels"), [(2, None), (2, 4), (1, None), (1, 2)])
+@pytest.mark.parametrize(
+    ("bits", "levels"),
+    [(2, 4), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, None), (1, None), (1, 2)))],
+)
 @each_conv
 def test_layers_with_bits_of_their_own(conv: str, bits: int, levels: int | None, tmp_path: Path) -> None:
     model = build_model("resnet20", conv, width=0.25)

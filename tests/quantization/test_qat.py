@@ -67,7 +67,7 @@ def test_a_step_moves_the_exact_numbers_by_the_gradient_at_the_quantized_ones(co
 
 @pytest.mark.parametrize("scales", ["searched", "learned"])
 @each_conv
-@pytest.mark.parametrize("weight_bits", [1, 2, 4])
+@pytest.mark.parametrize("weight_bits", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_what_is_trained_is_what_quantize_gives_and_pack_holds(
     conv: str, scales: str, weight_bits: int, tmp_path: Path
 ) -> None:
