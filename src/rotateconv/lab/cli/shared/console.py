@@ -15,6 +15,7 @@ from rich.text import Text
 from rotateconv.lab.table import Table
 
 _WIDE = 160  # columns of a pipe or a file, where nobody would wrap a long row again
+_ANY = 10_000  # columns, more than any table has
 
 
 def is_main_process() -> bool:
@@ -93,13 +94,19 @@ def new_table(title: str = "") -> RichTable:
 
 
 def show_table(console: Console, table: Table, title: str = "", *, fold: bool = False) -> None:
-    """Print a table whose heads break between words and whose cells do not, or with `fold` where room is short."""
+    """Print a table whose heads break between words and whose cells do not, or with `fold` where room is short.
+
+    Without it numbers break between words where room is short: a part of one would be read as another.
+    """
     shown = new_table(title)
     for place, head in enumerate(table.head):
         side: Literal["left", "right"] = "left" if place < table.left else "right"
         shown.add_column(head.replace(" ", "\n"), justify=side, no_wrap=not fold, overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
+    if shown.__rich_measure__(console, console.options.update(width=_ANY)).maximum > console.width:
+        for column in shown.columns[table.left :]:
+            column.no_wrap = False
     console.print(shown)
 
 
