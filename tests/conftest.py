@@ -1,5 +1,6 @@
 """Fixtures: for every test a fixed seed and global state that it cannot leave changed, and pictures to look into."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from rotateconv.lab.data.sets import ImageData
+
+_places = itertools.count()
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +27,20 @@ def fixed_state() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_folder_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures of modules, too, neither read nor write what the user who runs the tests has named before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_configuration_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes what the user who runs it has named before."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+    """No test reads or writes what another test has named before."""
+    # A name alone: to make thousands of folders, and to look each time for the next free one, takes half a minute.
+    folder = tmp_path_factory.getbasetemp() / "configuration" / str(next(_places))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
 
 
 @pytest.fixture(scope="module")
