@@ -1,6 +1,5 @@
 """What a model and a run are called, everywhere."""
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,11 +29,20 @@ def layers_label(config: RunConfig) -> str:
         >>> layers_label(RunConfig(convert_taps="profile", convert_only="stages.2.*"))
         'profile taps in stages.2.*'
     """
-    if config.convert_taps is not None:
-        name = f"{config.convert_taps} taps" + (f" in {config.convert_only}" if config.convert_only else "")
-    else:
-        name = config.conv if config.factory is None else "as built"
+    name = layers_name(config)
     return name if config.width == 1 else f"{name} x{config.width:.2f}"
+
+
+def layers_name(config: RunConfig) -> str:
+    """Return what they are called whatever their width.
+
+    Example:
+        >>> layers_name(RunConfig(conv="conv3x3", width=0.6875))
+        'conv3x3'
+    """
+    if config.convert_taps is not None:
+        return f"{config.convert_taps} taps" + (f" in {config.convert_only}" if config.convert_only else "")
+    return config.conv if config.factory is None else "as built"
 
 
 def architecture_name(config: RunConfig) -> str:
@@ -81,7 +89,7 @@ def run_name(config: RunConfig) -> str:
         ('resnet20-conv3x3-w0.5-seed2', 'resnet20-free-taps-seed0')
     """
     model = re.sub(r"\W+", "-", architecture_name(config))
-    layers = re.sub(r"[^\w.]+", "-", layers_label(dataclasses.replace(config, width=1.0))).rstrip(".-")
+    layers = re.sub(r"[^\w.]+", "-", layers_name(config)).rstrip(".-")
     width = "" if config.width == 1 else f"-w{config.width:g}"
     return f"{model}-{layers}{width}-seed{config.seed}"
 

@@ -216,7 +216,7 @@ def draw_frontier(points: Sequence[Point], path: Path) -> None:
             color = layers_color(point.group.label)
             face = color if point.accuracy.n > 1 else "white"
             mark(axes, point.packed / 1e3, point.accuracy, color, marker, face)
-            name = point.group.label.partition(" x")[0]  # whatever its width
+            name = point.group.layers
             entries.append((f"{family}: {name}", color, color, marker))
     sizes = [point.packed / 1e3 for point in points]
     scale_bytes(axes, min(sizes) / 1.15, max(sizes) * 1.15)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rotateconv.errors import RunError
 from rotateconv.lab.config import PRESETS, RunConfig
-from rotateconv.lab.naming import architecture_name, layers_label
+from rotateconv.lab.naming import architecture_name, layers_label, layers_name
 from rotateconv.lab.sample import Sample, mean_of
 from rotateconv.lab.study.plan import BASELINE
 from rotateconv.lab.study.run_record import RunRecord
@@ -57,7 +57,7 @@ class Group:
     @property
     def layers(self) -> str:
         """What its layers are called whatever their width."""
-        return layers_label(dataclasses.replace(self.config, width=1.0))
+        return layers_name(self.config)
 
     @property
     def dense(self) -> bool:

@@ -1,6 +1,5 @@
 """The trained model that a run starts from, or learns from: another run's, or a user's own."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from rotateconv.errors import ConfigError, RunError, first_line
 from rotateconv.lab.config import RunConfig
 from rotateconv.lab.data.description import DataDescription
 from rotateconv.lab.data.sets import Split
-from rotateconv.lab.naming import layers_label
+from rotateconv.lab.naming import layers_name
 from rotateconv.lab.parts import Conversion
 from rotateconv.lab.train.build import build_configured, build_from, conversion_filter, set_angle_grad_scale
 from rotateconv.lab.train.load import calibration_batches, load_run
@@ -143,7 +142,7 @@ def dense_source(path: str) -> Iterator[None]:
         if run.convert_taps is not None:
             origin = _dense_origin(run)
             such = "" if origin is None else f", such as its source, {origin}"
-            has = layers_label(dataclasses.replace(run, width=1.0))
+            has = layers_name(run)
             raise ConfigError(f"{path} has {has} already: give a model of dense convolutions{such}") from None
         if run.factory is not None or run.conv == "conv3x3":
             raise

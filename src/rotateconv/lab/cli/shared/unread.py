@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rotateconv.errors import ConfigError
 from rotateconv.lab.keys import fields_of
-from rotateconv.lab.naming import layers_label
+from rotateconv.lab.naming import layers_name
 from rotateconv.lab.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _has_open_profiles(run: RunConfig) -> bool:
 
 def _without(what: str) -> Callable[[Sequence[RunConfig]], str]:
     def sentence(runs: Sequence[RunConfig]) -> str:
-        names = dict.fromkeys(layers_label(dataclasses.replace(run, width=1.0)) for run in runs)
+        names = dict.fromkeys(layers_name(run) for run in runs)
         return f"is of {what}, and there are none in {', '.join(names)}: leave it out"
 
     return sentence
