@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from kernel_forms import KERNEL_FORMS, take_kernel_form
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -62,17 +64,19 @@ def data() -> "ImageData":
     return small_digits()
 
 
-@pytest.fixture(params=["compiled", "tensor operations"])
-def each_kernel_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The test twice: with the compiled kernel, where there is one, and without."""
-    from rotateconv import native
-    from rotateconv.kernels import fused_native
+@pytest.fixture(autouse=True, scope="session")
+def node_in_cpp() -> None:
+    """Kernels as in a training that has gone on for half a minute: by the node in C++, where that can be had."""
+    from rotateconv.native import node
 
+    node.wait()
+
+
+@pytest.fixture(params=KERNEL_FORMS)
+def each_kernel_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test once for each way in which kernels are made on a CPU."""
     form: str = request.param
-    if form == "tensor operations":
-        monkeypatch.setattr(fused_native, "find", lambda *arguments: None)
-    elif not native.available():
-        pytest.skip(native.status())
+    take_kernel_form(form, monkeypatch)
     return form
 
 

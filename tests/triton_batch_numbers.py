@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kernel_forms import take_kernel_form
 from layers import forward
 from rotateconv import RotateConv2d, batched_kernels, build_model
-from rotateconv.kernels import fused, fused_batch, fused_native, fused_triton_batch
+from rotateconv.kernels import fused, fused_batch, fused_triton_batch
 from rotateconv.kernels.batch_options import BatchOptions
 from rotateconv.kernels.fused_batch import fused_line_kernels
 from rotateconv.kernels.line import line_kernel
@@ -28,7 +29,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     launch = fused_triton_batch._launch
     monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
     monkeypatch.setattr(fused_triton_batch, "_launch", lambda *a: (launches.append(1), launch(*a)))
-    monkeypatch.setattr(fused_native, "find", lambda *_: None)
+    take_kernel_form("tensor operations", monkeypatch)
     monkeypatch.setattr(fused_batch, "_in_one_piece", lambda *a: pytest.fail("torch's operations were used"))
     return launches
 

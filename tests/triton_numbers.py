@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rotateconv.kernels import fused, fused_native, fused_tensors, fused_triton
+from kernel_forms import take_kernel_form
+from rotateconv.kernels import fused, fused_tensors, fused_triton
 from rotateconv.kernels.fused import fused_line_kernel
 from rotateconv.kernels.line import line_kernel
 
@@ -26,7 +27,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send the tensors of a CPU to the Triton kernels."""
     monkeypatch.setattr(fused, "_on_gpu", lambda angle: True)
     monkeypatch.setattr(fused_tensors, "_backward", poisoned)
-    monkeypatch.setattr(fused_native, "find", lambda *arguments: None)
+    take_kernel_form("tensor operations", monkeypatch)
 
 
 def poisoned(*arguments: Any) -> Tensor:

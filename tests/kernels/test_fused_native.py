@@ -1,6 +1,6 @@
 """The compiled kernel against the tensor operations: the same numbers to rounding, whatever it is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,11 +8,16 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from rotateconv import native
+from kernel_forms import KERNEL_FORMS, take_kernel_form
+from rotateconv import RotateConv2d, native
 from rotateconv.kernels import fused_native
 from rotateconv.kernels.fused import fused_line_kernel
+from rotateconv.native import node
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.status())
 
@@ -21,10 +26,18 @@ TYPES = (*REAL, torch.bfloat16, torch.float16)
 PATHS = ("circle", "square")
 
 
+@pytest.fixture(autouse=True, scope="module", params=KERNEL_FORMS[:2])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All tests for each node that calls the library."""
+    with pytest.MonkeyPatch.context() as patched:
+        take_kernel_form(request.param, patched)
+        yield request.param
+
+
 def by_tensors(function: Callable[[], Any]) -> Any:
     """What the function returns where there is no compiled kernel."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fused_native, "find", lambda *arguments: None)
+        take_kernel_form("tensor operations", patched)
         return function()
 
 
@@ -218,9 +231,20 @@ def test_views_that_negate() -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls of the library."""
+def calls(monkeypatch: pytest.MonkeyPatch, form: str) -> list[str]:
+    """The calls of the library; those in C++ are seen of the forward pass alone."""
     made: list[str] = []
+    if form == "node in C++":
+        in_cpp = node.line_kernel
+        assert in_cpp is not None
+
+        def count_kernels(*arguments: Any) -> Any:
+            kernel = in_cpp(*arguments)
+            if kernel is not None:
+                made.append("forward")
+            return kernel
+
+        monkeypatch.setattr(node, "line_kernel", count_kernels)
     for name in ("forward", "backward"):
         computes = getattr(fused_native, name)
 
@@ -232,9 +256,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_it_is_what_computes(calls: list[str]) -> None:
+def test_it_is_what_computes(calls: list[str], form: str) -> None:
     kernel_and_gradients(torch.randn(4, 3), torch.randn(4), torch.randn(4, 3, 3))
-    assert calls == ["forward", "backward"]
+    assert calls == (["forward"] if form == "node in C++" else ["forward", "backward"])
 
 
 @pytest.mark.filterwarnings("ignore:`?torch.jit")
@@ -270,5 +294,125 @@ def test_the_largest_kernel(calls: list[str]) -> None:
     size = fused_native.LARGEST
     arguments = torch.randn(5, size), torch.randn(5), torch.randn(5, size, size)
     found = kernel_and_gradients(*arguments)
-    assert len(calls) == 2
+    assert "forward" in calls
     assert_the_same(found, by_tensors(lambda: kernel_and_gradients(*arguments)), 1e-4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=shapes,
+    size=st.sampled_from([3, 5, 9]),
+    shared=st.booleans(),
+    path=st.sampled_from(PATHS),
+    source=st.sampled_from(REAL),
+    dtype=st.sampled_from((None, *TYPES)),
+    last=st.booleans(),
+    layout=st.tuples(layouts, layouts, layouts),
+    seed=st.integers(0, 10**6),
+)
+def test_both_nodes_give_the_same_digits(
+    form: str,
+    shape: tuple[int, ...],
+    size: int,
+    shared: bool,
+    path: Any,
+    source: torch.dtype,
+    dtype: torch.dtype | None,
+    last: bool,
+    layout: tuple[str, str, str],
+    seed: int,
+) -> None:
+    """A training may go over from one to the other."""
+    if form != "node in C++":
+        pytest.skip("compared once")
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, place: int) -> Tensor:
+        tensor = torch.randn(shape, generator=generator, dtype=source)
+        return in_memory(tensor, layout[place]) if tensor.dim() else tensor
+
+    weight, angle = draw(*shape, 1 if shared else size, place=0), 4 * draw(*shape, place=1)
+    grad = draw(*shape, size, size, place=2).to(source if dtype is None else dtype)
+    options = {"path": path, "dtype": dtype, "channels_last": last, "angle_grad_scale": 0.37}
+    found = kernel_and_gradients(weight, angle, grad, **options)
+    with pytest.MonkeyPatch.context() as patched:
+        take_kernel_form("node in Python", patched)
+        expected = kernel_and_gradients(weight, angle, grad, **options)
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+        assert mine.is_contiguous() == other.is_contiguous()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("options", [{}, {"taps": "profile"}, {"bias": False, "stride": 2, "dilation": 2, "groups": 2}])
+def test_the_convolution_in_one_call(form: str, options: dict[str, Any], last: bool, autocast: bool) -> None:
+    """The same digits as by the kernel and F.conv2d, and the same order in memory."""
+    if form != "node in C++":
+        pytest.skip("it is in C++ alone")
+    layer = RotateConv2d(4, 6, 5, padding=2, **options)
+    images = torch.randn(3, 4, 9, 9).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def step() -> list[Tensor]:
+        layer.zero_grad()
+        mine = images.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = layer(mine)
+        output.float().square().sum().backward()
+        return [output, mine.grad, *(parameter.grad for parameter in layer.parameters())]
+
+    found = step()
+    with pytest.MonkeyPatch.context() as patched:
+        take_kernel_form("node in Python", patched)
+        expected = step()
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+        assert (mine.dtype, mine.stride()) == (other.dtype, other.stride())
+
+
+def test_a_mode_of_functions_sees_the_convolution() -> None:
+    seen: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    layer, images = RotateConv2d(2, 3), torch.randn(1, 2, 5, 5)
+    with Watch():
+        output = layer(images)
+    assert "conv2d" in seen
+    assert torch.equal(output, layer(images))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_layer(reentrant: bool) -> None:
+    layer, images = RotateConv2d(2, 3), torch.randn(1, 2, 5, 5, requires_grad=True)
+    layer(images).square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    checkpoint(layer, images, use_reentrant=reentrant).square().sum().backward()
+    assert all(torch.equal(mine.grad, other) for mine, other in zip(layer.parameters(), expected, strict=True))
+
+
+def test_a_batch_of_gradients_and_a_directional_derivative() -> None:
+    weight, angle = torch.randn(3, 3).requires_grad_(), torch.randn(3).requires_grad_()
+    kernel, grads = fused_line_kernel(weight, angle), torch.randn(4, 3, 3, 3)
+    together = torch.autograd.grad(kernel, (weight, angle), grads, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(kernel, (weight, angle), grad, retain_graph=True) for grad in grads]
+    for found, expected in zip(together, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight.detach(), torch.ones(3, 3))
+        derivative = forward_ad.unpack_dual(fused_line_kernel(dual, angle.detach())).tangent
+    # Linear in the weights: in the direction of ones it is the kernel of ones.
+    torch.testing.assert_close(derivative, fused_line_kernel(torch.ones(3, 3), angle.detach()))
+
+
+def test_weights_that_changed_before_the_backward_pass_are_refused() -> None:
+    weight, angle = torch.randn(3, 3).requires_grad_(), torch.randn(3)
+    kernel = fused_line_kernel(weight, angle)
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kernel.sum().backward()

@@ -110,7 +110,7 @@ def test_the_key_knows_compiler_and_sources(monkeypatch: pytest.MonkeyPatch, tmp
     third = build.build_key()
     changed = tmp_path / "line_real.h"
     changed.write_text("/* changed */", "utf-8")
-    monkeypatch.setattr(build, "HEADER", changed)
+    monkeypatch.setattr(build, "HEADERS", (changed,))
     assert len({first, second, third, build.build_key()}) == 4
 
 

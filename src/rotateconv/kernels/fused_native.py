@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from rotateconv import native
 from rotateconv.kernels.line import Path, line_kernel_gradients
+from rotateconv.native import node
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """Of kernels in memory, by the numbers that line.c has for them."""
@@ -25,10 +27,19 @@ _SLICES_A_THREAD = 1 << 15  # a thread costs some 20 µs to start, these slices 
 # Modes that look at every operation (counters, fake tensors, tracers) would see none of the library's, and transforms
 # look into it. Where torch has these functions no more, the tensor operations are always right.
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
 _is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", lambda: True)
-in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_transforms: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 _CLASSES = nn.Parameter, Tensor  # what may stand for others, or have no memory, is of another class
+
+# For the node in C++, which leaves to it what is differentiated again.
+_operators = torch.library.Library("rotateconv", "FRAGMENT")
+_operators.define(
+    "line_kernel_gradients(Tensor weight, Tensor angle, Tensor grad, int size, str path, float scale)"
+    " -> (Tensor, Tensor)"
+)
+_operators.impl("line_kernel_gradients", line_kernel_gradients, "CompositeImplicitAutograd")
 
 
 class Kind(NamedTuple):
@@ -118,6 +129,11 @@ def has_memory(tensor: Tensor) -> bool:
     return True
 
 
+def in_transform() -> bool:
+    """Whether one of torch.func's transforms, or forward-mode differentiation, goes through the operations."""
+    return _transforms() or getattr(forward_ad, "_current_level", 0) >= 0
+
+
 def is_watched() -> bool:
     """Whether somebody has to see the operations."""
     return bool(_modes()) or in_transform() or _is_tracing()
@@ -127,11 +143,49 @@ def line_kernel(
     weight: Tensor, angle: Tensor, size: int, path: Path, scale: float, dtype: torch.dtype | None, last: bool
 ) -> Tensor | None:
     """The kernels as one node; the arguments are those of `find`, and so is None."""
+    in_cpp = node.line_kernel
+    if in_cpp and type(size) is int and type(weight) in _CLASSES and type(angle) in _CLASSES and not is_watched():
+        found = in_cpp(weight, angle, size, path, scale, dtype, last)
+        if found is not None:
+            return found
     kind = find(weight, angle, size, path, scale, dtype, last)
     if kind is None:
         return None
     made: Tensor = _LineKernel.apply(plain(weight, kind), plain(angle, kind), kind)
+    if made.requires_grad:
+        node.ask()
     return made
+
+
+def line_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    angle: Tensor,
+    profile: Tensor | None,
+    bias: Tensor | None,
+    size: int,
+    path: Path,
+    scale: float,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor | None:
+    """F.conv2d with the kernels of weight and angle, by one call; None where that cannot be.
+
+    Args:
+        input: (N, in, H, W) or (in, H, W).
+        weight, angle, size, path, scale: As in `find`, of kernels (out, in/groups, k, k).
+        profile: (out, k), which the weights (out, in/groups, 1) are multiplied with, or None.
+        bias, stride, padding, dilation, groups: As in F.conv2d.
+    """
+    if torch.compiler.is_compiling() or (in_cpp := node.line_conv2d) is None or is_watched() or _function_modes():
+        return None
+    if type(input) not in _CLASSES or type(weight) not in _CLASSES or type(angle) not in _CLASSES or not angle.is_cpu:
+        return None
+    if profile is not None:
+        weight = weight * profile[:, None]
+    return in_cpp(input, weight, angle, bias, size, path, scale, stride, padding, dilation, groups)
 
 
 def find(

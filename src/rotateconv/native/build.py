@@ -6,11 +6,12 @@ import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 LIBRARY = "_line.so"
 SOURCE = Path(__file__).with_name("line.c")
-HEADER = Path(__file__).with_name("line_real.h")
+HEADERS = (Path(__file__).with_name("line.h"), Path(__file__).with_name("line_real.h"))
 _FLAGS = ("-std=c11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
 SECONDS = 120
 """After which a compiler is given up."""
@@ -20,31 +21,38 @@ class BuildError(Exception):
     """There is no library, and this sentence says why."""
 
 
-def find_compiler() -> list[str]:
-    """The command of the C compiler: that of $CC, else the first of cc, gcc and clang that there is.
+def find_compiler(
+    language: str = "C", variable: str = "CC", names: Sequence[str] = ("cc", "gcc", "clang")
+) -> list[str]:
+    """The command of a compiler: that of the environment variable, else the first of the names that there is.
 
     Raises:
         BuildError: If there is none.
     """
-    command = shlex.split(os.environ.get("CC", ""))
-    for candidate in [command] if command else [["cc"], ["gcc"], ["clang"]]:
+    command = shlex.split(os.environ.get(variable, ""))
+    for candidate in [command] if command else [[name] for name in names]:
         if found := shutil.which(candidate[0]):
             return [found, *candidate[1:]]
-    raise BuildError(f"no C compiler: {' '.join(command) or 'cc, gcc or clang'} was not found")
+    wanted = " ".join(command) or f"{', '.join(names[:-1])} or {names[-1]}"
+    raise BuildError(f"no {language} compiler: {wanted} was not found")
 
 
-def build_key() -> str:
-    """What the library depends on, as 16 hexadecimal digits: sources, compiler, flags and kind of processor.
+def build_key(
+    compiler: Sequence[str] | None = None,
+    flags: Sequence[str] = _FLAGS,
+    sources: Iterable[Path] | None = None,
+) -> str:
+    """What a library depends on, as 16 hexadecimal digits: sources, compiler, flags and kind of processor.
 
     Raises:
         BuildError: If there is no compiler.
     """
-    compiler = find_compiler()
+    compiler = find_compiler() if compiler is None else compiler
     file = Path(compiler[0]).resolve()
     state = file.stat()
-    parts = [*compiler, str(file), state.st_size, state.st_mtime_ns, *_FLAGS, platform.system(), platform.machine()]
+    parts = [*compiler, str(file), state.st_size, state.st_mtime_ns, *flags, platform.system(), platform.machine()]
     digest = hashlib.sha256(repr(parts).encode())
-    for source in (SOURCE, HEADER):
+    for source in (SOURCE, *HEADERS) if sources is None else sources:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -61,20 +69,41 @@ def compile_library(target: Path, flags: tuple[str, ...] = ()) -> None:
     """
     command = [*find_compiler(), *_FLAGS, *flags]
     # Older compilers, and some C libraries, do not know functions in several versions.
-    for clones in (["-DCLONES"], []):
-        try:
-            run = subprocess.run(
-                [*command, *clones, str(SOURCE), "-o", str(target), "-lm"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(f"{command[0]} did not compile the kernel: {error}") from error
-        if run.returncode == 0:
-            return
-    lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
-    raise BuildError(f"{command[0]} did not compile the kernel: {lines[-1]}")
+    try:
+        run_compiler([*command, "-DCLONES", str(SOURCE), "-o", str(target), "-lm"])
+    except BuildError:
+        run_compiler([*command, str(SOURCE), "-o", str(target), "-lm"])
+
+
+def run_compiler(command: Sequence[str], started: Callable[["subprocess.Popen[str]"], None] | None = None) -> None:
+    """Run a compiler, and wait for it.
+
+    Args:
+        command: Its command line.
+        started: Is given the process, which another thread may end.
+
+    Raises:
+        BuildError: If it fails, or takes more than `SECONDS`.
+    """
+    name = command[0]
+    try:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        ) as process:
+            if started is not None:
+                started(process)
+            try:
+                _, errors = process.communicate(timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{name} did not compile the kernel: {error}") from error
+    if process.returncode != 0:
+        lines = errors.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise BuildError(f"{name} did not compile the kernel: {lines[-1]}")

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include "line.h"
 #if !defined(_WIN32)
 #define THREADS
 #include <pthread.h>
@@ -21,8 +22,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { VERSION = 2, LARGEST = 63, BLOCK = 64, POSITIONS = 8192, LINES = 768, MOST_THREADS = 64 };
-enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 }; /* of kernels in memory */
+enum { VERSION = 2, BLOCK = 64, POSITIONS = 8192, LINES = 768, MOST_THREADS = 64 };
 
 /* One call. The slices are (rows, length); the kernels of a row lie step_slice and step_position numbers apart. */
 typedef struct Job {
@@ -139,13 +139,6 @@ static void run(const Job *job, int threads) {
 
 int rotateconv_version(void) { return VERSION; }
 int rotateconv_largest(void) { return LARGEST; }
-
-/* What the calls of a layer have in common: `fused_native.Call` has the same fields. */
-typedef struct Call {
-  double scale; /* of the gradient of the angle */
-  int64_t rows, length;
-  int size, taps, square, type, last, is_double, threads;
-} Call;
 
 static Job make_job(const Call *call, const void *weight, const void *angle, void *kernel) {
   int64_t positions = (int64_t)call->size * call->size;

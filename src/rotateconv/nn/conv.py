@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rotateconv.errors import InputError
 from rotateconv.kernels.fit import fit_line
 from rotateconv.kernels.fused import fused_line_kernel, in_layout
+from rotateconv.kernels.fused_native import line_conv2d
 from rotateconv.kernels.line import Path, Taps, mean_gram, unit_profile
 from rotateconv.kernels.separable import Form, compute_dtype, dense_kernel, grouped_conv2d, is_channels_last
 from rotateconv.nn import arguments
@@ -237,19 +238,26 @@ class RotateConv2d(ConvBase):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        padding = self.padding_pixels
+        padding, config = self.padding_pixels, self.config
         if self.padding_mode != "zeros":
             input, padding = self._padded(input)
-        if self.config.angle_groups is not None and self.config.is_separable and self.groups == 1:
+        if config.angle_groups is not None and config.is_separable and self.groups == 1:
             weight, lines = self.weight[..., 0], self._line_filters(self.step_scale)
             return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
+        weight = self.weight  # once: a parametrization computes it anew each time
+        scale = self.angle_grad_scale if config.learn_angle else 1.0
+        if config.angle_groups is None:
+            path, size, profile = config.path, self.kernel_size[0], self.profile if config.taps == "profile" else None
+            shape = self.stride, padding, self.dilation, self.groups
+            output = line_conv2d(input, weight, self.angle, profile, self.bias, size, path, scale, *shape)
+            if output is not None:
+                return output
         # Written at once as the convolution wants it: in autocast's type, and in the order of the input, which
         # `.to(memory_format=...)` cannot give to a kernel that is computed.
-        weight = self.weight  # once: a parametrization computes it anew each time
         dtype, last = compute_dtype(input, weight), is_channels_last(input)
         kernel = take_kernel(self, self.kernel_sources, dtype, last) if open_batches else None
         if kernel is None:
-            kernel = self._kernel(weight, self.step_scale, dtype, last)
+            kernel = self._kernel(weight, scale, dtype, last)
         return F.conv2d(input, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
 
     @property

@@ -118,6 +118,7 @@ def _show_cost(console: Console, title: str, found: "ModelCost", layers: bool) -
     """Print what a model costs for one image."""
     from rotateconv import native
     from rotateconv.cost import number_text
+    from rotateconv.native import node
 
     shape = " x ".join(map(str, found.input_size))
     if layers:
@@ -136,5 +137,6 @@ def _show_cost(console: Console, title: str, found: "ModelCost", layers: bool) -
             "multiply-adds": f"{number_text(found.multiply_adds)} per image",
             "kernels": f"{found.kernel_multiply_adds:,} multiply-adds per training step to build them",
             "compiled": f"{native.status()} (kernels on a CPU)",
+            "in C++": f"{node.status()} (their node of the graph)",
         },
     )
