@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from rotateconv import native
+from rotateconv.kernels.fused_native import how_kernels_are_made
 from rotateconv.lab.bench.cases import PRECISIONS, UNBATCHED, Case
 from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.timing import Spread, measure, ratio
 from rotateconv.lab.train.environment import Environment
 from rotateconv.lab.train.process_memory import keep_freed_memory
+from rotateconv.native import node
 
 FORMS = ("conv3x3", f"rotate4{UNBATCHED}", "rotate4")
 
@@ -30,6 +31,7 @@ FORMS = ("conv3x3", f"rotate4{UNBATCHED}", "rotate4")
 def main(file: Path, seconds: float, compiled: bool) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
+    node.wait()
     rows: list[dict[str, Any]] = []
     for dtype, batch in product(reversed(PRECISIONS), (64,) if compiled else (32, 64, 128)):
         forms = FORMS[:2] if compiled else FORMS
@@ -42,7 +44,7 @@ def main(file: Path, seconds: float, compiled: bool) -> None:
             found = f"{relative.median:.3f} ({relative.low:.3f} to {relative.high:.3f}), {len(times[form])} rounds"
             print(f"{case.name}, {dtype}: {form}: {1000 * spread.median:.1f} ms, {found}", flush=True)
         environment = {**asdict(Environment.now()), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
-        environment["compiled_kernel"] = native.status().split(":")[0]
+        environment["kernels"] = how_kernels_are_made()
         file.write_text(json.dumps({"schema": 1, "environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
 
 

@@ -77,11 +77,16 @@ class TargetRow(Plain):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Environment):
-    """Where and when it was measured, and how busy the machine was in the minutes before."""
+    """Where and when it was measured, and how busy the machine was in the minutes before.
+
+    Attributes:
+        kernels: How they were made on a CPU; older records do not say.
+    """
 
     device: str
     time: str
     load_average: tuple[float, float, float] | None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def _machine(record: BenchRecord) -> str:
         "Cores and threads": f"{found.physical_cores} cores, {found.threads} threads",
         "Load average": "unknown" if load is None else f"{load[0]:.1f} (1 minute), {load[1]:.1f} (5 minutes)",
         "Versions": f"Python {found.python}, {versions}",
+        **({} if found.kernels is None else {"Kernels": found.kernels}),
         "Time": found.time,
         "Matrix product, 10⁹ multiply-adds a second": rates,
     }

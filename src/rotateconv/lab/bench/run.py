@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
+from rotateconv.kernels.fused_native import how_kernels_are_made
 from rotateconv.lab.bench.cases import PRECISIONS, Case
 from rotateconv.lab.bench.forms import build_forms
 from rotateconv.lab.bench.record import SCHEMA, BenchRecord, Conditions, LostRow, Row
 from rotateconv.lab.bench.targets import Target, judge
 from rotateconv.lab.bench.timing import Spread, matrix_rate, measure, multiply_adds, peak_memory, ratio
 from rotateconv.lab.train.environment import Environment
+from rotateconv.native import node
 
 
 def run_bench(
@@ -29,6 +31,7 @@ def run_bench(
 ) -> BenchRecord:
     """Time cases, and those of targets, and judge the targets; BenchError where a form differs from the plain one.
 
+    On a CPU with the node in C++, which is compiled first where it has not been.
     A case is timed once, whatever else needs it; `seconds` are for each form of each, about. `on_case` is called with
     every case, its rows, and the record so far.
 
@@ -39,6 +42,8 @@ def run_bench(
     rates: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
     rows: list[Row | LostRow] = []
     environment = Environment.now()
+    if device == "cpu":
+        node.wait()  # what a training has that goes on for more than half a minute
     for case in dict.fromkeys([*cases, *(target.case for target in targets)]):
         # The best of all: a rate taken while something else ran would make every share too large.
         rates[case.dtype] = max(rates[case.dtype], matrix_rate(getattr(torch, case.dtype), device))
@@ -72,6 +77,7 @@ def _record(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         # Threads of other work that wait for the same cores make every time here a doubtful one.
         load_average=os.getloadavg() if hasattr(os, "getloadavg") else None,
+        kernels=how_kernels_are_made() if device == "cpu" else None,
     )
     return BenchRecord(SCHEMA, conditions, dict(rates), tuple(shared), tuple(judge(target, rows) for target in targets))
 
