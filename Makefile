@@ -91,7 +91,7 @@ mutation: $(STAMP)
 	$(BIN)/python benchmarks/mutation.py $(MUTATION)
 
 # The laws of the compiled kernel under AddressSanitizer and UBSan, which compile it anew into a cache of their own;
-# where they cannot, it fails, for the tests would only be skipped.
+# where they cannot, it fails, for the tests would only be skipped. (With the library of C++, whose exceptions PyTorch throws.)
 SANITIZED = cc -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 
 sanitize: export XDG_CACHE_HOME = $(CURDIR)/build/sanitize
@@ -99,7 +99,7 @@ sanitize: export ASAN_OPTIONS   = detect_leaks=0
 sanitize: export CC             = $(SANITIZED)
 sanitize: $(STAMP)
 	$(BIN)/python -c "from rotateconv import native; native._compiled_for_user()"
-	export LD_PRELOAD="$$($(SANITIZED) -print-file-name=libasan.so)" OMP_NUM_THREADS=1; \
+	export LD_PRELOAD="$$($(SANITIZED) -print-file-name=libasan.so) $$($(SANITIZED) -print-file-name=libstdc++.so.6)" OMP_NUM_THREADS=1; \
 	$(BIN)/python -c "import sys; from rotateconv import native; sys.exit(None if native.available() else native.status())" && \
 	$(BIN)/python -m pytest tests/kernels/test_fused_native.py -k "not out_of_the_way"
 

@@ -1,9 +1,10 @@
-"""A training step of ResNet-20 by batch and precision: the dense model, the layers one by one, `batched_kernels`.
+"""A training step of ResNet-20 by batch and precision: the dense model, and layers that each make their own kernels.
 
     taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps.json
+    ROTATECONV_NATIVE=c taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps-python-node.json
 
-One thread, and its own CPU time: what else runs beside it takes turns, and does not count. Also compiled, with
---compiled.
+One thread, and its own CPU time: what else runs beside it takes turns, and does not count. The second is without the
+node in C++. Also compiled, with --compiled.
 """
 
 import json
@@ -25,7 +26,7 @@ from rotateconv.lab.train.environment import Environment
 from rotateconv.lab.train.process_memory import keep_freed_memory
 from rotateconv.native import node
 
-FORMS = ("conv3x3", f"rotate4{UNBATCHED}", "rotate4")
+FORMS = ("conv3x3", f"rotate4{UNBATCHED}", f"rotate2p{UNBATCHED}", "rotate4")
 
 
 def main(file: Path, seconds: float, compiled: bool) -> None:

@@ -416,3 +416,85 @@ def test_weights_that_changed_before_the_backward_pass_are_refused() -> None:
         weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         kernel.sum().backward()
+
+
+def profiled(
+    weight: Tensor, angle: Tensor, profile: Tensor, grad: Tensor, needed: tuple[bool, ...] = (True,) * 3, **options: Any
+) -> tuple[Tensor, ...]:
+    """The kernels of weights times profiles, and the gradients that are needed."""
+    own = [tensor.detach().requires_grad_(need) for tensor, need in zip((weight, angle, profile), needed, strict=True)]
+    kernel = fused_line_kernel(own[0], own[1], grad.shape[-1], profile=own[2], **options)
+    kernel.backward(grad)
+    assert [tensor.grad is not None for tensor in own] == list(needed)
+    return kernel.detach(), *(tensor.grad for tensor in own if tensor.grad is not None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.sampled_from([(3, 5), (1, 130), (70, 2), (0, 4), (4, 0), (2, 64), (1, 1), (5, 200)]),
+    size=st.sampled_from([3, 5, 7, 13]),
+    path=st.sampled_from(PATHS),
+    source=st.sampled_from(REAL),
+    dtype=st.sampled_from(TYPES),
+    last=st.booleans(),
+    layout=layouts,
+    needed=st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any),
+    seed=st.integers(0, 10**6),
+)
+def test_profiles(
+    form: str,
+    shape: tuple[int, int],
+    size: int,
+    path: Any,
+    source: torch.dtype,
+    dtype: torch.dtype,
+    last: bool,
+    layout: str,
+    needed: tuple[bool, ...],
+    seed: int,
+) -> None:
+    """Weights times profiles, by the library or before it: the same kernels and gradients; by both nodes, digits."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=source)
+
+    angle = off_the_kinks(4 * draw(*shape), size, path, 64 * torch.finfo(torch.float32).eps)
+    arguments = draw(*shape, 1), angle, in_memory(draw(shape[0], size), layout), draw(*shape, size, size).to(dtype)
+    options = {"path": path, "dtype": dtype, "channels_last": last, "angle_grad_scale": 0.37}
+    found = profiled(*arguments, needed, **options)
+    expected = by_tensors(lambda: profiled(*arguments, needed, **options))
+    coarsest = max(torch.finfo(dtype).eps, torch.finfo(source).eps)
+    assert_the_same(found, expected, (40 if coarsest < 1e-3 else 2) * coarsest * max(1, shape[1]) ** 0.5)
+    if form == "node in C++":
+        with pytest.MonkeyPatch.context() as patched:
+            take_kernel_form("node in Python", patched)
+            assert all(map(torch.equal, found, profiled(*arguments, needed, **options)))
+
+
+@pytest.mark.parametrize("shape", [(3, 50_000), (50_000, 3), (1, 150_000)])
+def test_threads_change_no_digit_of_a_profile(shape: tuple[int, int]) -> None:
+    arguments = torch.randn(*shape, 1), torch.randn(shape), torch.randn(shape[0], 3), torch.randn(*shape, 3, 3)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(profiled(*arguments))
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))
+
+
+def test_second_derivatives_of_profiles() -> None:
+    weight, angle, profile = torch.randn(2, 3, 1), torch.randn(2, 3), torch.randn(2, 3)
+    inputs = [tensor.double().requires_grad_() for tensor in (weight, angle, profile)]
+
+    def kernel(weight: Tensor, angle: Tensor, profile: Tensor) -> Tensor:
+        return fused_line_kernel(weight, angle, profile=profile)
+
+    assert torch.autograd.gradcheck(kernel, inputs, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(kernel, inputs)
+
+
+@pytest.mark.parametrize("profile", [torch.zeros(3, 3), torch.zeros(2, 5), torch.zeros(3)])
+def test_profiles_of_another_shape_are_refused(profile: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected weights \(out, in, 1\) and a profile \(out, 3\), got"):
+        fused_line_kernel(torch.randn(2, 3, 1), torch.randn(2, 3), profile=profile)

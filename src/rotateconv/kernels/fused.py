@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rotateconv.errors import InputError
 from rotateconv.kernels import fused_native, fused_tensors
 from rotateconv.kernels.fused_native import has_memory, in_transform
 from rotateconv.kernels.line import Path, check_inputs, line_kernel, line_kernel_gradients
@@ -18,6 +19,7 @@ def fused_line_kernel(
     kernel_size: int = 3,
     path: Path = "circle",
     *,
+    profile: Tensor | None = None,
     angle_grad_scale: float = 1.0,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
@@ -39,6 +41,7 @@ def fused_line_kernel(
     Args:
         weight, angle, kernel_size, path: as in `line_kernel`; weight may also be a sequence of taps in its last
             dimension in any memory layout.
+        profile: (out, k), which weights (out, in, 1) are multiplied with, or None.
         angle_grad_scale: the gradient of the angle is multiplied by it.
         dtype: of the result; the default is that of `line_kernel`.
         channels_last: lay a (out, in, k, k) result out in channels-last order.
@@ -56,9 +59,13 @@ def fused_line_kernel(
     """
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling:
-        made = fused_native.line_kernel(weight, angle, kernel_size, path, angle_grad_scale, dtype, channels_last)
+        made = fused_native.line_kernel(
+            weight, angle, profile, kernel_size, path, angle_grad_scale, dtype, channels_last
+        )
         if made is not None:
             return made
+    if profile is not None:
+        weight = _with_profile(weight, profile, kernel_size)
     check_inputs(weight, angle, kernel_size)
     dtype = torch.promote_types(weight.dtype, angle.dtype) if dtype is None else dtype
     channels_last = channels_last and angle.dim() == 2
@@ -72,6 +79,16 @@ def fused_line_kernel(
         return in_layout(line_kernel(weight, angle, kernel_size, path).to(dtype), channels_last)
     result: Tensor = _LineKernel.apply(weight, angle, kernel_size, path, angle_grad_scale, dtype, channels_last)
     return result
+
+
+def _with_profile(weight: Tensor, profile: Tensor, kernel_size: int) -> Tensor:
+    """The weights of all taps, (out, in, k)."""
+    if weight.dim() != 3 or weight.shape[-1] != 1 or profile.shape != (weight.shape[0], kernel_size):
+        raise InputError(
+            f"expected weights (out, in, 1) and a profile (out, {kernel_size}), "
+            f"got {tuple(weight.shape)} and {tuple(profile.shape)}"
+        )
+    return weight * profile[:, None]
 
 
 def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:

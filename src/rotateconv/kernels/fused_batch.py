@@ -9,7 +9,6 @@ from torch import Tensor
 from rotateconv.kernels import fused_native
 from rotateconv.kernels.batch_options import BatchOptions
 from rotateconv.kernels.fused import _fused_triton, fused_line_kernel, gradients
-from rotateconv.kernels.line import Path, line_kernel_gradients
 
 
 def fused_line_kernels(
@@ -96,25 +95,16 @@ class _LineKernels(torch.autograd.Function):
             if by_library:
                 found[i::count] = fused_native.backward(
                     ctx.kinds[i], sources[i], sources[count + i], grad, *needed[i::count]
-                )
+                )[:2]
             elif is_plain:
                 left.append(i)
             else:
-                found[i::count] = _reference_gradients_of(sources[i::count], grad, size, path, scales[i])
+                weight, angle, *profile = sources[i::count]
+                own = profile[0] if profile else None
+                found[i::count] = fused_native.reference_gradients(weight, angle, own, grad, size, path, scales[i])
         if left:
             _gradients_in_one_piece(left, sources, grads, ctx.options, found)
         return None, *[gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)]
-
-
-def _reference_gradients_of(
-    sources: Sequence[Tensor], grad: Tensor, size: int, path: Path, scale: float
-) -> Sequence[Tensor]:
-    """The gradients of weight and angle, and profile where there is one, to be differentiated themselves."""
-    weight, angle, *profile = sources
-    if not profile:
-        return line_kernel_gradients(weight, angle, grad, size, path, scale)
-    to_taps, to_angle = line_kernel_gradients(weight * profile[0][:, None], angle, grad, size, path, scale)
-    return (to_taps * profile[0][:, None]).sum(-1, keepdim=True), to_angle, (to_taps * weight).sum(1)
 
 
 def _in_one_piece(weights: Sequence[Tensor], angles: Sequence[Tensor], options: BatchOptions) -> tuple[Tensor, ...]:

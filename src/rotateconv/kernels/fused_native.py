@@ -5,7 +5,7 @@ there a call of torch or a function in Python costs twenty times what it costs i
 have in common is worked out once, and a pass makes few calls, and always the same ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import byref
 from functools import lru_cache
 from typing import Any, NamedTuple, get_args
@@ -36,10 +36,27 @@ _CLASSES = nn.Parameter, Tensor  # what may stand for others, or have no memory,
 # For the node in C++, which leaves to it what is differentiated again.
 _operators = torch.library.Library("rotateconv", "FRAGMENT")
 _operators.define(
-    "line_kernel_gradients(Tensor weight, Tensor angle, Tensor grad, int size, str path, float scale)"
-    " -> (Tensor, Tensor)"
+    "line_kernel_gradients(Tensor weight, Tensor angle, Tensor? profile, Tensor grad, int size, str path, float scale)"
+    " -> (Tensor, Tensor, Tensor)"
 )
-_operators.impl("line_kernel_gradients", line_kernel_gradients, "CompositeImplicitAutograd")
+
+
+def reference_gradients(
+    weight: Tensor, angle: Tensor, profile: Tensor | None, grad: Tensor, size: int, path: Path, scale: float
+) -> Sequence[Tensor]:
+    """The gradients of weight and angle, and of the profile where there is one, to be differentiated themselves."""
+    if profile is None:
+        return line_kernel_gradients(weight, angle, grad, size, path, scale)
+    to_taps, to_angle = line_kernel_gradients(weight * profile[:, None], angle, grad, size, path, scale)
+    return (to_taps * profile[:, None]).sum(-1, keepdim=True), to_angle, (to_taps * weight).sum(1)
+
+
+def _three_gradients(weight: Tensor, *arguments: Any) -> Sequence[Tensor]:
+    found = reference_gradients(weight, *arguments)
+    return found if len(found) == 3 else (*found, weight.new_empty(0))
+
+
+_operators.impl("line_kernel_gradients", _three_gradients, "CompositeImplicitAutograd")
 
 
 class Kind(NamedTuple):
@@ -76,46 +93,58 @@ class _LineKernel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, angle: Tensor, kind: Kind) -> Tensor:
-        ctx.save_for_backward(weight, angle)
+    def forward(ctx: Any, weight: Tensor, angle: Tensor, profile: Tensor | None, kind: Kind) -> Tensor:
+        ctx.save_for_backward(weight, angle, profile)
         ctx.kind = kind
-        return forward(kind, weight, angle)
+        return forward(kind, weight, angle, profile)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, angle = ctx.saved_tensors
+        weight, angle, profile = ctx.saved_tensors
         kind: Kind = ctx.kind
         # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
         if torch.is_grad_enabled() or not has_memory(grad) or is_watched():
-            return *line_kernel_gradients(weight, angle, grad, kind.size, kind.path, kind.scale), None
-        for_weight, for_angle, _ = ctx.needs_input_grad
-        return *backward(kind, weight, angle, grad, for_weight, for_angle), None
+            found = reference_gradients(weight, angle, profile, grad, kind.size, kind.path, kind.scale)
+            return *found, *[None] * (4 - len(found))
+        for_weight, for_angle, for_profile, _ = ctx.needs_input_grad
+        return *backward(kind, weight, angle, grad, for_weight, for_angle, profile, for_profile), None
 
 
-def forward(kind: Kind, weight: Tensor, angle: Tensor) -> Tensor:
-    """Return the kernels of plain weights and angles of the kind."""
+def forward(kind: Kind, weight: Tensor, angle: Tensor, profile: Tensor | None = None) -> Tensor:
+    """Return the kernels of plain weights and angles of the kind, and profiles where it has them."""
     kernel = torch.empty_like(kind.template)
-    kind.forward(kind.call, weight.data_ptr(), angle.data_ptr(), kernel.data_ptr())
+    own = None if profile is None else profile.data_ptr()
+    kind.forward(kind.call, weight.data_ptr(), angle.data_ptr(), own, kernel.data_ptr())
     return kernel
 
 
 def backward(
-    kind: Kind, weight: Tensor, angle: Tensor, grad: Tensor, for_weight: bool, for_angle: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of weight and angle from that of the kernels, each None where it is not needed."""
+    kind: Kind,
+    weight: Tensor,
+    angle: Tensor,
+    grad: Tensor,
+    for_weight: bool,
+    for_angle: bool,
+    profile: Tensor | None = None,
+    for_profile: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of weight, angle and profile from that of the kernels, each None where it is not needed."""
     if not (grad.is_contiguous(memory_format=kind.layout) and grad.dtype is kind.dtype) or grad.is_neg():
         grad = grad.to(kind.dtype).contiguous(memory_format=kind.layout).resolve_neg()
     to_weight = torch.empty_like(weight) if for_weight else None
     to_angle = torch.empty_like(angle) if for_angle else None
+    to_profile = torch.empty_like(profile) if profile is not None and for_profile else None
     kind.backward(
         kind.call,
         weight.data_ptr(),
         angle.data_ptr(),
+        None if profile is None else profile.data_ptr(),
         grad.data_ptr(),
         None if to_weight is None else to_weight.data_ptr(),
         None if to_angle is None else to_angle.data_ptr(),
+        None if to_profile is None else to_profile.data_ptr(),
     )
-    return to_weight, to_angle
+    return to_weight, to_angle, to_profile
 
 
 def has_memory(tensor: Tensor) -> bool:
@@ -140,18 +169,26 @@ def is_watched() -> bool:
 
 
 def line_kernel(
-    weight: Tensor, angle: Tensor, size: int, path: Path, scale: float, dtype: torch.dtype | None, last: bool
+    weight: Tensor,
+    angle: Tensor,
+    profile: Tensor | None,
+    size: int,
+    path: Path,
+    scale: float,
+    dtype: torch.dtype | None,
+    last: bool,
 ) -> Tensor | None:
     """The kernels as one node; the arguments are those of `find`, and so is None."""
     in_cpp = node.line_kernel
     if in_cpp and type(size) is int and type(weight) in _CLASSES and type(angle) in _CLASSES and not is_watched():
-        found = in_cpp(weight, angle, size, path, scale, dtype, last)
+        found = in_cpp(weight, angle, profile, size, path, scale, dtype, last)
         if found is not None:
             return found
-    kind = find(weight, angle, size, path, scale, dtype, last)
+    kind = find(weight, angle, size, path, scale, dtype, last, profile)
     if kind is None:
         return None
-    made: Tensor = _LineKernel.apply(plain(weight, kind), plain(angle, kind), kind)
+    own = None if profile is None else plain(profile, kind)
+    made: Tensor = _LineKernel.apply(plain(weight, kind), plain(angle, kind), own, kind)
     if made.requires_grad:
         node.ask()
     return made
@@ -188,15 +225,20 @@ def line_conv2d(
     """
     if torch.compiler.is_compiling() or (in_cpp := node.line_conv2d) is None or is_watched() or _function_modes():
         return None
-    if type(input) not in _CLASSES or type(weight) not in _CLASSES or type(angle) not in _CLASSES or not angle.is_cpu:
+    if type(input) not in _CLASSES or type(weight) not in _CLASSES or type(angle) not in _CLASSES:
         return None
-    if profile is not None:
-        weight = weight * profile[:, None]
-    return in_cpp(input, weight, angle, bias, size, path, scale, stride, padding, dilation, groups)
+    return in_cpp(input, weight, angle, profile, bias, size, path, scale, stride, padding, dilation, groups)
 
 
 def find(
-    weight: Tensor, angle: Tensor, size: int, path: Path, scale: float, dtype: torch.dtype | None, last: bool
+    weight: Tensor,
+    angle: Tensor,
+    size: int,
+    path: Path,
+    scale: float,
+    dtype: torch.dtype | None,
+    last: bool,
+    profile: Tensor | None = None,
 ) -> Kind | None:
     """How the library makes the kernels of these tensors; None where the tensor operations have to.
 
@@ -208,10 +250,20 @@ def find(
         scale: The gradient of the angle is multiplied by it.
         dtype: Of the kernels, or None for that of weight and angle.
         last: Whether kernels (out, in, k, k) are wanted in channels-last order.
+        profile: (out, k), which weights (out, in, 1) are multiplied with.
     """
     if is_watched() or type(weight) not in _CLASSES or type(angle) not in _CLASSES or type(size) is not int:
         return None
     if not (weight.is_cpu and angle.is_cpu):
+        return None
+    if profile is not None and not (
+        type(profile) in _CLASSES
+        and profile.is_cpu
+        and profile.dtype is weight.dtype
+        and weight.dim() == 3
+        and weight.shape[-1] == 1
+        and profile.shape == (len(weight), size)
+    ):
         return None
     threads = torch.get_num_threads() if angle.numel() > _SLICES_A_THREAD else 1
     return _kind(weight.shape, angle.shape, size, path, scale, weight.dtype, angle.dtype, dtype, last, threads)
@@ -252,7 +304,7 @@ def _kind(
     count = shape.numel()
     threads = min(threads, count // _SLICES_A_THREAD) if count > _SLICES_A_THREAD else 1
     is_double = source_dtype == torch.float64
-    rows, length = shape if last else (1, count)
+    rows, length = shape if len(shape) == 2 else (1, count)
     call = native.Call(
         scale, rows, length, size, weight_shape[-1], path == "square", _TYPES[dtype], last, is_double, threads
     )

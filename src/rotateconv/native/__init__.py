@@ -15,7 +15,7 @@ from rotateconv.native.build import LIBRARY, BuildError, build_key, compile_libr
 from rotateconv.native.trust import check_file, private_folder
 
 VARIABLE = "ROTATECONV_NATIVE"
-VERSION = 2
+VERSION = 3
 """Of the interface of the library, as line.c has it."""
 
 
@@ -92,7 +92,7 @@ def _open(file: Path) -> ctypes.CDLL:
     version = getattr(found, "rotateconv_version", lambda: None)()
     if version != VERSION:
         raise OSError(f"expected version {VERSION} of the compiled kernel in {file}, found {version}: remove the file")
-    found.rotateconv_line_forward.argtypes = [ctypes.c_void_p] * 4  # a Call, then tensors
-    found.rotateconv_line_backward.argtypes = [ctypes.c_void_p] * 6
+    found.rotateconv_line_forward.argtypes = [ctypes.c_void_p] * 5  # a Call, then tensors
+    found.rotateconv_line_backward.argtypes = [ctypes.c_void_p] * 8
     found.rotateconv_line_forward.restype = found.rotateconv_line_backward.restype = None
     return found

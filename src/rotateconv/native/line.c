@@ -22,13 +22,14 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { VERSION = 2, BLOCK = 64, POSITIONS = 8192, LINES = 768, MOST_THREADS = 64 };
+enum { VERSION = 3, BLOCK = 64, POSITIONS = 8192, LINES = 768, MOST_THREADS = 64 };
 
 /* One call. The slices are (rows, length); the kernels of a row lie step_slice and step_position numbers apart. */
 typedef struct Job {
   const void *weight, *angle; /* (rows, length, taps) and (rows, length), contiguous, float or double */
+  const void *profile;        /* (rows, size), or NULL */
   void *kernel;               /* written in the forward pass, its gradient in the backward pass */
-  void *grad_weight, *grad_angle; /* NULL where they are not asked for */
+  void *grad_weight, *grad_angle, *grad_profile; /* NULL where they are not asked for */
   double scale;                   /* of the gradient of the angle */
   int64_t rows, length, step_row, step_slice, step_position;
   int size, taps, square, type;
@@ -113,6 +114,7 @@ static void *run_share(void *argument) {
 /* Share the rows, or the slices of a single row, among threads that live for this call. */
 static void run(const Job *job, int threads) {
   int64_t count = job->rows == 1 ? job->length : job->rows;
+  if (job->profile && job->rows == 1) threads = 1; /* the gradient of a profile is a sum over its row */
 #ifdef THREADS
   Share shares[MOST_THREADS];
   pthread_t ids[MOST_THREADS];
@@ -140,28 +142,31 @@ static void run(const Job *job, int threads) {
 int rotateconv_version(void) { return VERSION; }
 int rotateconv_largest(void) { return LARGEST; }
 
-static Job make_job(const Call *call, const void *weight, const void *angle, void *kernel) {
+static Job make_job(const Call *call, const void *weight, const void *angle, const void *profile, void *kernel) {
   int64_t positions = (int64_t)call->size * call->size;
-  Job job = {.weight = weight, .angle = angle, .kernel = kernel, .scale = call->scale, .rows = call->rows,
-             .length = call->length, .size = call->size, .taps = call->taps, .square = call->square, .type = call->type};
+  Job job = {.weight = weight, .angle = angle, .profile = profile, .kernel = kernel, .scale = call->scale,
+             .rows = call->rows, .length = call->length, .size = call->size, .taps = call->taps,
+             .square = call->square, .type = call->type};
   job.step_row = positions * job.length;
   job.step_slice = call->last ? 1 : positions;
   job.step_position = call->last ? job.length : 1;
-  if (!call->last) { job.length *= job.rows; job.rows = 1; }
+  if (!call->last && !profile) { job.length *= job.rows; job.rows = 1; }
   return job;
 }
 
-void rotateconv_line_forward(const Call *call, const void *weight, const void *angle, void *kernel) {
-  Job job = make_job(call, weight, angle, kernel);
+void rotateconv_line_forward(const Call *call, const void *weight, const void *angle, const void *profile,
+                             void *kernel) {
+  Job job = make_job(call, weight, angle, profile, kernel);
   job.run = call->is_double ? forward_double : forward_float;
   run(&job, call->threads);
 }
 
-void rotateconv_line_backward(const Call *call, const void *weight, const void *angle, const void *grad,
-                              void *grad_weight, void *grad_angle) {
-  Job job = make_job(call, weight, angle, (void *)grad);
+void rotateconv_line_backward(const Call *call, const void *weight, const void *angle, const void *profile,
+                              const void *grad, void *grad_weight, void *grad_angle, void *grad_profile) {
+  Job job = make_job(call, weight, angle, profile, (void *)grad);
   job.grad_weight = grad_weight;
   job.grad_angle = grad_angle;
+  job.grad_profile = grad_profile;
   job.run = call->is_double ? backward_double : backward_float;
   run(&job, call->threads);
 }

@@ -16,12 +16,14 @@ typedef struct Call {
   int size, taps, square, type, last, is_double, threads;
 } Call;
 
-/* Weights (rows, length, taps) and angles (rows, length), contiguous; kernels and their gradients as `last` says. */
-void rotateconv_line_forward(const Call *call, const void *weight, const void *angle, void *kernel);
+/* Weights (rows, length, taps) and angles (rows, length), contiguous; kernels and their gradients as `last` says. With a
+ * profile (rows, size), else NULL, a weight (rows, length, 1) is multiplied with its row's. */
+void rotateconv_line_forward(const Call *call, const void *weight, const void *angle, const void *profile,
+                             void *kernel);
 
 /* A gradient that is not asked for is NULL. */
-void rotateconv_line_backward(const Call *call, const void *weight, const void *angle, const void *grad,
-                              void *grad_weight, void *grad_angle);
+void rotateconv_line_backward(const Call *call, const void *weight, const void *angle, const void *profile,
+                              const void *grad, void *grad_weight, void *grad_angle, void *grad_profile);
 
 #ifdef __cplusplus
 }

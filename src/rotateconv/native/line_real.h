@@ -237,30 +237,64 @@ CLONED static void NAME(load)(const Job *job, REAL *restrict kernel, int64_t at,
 #undef STORE
 #undef LOAD
 
+/* The weights of the taps, of one weight for a slice and the profile of their row. */
+INLINE void NAME(with_profile)(const REAL *restrict weight, const REAL *restrict profile, int size, REAL *restrict made,
+                               int n) {
+  for (int i = 0; i < n; i++)
+    for (int t = 0; t < size; t++) made[i * size + t] = weight[i] * profile[t];
+}
+
+/* From the gradients of the taps' weights those of the weights, and that of the profile, which is added up in `sums`. */
+INLINE void NAME(to_profile)(const REAL *restrict weight, const REAL *restrict profile, const REAL *restrict grad,
+                             int size, REAL *restrict grad_weight, double *restrict sums, int n) {
+  for (int i = 0; i < n && grad_weight; i++) {
+    REAL sum = 0;
+    for (int t = 0; t < size; t++) sum += grad[i * size + t] * profile[t];
+    grad_weight[i] = sum;
+  }
+  for (int t = 0; t < size; t++) {
+    REAL sum = 0;
+    for (int i = 0; i < n; i++) sum += grad[i * size + t] * weight[i];
+    sums[t] += sum;
+  }
+}
+
 INLINE void NAME(blocks)(const Job *job, int64_t first, int64_t last, int backward, int size, int closed) {
-  REAL kernel[POSITIONS];
+  REAL kernel[POSITIONS], made[LINES], grad_made[LINES];
   int positions = size * size, step = POSITIONS / positions < BLOCK ? POSITIONS / positions : BLOCK;
-  int taps = job->taps == 1 ? 1 : size;
+  int given = job->taps == 1 ? 1 : size, taps = job->profile ? size : given;
   int64_t row = job->rows == 1 ? 0 : first, end_row = job->rows == 1 ? 1 : last;
   int64_t from = job->rows == 1 ? first : 0, to = job->rows == 1 ? last : job->length;
   REAL scale = (REAL)job->scale;
-  for (; row < end_row; row++)
+  for (; row < end_row; row++) {
+    const REAL *profile = job->profile ? (const REAL *)job->profile + row * size : NULL;
+    double sums[LARGEST] = {0};
     for (int64_t i = from; i < to; i += step) {
       int n = to - i < step ? (int)(to - i) : step;
       int64_t slice = row * job->length + i, at = row * job->step_row + i * job->step_slice;
-      const REAL *weight = (const REAL *)job->weight + slice * taps, *angle = (const REAL *)job->angle + slice;
+      const REAL *own = (const REAL *)job->weight + slice * given, *angle = (const REAL *)job->angle + slice;
+      const REAL *weight = own;
+      if (profile) {
+        NAME(with_profile)(own, profile, size, made, n);
+        weight = made;
+      }
       if (!backward) {
         if (closed) NAME(forward_3)(weight, taps, angle, kernel, n, step);
         else NAME(forward_any)(weight, taps, angle, job->square, size, kernel, n, step);
         NAME(store)(job, kernel, at, positions, n, step);
         continue;
       }
-      REAL *grad_weight = job->grad_weight ? (REAL *)job->grad_weight + slice * taps : NULL;
+      REAL *grad_own = job->grad_weight ? (REAL *)job->grad_weight + slice * given : NULL;
+      REAL *grad_weight = profile ? (grad_own || job->grad_profile ? grad_made : NULL) : grad_own;
       REAL *grad_angle = job->grad_angle ? (REAL *)job->grad_angle + slice : NULL;
       NAME(load)(job, kernel, at, positions, n, step);
       if (closed) NAME(backward_3)(weight, taps, angle, kernel, scale, grad_weight, grad_angle, n, step);
       else NAME(backward_any)(weight, taps, angle, job->square, size, kernel, scale, grad_weight, grad_angle, n, step);
+      if (profile && grad_weight) NAME(to_profile)(own, profile, grad_made, size, grad_own, sums, n);
     }
+    if (backward && job->grad_profile)
+      for (int t = 0; t < size; t++) ((REAL *)job->grad_profile)[row * size + t] = (REAL)sums[t];
+  }
 }
 
 /* Sizes known to the compiler, for the loops over rows, columns and taps to be unrolled. */

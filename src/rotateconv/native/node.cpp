@@ -75,79 +75,103 @@ struct Kind {  // what a layer's kernels have in common
 
   Call call(const Tensor& weight, const Tensor& angle) const {
     const int64_t count = angle.numel();
-    const int64_t threads = count > SLICES_A_THREAD ? std::min<int64_t>(at::get_num_threads(), count / SLICES_A_THREAD) : 1;
     Call call{};
     call.scale = scale;
-    call.rows = last ? angle.size(0) : 1;
-    call.length = last ? angle.size(1) : count;
+    call.rows = angle.dim() == 2 ? angle.size(0) : 1;
+    call.length = angle.dim() == 2 ? angle.size(1) : count;
     call.size = static_cast<int>(size);
     call.taps = static_cast<int>(weight.size(-1));
     call.square = square;
     call.type = *type_number(dtype);
     call.last = last;
     call.is_double = angle.scalar_type() == at::kDouble;
-    call.threads = static_cast<int>(threads);
+    const int64_t most = count / SLICES_A_THREAD;
+    call.threads = most > 1 ? static_cast<int>(std::min<int64_t>(at::get_num_threads(), most)) : 1;
     return call;
   }
 };
 
+const void* data(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+// A tensor for a gradient, if it is asked for.
+Tensor room(const Tensor& tensor, bool needed) {
+  return needed ? at::empty(tensor.sizes(), tensor.options()) : Tensor();
+}
+
+void* mutable_data(const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
+
 class LineKernel : public torch::autograd::Function<LineKernel> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& angle, const Kind& kind) {
-    ctx->save_for_backward({weight, angle});
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& angle,
+                        const std::optional<Tensor>& profile, const Kind& kind) {
+    ctx->save_for_backward({weight, angle, profile.value_or(Tensor())});
     ctx->saved_data["kind"] = kind.saved();
     auto shape = angle.sizes().vec();
     shape.insert(shape.end(), 2, kind.size);
     Tensor kernel = at::empty(shape, angle.options().dtype(kind.dtype), kind.layout());
     const Call call = kind.call(weight, angle);
-    line_forward(&call, weight.const_data_ptr(), angle.const_data_ptr(), kernel.mutable_data_ptr());
+    line_forward(&call, data(weight), data(angle), profile ? data(*profile) : nullptr, kernel.mutable_data_ptr());
     return kernel;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto tensors = ctx->get_saved_variables();
-    const Tensor &weight = tensors[0], &angle = tensors[1];
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &weight = saved[0], &angle = saved[1], &profile = saved[2];
     const Kind kind = Kind::of(ctx->saved_data["kind"]);
     Tensor grad = grads[0];
     // To be differentiated again, or for a batch of gradients at once: as autograd would have it.
     if (at::GradMode::is_enabled() || !is_plain(grad) || is_watched()) {
-      static const auto reference = c10::Dispatcher::singleton()
-          .findSchemaOrThrow("rotateconv::line_kernel_gradients", "")
-          .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t, std::string_view, double)>();
-      auto [to_weight, to_angle] = reference.call(weight, angle, grad, kind.size, kind.square ? "square" : "circle", kind.scale);
-      return {to_weight, to_angle, Tensor()};
+      auto [to_weight, to_angle, to_profile] = reference(weight, angle, profile, grad, kind);
+      return {to_weight, to_angle, profile.defined() ? to_profile : Tensor(), Tensor()};
     }
     if (grad.scalar_type() != kind.dtype) grad = grad.to(kind.dtype);
     grad = grad.contiguous(kind.layout());
     const Call call = kind.call(weight, angle);
-    const Tensor to_weight = ctx->needs_input_grad(0) ? at::empty(weight.sizes(), weight.options()) : Tensor();
-    const Tensor to_angle = ctx->needs_input_grad(1) ? at::empty(angle.sizes(), angle.options()) : Tensor();
-    line_backward(&call, weight.const_data_ptr(), angle.const_data_ptr(), grad.const_data_ptr(),
-                  to_weight.defined() ? to_weight.mutable_data_ptr() : nullptr,
-                  to_angle.defined() ? to_angle.mutable_data_ptr() : nullptr);
-    return {to_weight, to_angle, Tensor()};
+    const Tensor to_weight = room(weight, ctx->needs_input_grad(0)), to_angle = room(angle, ctx->needs_input_grad(1));
+    const Tensor to_profile = room(profile, profile.defined() && ctx->needs_input_grad(2));
+    line_backward(&call, data(weight), data(angle), data(profile), data(grad), mutable_data(to_weight),
+                  mutable_data(to_angle), mutable_data(to_profile));
+    return {to_weight, to_angle, to_profile, Tensor()};
+  }
+
+ private:
+  using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+  static Three reference(const Tensor& weight, const Tensor& angle, const Tensor& profile, const Tensor& grad,
+                         const Kind& kind) {
+    using Gradients = Three(const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&, int64_t,
+                            std::string_view, double);
+    static const auto op = c10::Dispatcher::singleton()
+        .findSchemaOrThrow("rotateconv::line_kernel_gradients", "").typed<Gradients>();
+    const auto own = profile.defined() ? std::optional<Tensor>(profile) : std::nullopt;
+    return op.call(weight, angle, own, grad, kind.size, kind.square ? "square" : "circle", kind.scale);
   }
 };
 
-std::optional<Tensor> line_kernel(const Tensor& weight, const Tensor& angle, int64_t size, std::string_view path,
-                                  double scale, std::optional<at::ScalarType> dtype, bool last) {
+std::optional<Tensor> line_kernel(const Tensor& weight, const Tensor& angle, const std::optional<Tensor>& profile,
+                                  int64_t size, std::string_view path, double scale,
+                                  std::optional<at::ScalarType> dtype, bool last) {
   const auto source = weight.scalar_type();
   const auto type = dtype.value_or(source);
   const bool square = path == "square";
-  const bool fits = (square || path == "circle") && size % 2 == 1 && size >= 3 && size <= LARGEST &&
+  bool fits = (square || path == "circle") && size % 2 == 1 && size >= 3 && size <= LARGEST &&
       weight.dim() == angle.dim() + 1 && weight.sizes().slice(0, weight.dim() - 1) == angle.sizes() &&
-      (weight.size(-1) == 1 || weight.size(-1) == size);
-  const bool types = (source == at::kFloat || source == at::kDouble) && angle.scalar_type() == source && type_number(type);
-  if (!fits || !types || !is_plain(weight) || !is_plain(angle) || !weight.is_contiguous() ||
-      !angle.is_contiguous()) {
+      (weight.size(-1) == 1 || (weight.size(-1) == size && !profile));
+  fits = fits && (source == at::kFloat || source == at::kDouble) && angle.scalar_type() == source && type_number(type);
+  if (profile) {
+    fits = fits && angle.dim() == 2 && profile->sizes() == at::IntArrayRef({angle.size(0), size}) &&
+        profile->scalar_type() == source && is_plain(*profile) && profile->is_contiguous();
+  }
+  if (!fits || !is_plain(weight) || !is_plain(angle) || !weight.is_contiguous() || !angle.is_contiguous()) {
     return std::nullopt;
   }
-  return LineKernel::apply(weight, angle, Kind{size, square, last && angle.dim() == 2, scale, type});
+  const Kind kind{size, square, last && angle.dim() == 2, scale, type};
+  return LineKernel::apply(weight, angle, profile, kind);
 }
 
 // conv2d of the input with these kernels, which are made as it reads them: in autocast's type, and in its order.
 std::optional<Tensor> line_conv2d(const Tensor& input, const Tensor& weight, const Tensor& angle,
-                                  const std::optional<Tensor>& bias, int64_t size, std::string_view path, double scale,
+                                  const std::optional<Tensor>& profile, const std::optional<Tensor>& bias, int64_t size, std::string_view path, double scale,
                                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                   int64_t groups) {
   std::optional<at::ScalarType> dtype;
@@ -155,7 +179,7 @@ std::optional<Tensor> line_conv2d(const Tensor& input, const Tensor& weight, con
     dtype = at::autocast::get_autocast_dtype(at::kCPU);
   }
   const bool last = input.dim() == 4 && input.size(1) > 1 && input.stride(1) == 1;
-  const auto kernel = line_kernel(weight, angle, size, path, scale, dtype, last);
+  const auto kernel = line_kernel(weight, angle, profile, size, path, scale, dtype, last);
   if (!kernel) return std::nullopt;
   return at::conv2d(input, *kernel, bias, stride, padding, dilation, groups);
 }
@@ -164,6 +188,10 @@ std::optional<Tensor> line_conv2d(const Tensor& input, const Tensor& weight, con
 
 TORCH_LIBRARY_FRAGMENT(rotateconv, library) {
   library.def("bind(int forward, int backward) -> ()", bind);
-  library.def("line_kernel(Tensor weight, Tensor angle, int size, str path, float scale, ScalarType? dtype, bool last) -> Tensor?", line_kernel);
-  library.def("line_conv2d(Tensor input, Tensor weight, Tensor angle, Tensor? bias, int size, str path, float scale, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor?", line_conv2d);
+  library.def(
+      "line_kernel(Tensor weight, Tensor angle, Tensor? profile, int size, str path, float scale, ScalarType? dtype, "
+      "bool last) -> Tensor?", line_kernel);
+  library.def(
+      "line_conv2d(Tensor input, Tensor weight, Tensor angle, Tensor? profile, Tensor? bias, int size, str path, "
+      "float scale, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor?", line_conv2d);
 }

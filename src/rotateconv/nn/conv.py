@@ -299,13 +299,12 @@ class RotateConv2d(ConvBase):
         config, size = self.config, self.kernel_size[0]
         path, groups = config.path, config.angle_groups
         if groups is None:
-            if config.taps == "profile":
-                weight = weight * self.profile[:, None]  # type: ignore[index]
             return fused_line_kernel(
                 weight,
                 self.angle,
                 size,
                 path,
+                profile=self.profile if config.taps == "profile" else None,
                 angle_grad_scale=angle_grad_scale,
                 dtype=dtype,
                 channels_last=channels_last,
