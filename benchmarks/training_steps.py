@@ -34,6 +34,7 @@ def main(file: Path, seconds: float, compiled: bool) -> None:
     keep_freed_memory()
     node.wait()
     rows: list[dict[str, Any]] = []
+    here = Environment.now()
     for dtype, batch in product(reversed(PRECISIONS), (64,) if compiled else (32, 64, 128)):
         forms = FORMS[:2] if compiled else FORMS
         case = Case("model", forms, "step", batch, dtype, compiled, model="resnet20")
@@ -44,7 +45,7 @@ def main(file: Path, seconds: float, compiled: bool) -> None:
             rows.append({**row, "seconds": asdict(spread), "ratio": asdict(relative)})
             found = f"{relative.median:.3f} ({relative.low:.3f} to {relative.high:.3f}), {len(times[form])} rounds"
             print(f"{case.name}, {dtype}: {form}: {1000 * spread.median:.1f} ms, {found}", flush=True)
-        environment = {**asdict(Environment.now()), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
+        environment = {**asdict(here), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
         environment["kernels"] = how_kernels_are_made()
         file.write_text(json.dumps({"schema": 1, "environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
 

@@ -498,3 +498,32 @@ def test_second_derivatives_of_profiles() -> None:
 def test_profiles_of_another_shape_are_refused(profile: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected weights \(out, in, 1\) and a profile \(out, 3\), got"):
         fused_line_kernel(torch.randn(2, 3, 1), torch.randn(2, 3), profile=profile)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_hooks_that_keep_saved_tensors_in_another_form(shared: bool) -> None:
+    """Strided, or in another type: what the node reads from memory is what they hold."""
+    weight, angle = torch.randn(4, 5, 1 if shared else 3).requires_grad_(), torch.randn(4, 5).requires_grad_()
+    profile = torch.randn(4, 3).requires_grad_() if shared else None
+    sources = [source for source in (weight, angle, profile) if source is not None]
+    grad = torch.randn(4, 5, 3, 3)
+    expected = torch.autograd.grad(fused_line_kernel(weight, angle, profile=profile), sources, grad)
+
+    def strided(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, tensor + 1], -1)[..., 0]
+
+    for unpack in (strided, torch.Tensor.double):
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, unpack):
+            kernel = fused_line_kernel(weight, angle, profile=profile)
+        found = torch.autograd.grad(kernel, sources, grad)
+        for mine, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+def test_inference_mode() -> None:
+    layer, images = RotateConv2d(2, 3), torch.randn(1, 2, 5, 5)
+    expected = layer(images).detach()
+    with torch.inference_mode():
+        assert torch.equal(layer(images), expected)
+        made_within = RotateConv2d(2, 3)
+        assert made_within(images).shape == expected.shape

@@ -106,6 +106,9 @@ class _LineKernel(torch.autograd.Function):
         if torch.is_grad_enabled() or not has_memory(grad) or is_watched():
             found = reference_gradients(weight, angle, profile, grad, kind.size, kind.path, kind.scale)
             return *found, *[None] * (4 - len(found))
+        # Hooks on saved tensors may have given them back in another form.
+        weight, angle = plain(weight, kind), plain(angle, kind)
+        profile = None if profile is None else plain(profile, kind)
         for_weight, for_angle, for_profile, _ = ctx.needs_input_grad
         return *backward(kind, weight, angle, grad, for_weight, for_angle, profile, for_profile), None
 

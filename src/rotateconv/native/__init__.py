@@ -2,7 +2,8 @@
 
 It is plain C behind ctypes, part of the package where it was installed with a compiler at hand, else compiled at its
 first use into a folder of the user's; without a compiler the tensor operations of PyTorch do the same. The
-environment variable ROTATECONV_NATIVE=0, set before the first use, switches it off.
+environment variable ROTATECONV_NATIVE=0, set before the first use, switches it off. `rotateconv.native.node` calls it
+from C++ where it can; ROTATECONV_NATIVE=c keeps to Python.
 """
 
 import ctypes

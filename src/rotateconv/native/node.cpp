@@ -58,6 +58,18 @@ std::optional<int> type_number(at::ScalarType type) {
   }
 }
 
+// Whether the library can read them: contiguous, of one of its types and of sizes that belong together.
+bool fits(const Tensor& weight, const Tensor& angle, const Tensor& profile, int64_t size) {
+  const auto source = weight.scalar_type();
+  const bool taps = weight.dim() == angle.dim() + 1 && weight.sizes().slice(0, angle.dim()) == angle.sizes() &&
+      (weight.size(-1) == 1 || (weight.size(-1) == size && !profile.defined()));
+  const bool profiles = !profile.defined() ||
+      (angle.dim() == 2 && profile.sizes() == at::IntArrayRef({angle.size(0), size}) &&
+       profile.scalar_type() == source && is_plain(profile) && profile.is_contiguous());
+  return taps && profiles && (source == at::kFloat || source == at::kDouble) && angle.scalar_type() == source &&
+      is_plain(weight) && is_plain(angle) && weight.is_contiguous() && angle.is_contiguous();
+}
+
 struct Kind {  // what a layer's kernels have in common
   int64_t size;
   bool square, last;
@@ -119,8 +131,9 @@ class LineKernel : public torch::autograd::Function<LineKernel> {
     const Tensor &weight = saved[0], &angle = saved[1], &profile = saved[2];
     const Kind kind = Kind::of(ctx->saved_data["kind"]);
     Tensor grad = grads[0];
-    // To be differentiated again, or for a batch of gradients at once: as autograd would have it.
-    if (at::GradMode::is_enabled() || !is_plain(grad) || is_watched()) {
+    // To be differentiated again, for a batch of gradients at once, or of what hooks on saved tensors gave back in another
+    // form: as autograd would have it.
+    if (at::GradMode::is_enabled() || !is_plain(grad) || is_watched() || !fits(weight, angle, profile, kind.size)) {
       auto [to_weight, to_angle, to_profile] = reference(weight, angle, profile, grad, kind);
       return {to_weight, to_angle, profile.defined() ? to_profile : Tensor(), Tensor()};
     }
@@ -151,20 +164,10 @@ class LineKernel : public torch::autograd::Function<LineKernel> {
 std::optional<Tensor> line_kernel(const Tensor& weight, const Tensor& angle, const std::optional<Tensor>& profile,
                                   int64_t size, std::string_view path, double scale,
                                   std::optional<at::ScalarType> dtype, bool last) {
-  const auto source = weight.scalar_type();
-  const auto type = dtype.value_or(source);
+  const auto type = dtype.value_or(weight.scalar_type());
   const bool square = path == "square";
-  bool fits = (square || path == "circle") && size % 2 == 1 && size >= 3 && size <= LARGEST &&
-      weight.dim() == angle.dim() + 1 && weight.sizes().slice(0, weight.dim() - 1) == angle.sizes() &&
-      (weight.size(-1) == 1 || (weight.size(-1) == size && !profile));
-  fits = fits && (source == at::kFloat || source == at::kDouble) && angle.scalar_type() == source && type_number(type);
-  if (profile) {
-    fits = fits && angle.dim() == 2 && profile->sizes() == at::IntArrayRef({angle.size(0), size}) &&
-        profile->scalar_type() == source && is_plain(*profile) && profile->is_contiguous();
-  }
-  if (!fits || !is_plain(weight) || !is_plain(angle) || !weight.is_contiguous() || !angle.is_contiguous()) {
-    return std::nullopt;
-  }
+  const bool known = (square || path == "circle") && size % 2 == 1 && size >= 3 && size <= LARGEST && type_number(type);
+  if (!known || !fits(weight, angle, profile.value_or(Tensor()), size)) return std::nullopt;
   const Kind kind{size, square, last && angle.dim() == 2, scale, type};
   return LineKernel::apply(weight, angle, profile, kind);
 }

@@ -21,10 +21,11 @@ from rotateconv.nn.conv import RotateConv2d
 def batched_kernels(model: nn.Module) -> Iterator[None]:
     """A context whose first forward pass of the model finds the kernels of all its layers made, by one call.
 
-    Layer by layer, each makes its kernels between the convolutions of a model, with cold caches, and on a GPU with a
-    launch. Here the first layer that needs its kernel makes those of all layers, as one node of the graph: by the
-    compiled kernel one after the other, by Triton in one launch each way, else put end to end, with the same numbers
-    and gradients to rounding. Worth it for training steps in eager mode; `fuse` is for inference.
+    For training on a GPU in eager mode, where layer by layer each takes launches of its own. Here the first layer that
+    needs its kernel makes those of all layers, as one node of the graph: by Triton in one launch each way, by the
+    compiled kernel one after the other, else put end to end, with the same numbers and gradients to rounding. On a CPU
+    with the node in C++ (`rotateconv.native`) each layer still makes its own, which takes no longer. `fuse` is for
+    inference.
 
     A kernel is used once, and only as long as its parameters are the ones that it was made of, unchanged: any other
     forward pass of a layer, in the context or after it, makes its own. (What is written through `.data` in the middle
