@@ -2,14 +2,16 @@
 
     taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps.json
     ROTATECONV_NATIVE=c taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps-python-node.json
+    taskset -c 1 python benchmarks/training_steps.py benchmarks/training-steps-others.json \\
+        --convs rotate2p-g4,mask4,codebook16
 
 One thread, and its own CPU time: what else runs beside it takes turns, and does not count. The second is without the
-node in C++. Also compiled, with --compiled.
+node in C++, the third of other layers, at batch 32. Also compiled, with --compiled.
 """
 
+import argparse
 import json
 import os
-import sys
 import time
 from dataclasses import asdict
 from itertools import product
@@ -29,16 +31,26 @@ from rotateconv.native import node
 FORMS = ("conv3x3", f"rotate4{UNBATCHED}", f"rotate2p{UNBATCHED}", "rotate4")
 
 
-def main(file: Path, seconds: float, compiled: bool) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="JSON to write")
+    parser.add_argument("--seconds", type=float, default=7.0, help="for each form, about")
+    parser.add_argument("--compiled", action="store_true", help="by torch.compile, at batch 64")
+    parser.add_argument("--convs", type=lambda text: text.split(","), help="other layers, at batch 32")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     node.wait()
     rows: list[dict[str, Any]] = []
     here = Environment.now()
-    for dtype, batch in product(reversed(PRECISIONS), (64,) if compiled else (32, 64, 128)):
-        forms = FORMS[:2] if compiled else FORMS
-        case = Case("model", forms, "step", batch, dtype, compiled, model="resnet20")
-        times = measure(build_forms(case, "cpu"), seconds=seconds, clock=time.process_time)
+    forms, batches = FORMS, (32, 64, 128)
+    if options.convs:
+        forms, batches = ("conv3x3", *(f"{name}{UNBATCHED}" for name in options.convs)), (32,)
+    elif options.compiled:
+        forms, batches = FORMS[:2], (64,)
+    for dtype, batch in product(reversed(PRECISIONS), batches):
+        case = Case("model", forms, "step", batch, dtype, options.compiled, model="resnet20")
+        times = measure(build_forms(case, "cpu"), seconds=options.seconds, clock=time.process_time)
         for form in forms:
             spread, relative = Spread.of(times[form]), ratio(times, form, forms[0])
             row = {**asdict(case), "form": form, "baseline": forms[0], "rounds": len(times[form])}
@@ -47,9 +59,9 @@ def main(file: Path, seconds: float, compiled: bool) -> None:
             print(f"{case.name}, {dtype}: {form}: {1000 * spread.median:.1f} ms, {found}", flush=True)
         environment = {**asdict(here), "load_average": os.getloadavg(), "clock": "CPU time of one thread"}
         environment["kernels"] = how_kernels_are_made()
-        file.write_text(json.dumps({"schema": 1, "environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
+        record = {"schema": 1, "environment": environment, "rows": rows}
+        options.file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    numbers = [argument for argument in sys.argv[1:] if argument != "--compiled"]
-    main(Path(numbers[0]), float(numbers[1]) if len(numbers) > 1 else 15.0, "--compiled" in sys.argv)
+    main()
