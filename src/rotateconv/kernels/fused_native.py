@@ -200,8 +200,8 @@ def line_kernel(
 def how_kernels_are_made() -> str:
     """On a CPU, in this process from now on: what a time of theirs depends on."""
     if node.line_kernel is not None:
-        return "compiled, with a node in C++"
-    return "compiled, with a node in Python" if native.available() else "by tensor operations"
+        return "in C, called from C++"
+    return "in C, called from Python" if native.available() else "by tensor operations"
 
 
 def line_conv2d(
