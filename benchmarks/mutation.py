@@ -63,6 +63,7 @@ MORE_TESTS = {
     "kernels/fused_native.py": ("kernels/test_fused.py",),
     "kernels/fused_tensors.py": ("kernels/test_fused.py",),
     "kernels/line.py": ("kernels/test_laws.py",),
+    "kernels/watched.py": ("kernels/test_fused.py", "kernels/test_fused_native.py"),
     "nn/_conv_base.py": ("nn/test_arguments.py", "nn/test_conv.py", "nn/test_rivals.py"),
     "nn/_kernel_cache.py": ("nn/test_batched.py",),
     "nn/arguments.py": ("nn/test_conv.py",),

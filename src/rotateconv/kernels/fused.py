@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rotateconv.errors import InputError
 from rotateconv.kernels import fused_native, fused_tensors
-from rotateconv.kernels.fused_native import has_memory, in_transform
 from rotateconv.kernels.line import Path, check_inputs, line_kernel, line_kernel_gradients
+from rotateconv.kernels.watched import has_memory, in_transform
 
 
 def fused_line_kernel(

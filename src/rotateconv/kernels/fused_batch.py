@@ -9,6 +9,7 @@ from torch import Tensor
 from rotateconv.kernels import fused_native
 from rotateconv.kernels.batch_options import BatchOptions
 from rotateconv.kernels.fused import _fused_triton, fused_line_kernel, gradients
+from rotateconv.kernels.watched import has_memory, is_watched
 
 
 def fused_line_kernels(
@@ -80,14 +81,14 @@ class _LineKernels(torch.autograd.Function):
         count, sources, needed = len(grads), ctx.sources, ctx.needs_input_grad[1:]
         size, path, _, _, scales = ctx.options
         given = [grad for grad in grads if grad is not None]
-        is_plain = not torch.is_grad_enabled() and all(map(fused_native.has_memory, given))
+        is_plain = not torch.is_grad_enabled() and all(map(has_memory, given))
         found: list[Tensor | None] = [None] * len(sources)
         if is_plain and given and _fused_triton(sources[0]):
             from rotateconv.kernels.fused_triton_batch import line_kernels_backward
 
             found = line_kernels_backward(sources, grads, ctx.options)
             grads = ()  # none is left
-        by_library = ctx.kinds and is_plain and not fused_native.is_watched()
+        by_library = ctx.kinds and is_plain and not is_watched()
         left: list[int] = []
         for i, grad in enumerate(grads):
             if grad is None or not any(needed[i::count]):

@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from rotateconv import native
 from rotateconv.kernels.line import Path, line_kernel_gradients
+from rotateconv.kernels.watched import CLASSES, function_modes, has_memory, is_watched
 from rotateconv.native import node
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -23,15 +23,6 @@ _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 LARGEST = 63
 """The k up to which the library has room for a kernel."""
 _SLICES_A_THREAD = 1 << 15  # a thread costs some 20 µs to start, these slices about 150
-
-# Modes that look at every operation (counters, fake tensors, tracers) would see none of the library's, and transforms
-# look into it. Where torch has these functions no more, the tensor operations are always right.
-_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
-_is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", lambda: True)
-_transforms: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-_CLASSES = nn.Parameter, Tensor  # what may stand for others, or have no memory, is of another class
 
 # For the node in C++, which leaves to it what is differentiated again.
 _operators = torch.library.Library("rotateconv", "FRAGMENT")
@@ -150,27 +141,6 @@ def backward(
     return to_weight, to_angle, to_profile
 
 
-def has_memory(tensor: Tensor) -> bool:
-    """Whether this is no fake tensor or another class that only stands for one, nor one of a batch of gradients."""
-    if type(tensor) not in _CLASSES:
-        return False
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
-
-
-def in_transform() -> bool:
-    """Whether one of torch.func's transforms, or forward-mode differentiation, goes through the operations."""
-    return _transforms() or getattr(forward_ad, "_current_level", 0) >= 0
-
-
-def is_watched() -> bool:
-    """Whether somebody has to see the operations."""
-    return bool(_modes()) or in_transform() or _is_tracing()
-
-
 def line_kernel(
     weight: Tensor,
     angle: Tensor,
@@ -183,7 +153,7 @@ def line_kernel(
 ) -> Tensor | None:
     """The kernels as one node; the arguments are those of `find`, and so is None."""
     in_cpp = node.line_kernel
-    if in_cpp and type(size) is int and type(weight) in _CLASSES and type(angle) in _CLASSES and not is_watched():
+    if in_cpp and type(size) is int and type(weight) in CLASSES and type(angle) in CLASSES and not is_watched():
         found = in_cpp(weight, angle, profile, size, path, scale, dtype, last)
         if found is not None:
             return found
@@ -226,9 +196,9 @@ def line_conv2d(
         profile: (out, k), which the weights (out, in/groups, 1) are multiplied with, or None.
         bias, stride, padding, dilation, groups: As in F.conv2d.
     """
-    if torch.compiler.is_compiling() or (in_cpp := node.line_conv2d) is None or is_watched() or _function_modes():
+    if torch.compiler.is_compiling() or (in_cpp := node.line_conv2d) is None or is_watched() or function_modes():
         return None
-    if type(input) not in _CLASSES or type(weight) not in _CLASSES or type(angle) not in _CLASSES:
+    if type(input) not in CLASSES or type(weight) not in CLASSES or type(angle) not in CLASSES:
         return None
     return in_cpp(input, weight, angle, profile, bias, size, path, scale, stride, padding, dilation, groups)
 
@@ -255,12 +225,12 @@ def find(
         last: Whether kernels (out, in, k, k) are wanted in channels-last order.
         profile: (out, k), which weights (out, in, 1) are multiplied with.
     """
-    if is_watched() or type(weight) not in _CLASSES or type(angle) not in _CLASSES or type(size) is not int:
+    if is_watched() or type(weight) not in CLASSES or type(angle) not in CLASSES or type(size) is not int:
         return None
     if not (weight.is_cpu and angle.is_cpu):
         return None
     if profile is not None and not (
-        type(profile) in _CLASSES
+        type(profile) in CLASSES
         and profile.is_cpu
         and profile.dtype is weight.dtype
         and weight.dim() == 3

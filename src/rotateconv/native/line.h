@@ -16,8 +16,8 @@ typedef struct Call {
   int size, taps, square, type, last, is_double, threads;
 } Call;
 
-/* Weights (rows, length, taps) and angles (rows, length), contiguous; kernels and their gradients as `last` says. With a
- * profile (rows, size), else NULL, a weight (rows, length, 1) is multiplied with its row's. */
+/* Weights (rows, length, taps) and angles (rows, length), contiguous; kernels and their gradients as `last` says.
+ * With a profile (rows, size), else NULL, a weight (rows, length, 1) is multiplied with its row's. */
 void rotateconv_line_forward(const Call *call, const void *weight, const void *angle, const void *profile,
                              void *kernel);
 

@@ -244,7 +244,7 @@ INLINE void NAME(with_profile)(const REAL *restrict weight, const REAL *restrict
     for (int t = 0; t < size; t++) made[i * size + t] = weight[i] * profile[t];
 }
 
-/* From the gradients of the taps' weights those of the weights, and that of the profile, which is added up in `sums`. */
+/* From the gradients of the taps' weights those of the weights, and that of the profile, added up in `sums`. */
 INLINE void NAME(to_profile)(const REAL *restrict weight, const REAL *restrict profile, const REAL *restrict grad,
                              int size, REAL *restrict grad_weight, double *restrict sums, int n) {
   for (int i = 0; i < n && grad_weight; i++) {

@@ -131,9 +131,10 @@ class LineKernel : public torch::autograd::Function<LineKernel> {
     const Tensor &weight = saved[0], &angle = saved[1], &profile = saved[2];
     const Kind kind = Kind::of(ctx->saved_data["kind"]);
     Tensor grad = grads[0];
-    // To be differentiated again, for a batch of gradients at once, or of what hooks on saved tensors gave back in another
-    // form: as autograd would have it.
-    if (at::GradMode::is_enabled() || !is_plain(grad) || is_watched() || !fits(weight, angle, profile, kind.size)) {
+    // To be differentiated again, in a direction too, for a batch of gradients at once, or of what hooks on saved
+    // tensors gave back in another form: as autograd would have it.
+    if (at::GradMode::is_enabled() || !is_plain(grad) || grad._fw_grad(0).defined() || is_watched() ||
+        !fits(weight, angle, profile, kind.size)) {
       auto [to_weight, to_angle, to_profile] = reference(weight, angle, profile, grad, kind);
       return {to_weight, to_angle, profile.defined() ? to_profile : Tensor(), Tensor()};
     }
@@ -174,7 +175,8 @@ std::optional<Tensor> line_kernel(const Tensor& weight, const Tensor& angle, con
 
 // conv2d of the input with these kernels, which are made as it reads them: in autocast's type, and in its order.
 std::optional<Tensor> line_conv2d(const Tensor& input, const Tensor& weight, const Tensor& angle,
-                                  const std::optional<Tensor>& profile, const std::optional<Tensor>& bias, int64_t size, std::string_view path, double scale,
+                                  const std::optional<Tensor>& profile, const std::optional<Tensor>& bias, int64_t size,
+                                  std::string_view path, double scale,
                                   at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                   int64_t groups) {
   std::optional<at::ScalarType> dtype;

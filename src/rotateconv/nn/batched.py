@@ -11,8 +11,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from rotateconv.kernels.batch_options import BatchOptions
 from rotateconv.kernels.fused import needs_reference
 from rotateconv.kernels.fused_batch import fused_line_kernels
-from rotateconv.kernels.fused_native import has_memory
 from rotateconv.kernels.separable import compute_dtype
+from rotateconv.kernels.watched import has_memory
 from rotateconv.nn._kernel_cache import KernelBatch, MadeKernel, current_batch
 from rotateconv.nn.conv import RotateConv2d
 
