@@ -527,3 +527,35 @@ def test_inference_mode() -> None:
         assert torch.equal(layer(images), expected)
         made_within = RotateConv2d(2, 3)
         assert made_within(images).shape == expected.shape
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+def test_hooks_that_give_saved_tensors_back_in_another_size_are_refused() -> None:
+    """And nothing beyond them is read or written."""
+    layer, images = RotateConv2d(3, 4), torch.randn(2, 3, 6, 6)
+    for change in (lambda t: t.repeat(50, *[1] * (t.dim() - 1)), lambda t: t[:2], lambda t: t.to("meta")):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t, lambda t, change=change: change(t) if t.dim() in (2, 3) else t
+        ):
+            output = layer(images)
+        with pytest.raises((RuntimeError, ValueError)):
+            output.sum().backward()
+
+
+def test_weights_whose_memory_was_freed_are_refused() -> None:
+    for name in ("weight", "angle", "profile"):
+        layer = RotateConv2d(3, 4, taps="profile")
+        getattr(layer, name).untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="not allocated"):
+            layer(torch.randn(2, 3, 6, 6))
+
+
+def test_a_direction_in_the_backward_pass() -> None:
+    """Forward over reverse: the derivative of the gradient is not lost."""
+    layer, images = RotateConv2d(3, 4), torch.randn(2, 3, 6, 6)
+    output = layer(images)
+    with forward_ad.dual_level():
+        grad = forward_ad.make_dual(torch.ones_like(output), torch.full_like(output, 2.0))
+        (found,) = torch.autograd.grad(output, layer.weight, grad)
+        value, tangent = forward_ad.unpack_dual(found)
+    torch.testing.assert_close(tangent, 2 * value)

@@ -1,6 +1,8 @@
 """The node in C++: compiled aside, once for all processes, never in the way, and the same digits as without it."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,7 +86,7 @@ def test_it_is_compiled_when_training_goes_on(tmp_path: Path, monkeypatch: pytes
     train(5)
     assert node.wait().endswith("did not compile the kernel: node.cpp:1: no")
     train(node.ENOUGH)  # and it is not tried again
-    assert [file.suffix for file in (tmp_path / "cache/rotateconv").iterdir()] == [".lock"]
+    assert [file.suffix for file in (tmp_path / "cache/rotateconv").iterdir()] == [".lock"]  # and no part of one
 
 
 def test_what_switches_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,6 +102,8 @@ def test_what_switches_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with monkeypatch.context() as patched:
         patched.setenv("CXX", "nosuchc++")
         assert outcome() == "not used: no C++ compiler: nosuchc++ was not found"
+        patched.setenv("CXX", 'g++ "-O2')
+        assert outcome() == "not used: the command in CXX cannot be read: No closing quotation"
         patched.delenv("CXX")
         patched.setenv("PATH", str(tmp_path))
         assert outcome() == "not used: no C++ compiler: c++, g++ or clang++ was not found"
@@ -137,17 +141,57 @@ def test_each_torch_and_compiler_has_its_own(tmp_path: Path, monkeypatch: pytest
     assert len(set(found)) == 4
 
 
+def ends_within(process: int, seconds: float) -> bool:
+    """Whether there is no such process after so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_takes_the_compiler_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/process; exec sleep 100")
+    """And the programs that the compiler has started, as g++ does, which keep its messages open."""
+    compiler(tmp_path, monkeypatch, f"sleep 100 & echo $! > {tmp_path}/process; wait")
     start = time.monotonic()
     status, _ = run_training(wait=False)
     assert status == "being compiled"
     assert time.monotonic() - start < 60
-    process = int((tmp_path / "process").read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
-    assert not list((tmp_path / "cache/rotateconv").glob("tmp*"))
+    assert ends_within(int((tmp_path / "process").read_text()), 3)
+    assert {file.suffix for file in (tmp_path / "cache/rotateconv").iterdir()} == {".lock", ".so"}  # that of C
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_was_forked_begins_anew_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(tmp_path, monkeypatch, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 1")
+    train(node.ENOUGH)
+    end = time.monotonic() + 30
+    while node._state.lock_file is None and time.monotonic() < end:
+        time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        begins_anew = node._state.outcome is None and node._state.lock_file is None
+        time.sleep(0.0 if not begins_anew else 20.0)
+        os._exit(1)
+    try:
+        (tmp_path / "go").touch()
+        start = time.monotonic()
+        assert "did not compile" in node.wait()
+        monkeypatch.setattr(node, "_state", node._Compilation())
+        assert "did not compile" in node.wait()  # the lock is free, while the child lives
+        assert time.monotonic() - start < 15
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
 
 
 @pytest.mark.slow

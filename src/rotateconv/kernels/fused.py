@@ -10,7 +10,7 @@ from torch import Tensor
 from rotateconv.errors import InputError
 from rotateconv.kernels import fused_native, fused_tensors
 from rotateconv.kernels.line import Path, check_inputs, line_kernel, line_kernel_gradients
-from rotateconv.kernels.watched import has_memory, in_transform
+from rotateconv.kernels.watched import has_memory, in_transform, refuse_freed
 
 
 def fused_line_kernel(
@@ -51,6 +51,7 @@ def fused_line_kernel(
 
     Raises:
         TypeError, ValueError: As `line_kernel`.
+        RuntimeError: If the memory of weight, angle or profile was freed.
 
     Example:
         >>> weight, angle = torch.randn(8, 4, 3), torch.randn(8, 4)
@@ -64,6 +65,7 @@ def fused_line_kernel(
         )
         if made is not None:
             return made
+        refuse_freed(weight, angle, profile)
     if profile is not None:
         weight = _with_profile(weight, profile, kernel_size)
     check_inputs(weight, angle, kernel_size)

@@ -24,13 +24,6 @@ LARGEST = 63
 """The k up to which the library has room for a kernel."""
 _SLICES_A_THREAD = 1 << 15  # a thread costs some 20 µs to start, these slices about 150
 
-# For the node in C++, which leaves to it what is differentiated again.
-_operators = torch.library.Library("rotateconv", "FRAGMENT")
-_operators.define(
-    "line_kernel_gradients(Tensor weight, Tensor angle, Tensor? profile, Tensor grad, int size, str path, float scale)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-
 
 def reference_gradients(
     weight: Tensor, angle: Tensor, profile: Tensor | None, grad: Tensor, size: int, path: Path, scale: float
@@ -47,7 +40,21 @@ def _three_gradients(weight: Tensor, *arguments: Any) -> Sequence[Tensor]:
     return found if len(found) == 3 else (*found, weight.new_empty(0))
 
 
-_operators.impl("line_kernel_gradients", _three_gradients, "CompositeImplicitAutograd")
+def _register() -> None:
+    """Name the reference to PyTorch, for the node in C++, which leaves to it what is differentiated again."""
+    names: Any = torch.ops.rotateconv
+    if hasattr(names, "line_kernel_gradients"):  # by an earlier import in this process
+        return
+    operators = torch.library.Library("rotateconv", "FRAGMENT")
+    operators.define(
+        "line_kernel_gradients(Tensor weight, Tensor angle, Tensor? profile, Tensor grad, int size, str path, "
+        "float scale) -> (Tensor, Tensor, Tensor)"
+    )
+    operators.impl("line_kernel_gradients", _three_gradients, "CompositeImplicitAutograd")
+    names.python_operators = operators  # as long as the process lives: C++ has it by name
+
+
+_register()
 
 
 class Kind(NamedTuple):
@@ -87,14 +94,19 @@ class _LineKernel(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, angle: Tensor, profile: Tensor | None, kind: Kind) -> Tensor:
         ctx.save_for_backward(weight, angle, profile)
         ctx.kind = kind
+        ctx.shapes = [tensor.shape for tensor in (weight, angle, profile) if tensor is not None]
         return forward(kind, weight, angle, profile)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, angle, profile = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        weight, angle, profile = saved
         kind: Kind = ctx.kind
-        # To be differentiated again, or for a batch of gradients at once: as autograd would have it.
-        if torch.is_grad_enabled() or not has_memory(grad) or is_watched():
+        # To be differentiated again, for a batch of gradients at once, or of what hooks on saved tensors gave back in
+        # another form: as autograd would have it.
+        given = [tensor for tensor in saved if tensor is not None]
+        alike = ctx.shapes == [tensor.shape for tensor in given] and all(has_memory(x) and x.is_cpu for x in given)
+        if torch.is_grad_enabled() or not has_memory(grad) or is_watched() or not alike:
             found = reference_gradients(weight, angle, profile, grad, kind.size, kind.path, kind.scale)
             return *found, *[None] * (4 - len(found))
         # Hooks on saved tensors may have given them back in another form.
@@ -152,8 +164,8 @@ def line_kernel(
     last: bool,
 ) -> Tensor | None:
     """The kernels as one node; the arguments are those of `find`, and so is None."""
-    in_cpp = node.line_kernel
-    if in_cpp and type(size) is int and type(weight) in CLASSES and type(angle) in CLASSES and not is_watched():
+    in_cpp = None if is_watched() or function_modes() else node.line_kernel
+    if in_cpp and type(size) is int and type(weight) in CLASSES and type(angle) in CLASSES:
         found = in_cpp(weight, angle, profile, size, path, scale, dtype, last)
         if found is not None:
             return found
@@ -225,12 +237,12 @@ def find(
         last: Whether kernels (out, in, k, k) are wanted in channels-last order.
         profile: (out, k), which weights (out, in, 1) are multiplied with.
     """
-    if is_watched() or type(weight) not in CLASSES or type(angle) not in CLASSES or type(size) is not int:
+    if is_watched() or type(size) is not int or not has_memory(weight) or not has_memory(angle):
         return None
     if not (weight.is_cpu and angle.is_cpu):
         return None
     if profile is not None and not (
-        type(profile) in CLASSES
+        has_memory(profile)
         and profile.is_cpu
         and profile.dtype is weight.dtype
         and weight.dim() == 3

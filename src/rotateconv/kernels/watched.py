@@ -21,14 +21,16 @@ CLASSES = nn.Parameter, Tensor
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether this is no fake tensor or another class that only stands for one, nor one of a batch of gradients."""
+    """Whether this is no fake tensor or another class that only stands for one, nor one of a batch of gradients.
+
+    Nor one whose memory was freed, as shards of parameters are between their uses.
+    """
     if type(tensor) not in CLASSES:
         return False
     try:
-        tensor.data_ptr()
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
     except RuntimeError:
         return False
-    return True
 
 
 def in_transform() -> bool:
@@ -39,3 +41,15 @@ def in_transform() -> bool:
 def is_watched() -> bool:
     """Whether somebody has to see the operations."""
     return bool(_modes()) or in_transform() or _is_tracing()
+
+
+def refuse_freed(*tensors: Tensor | None) -> None:
+    """Raise RuntimeError for a tensor of a CPU whose memory was freed, which not all of torch's operations notice."""
+    for tensor in tensors:
+        if tensor is None or type(tensor) not in CLASSES or not tensor.is_cpu or in_transform():
+            continue
+        if not has_memory(tensor):
+            raise RuntimeError(
+                f"expected weights, angles and profiles with memory, found numbers {tuple(tensor.shape)} whose storage "
+                "is not allocated: gather them before the forward pass"
+            )

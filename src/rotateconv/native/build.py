@@ -5,9 +5,11 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 LIBRARY = "_line.so"
 SOURCE = Path(__file__).with_name("line.c")
@@ -29,7 +31,10 @@ def find_compiler(
     Raises:
         BuildError: If there is none.
     """
-    command = shlex.split(os.environ.get(variable, ""))
+    try:
+        command = shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise BuildError(f"the command in {variable} cannot be read: {error}") from error
     for candidate in [command] if command else [[name] for name in names]:
         if found := shutil.which(candidate[0]):
             return [found, *candidate[1:]]
@@ -75,35 +80,55 @@ def compile_library(target: Path, flags: tuple[str, ...] = ()) -> None:
         run_compiler([*command, str(SOURCE), "-o", str(target), "-lm"])
 
 
-def run_compiler(command: Sequence[str], started: Callable[["subprocess.Popen[str]"], None] | None = None) -> None:
+def run_compiler(command: Sequence[str], seconds: float | None = None) -> None:
     """Run a compiler, and wait for it.
 
     Args:
         command: Its command line.
-        started: Is given the process, which another thread may end.
+        seconds: After which it is given up; the default is `SECONDS`.
 
     Raises:
-        BuildError: If it fails, or takes more than `SECONDS`.
+        BuildError: If it fails, or takes longer.
     """
-    name = command[0]
     try:
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        ) as process:
-            if started is not None:
-                started(process)
-            try:
-                _, errors = process.communicate(timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{name} did not compile the kernel: {error}") from error
+        with start_compiler(command) as process:
+            finish_compiler(process, seconds)
+    except OSError as error:
+        raise BuildError(f"{command[0]} did not compile the kernel: {error}") from error
+
+
+def start_compiler(command: Sequence[str]) -> "subprocess.Popen[str]":
+    """The process of a compiler, in a session of its own: Ctrl-C in a terminal does not reach it."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def finish_compiler(process: "subprocess.Popen[str]", seconds: float | None = None) -> None:
+    """Wait for the compiler that was started; BuildError if it fails, or takes longer."""
+    name = cast("list[str]", process.args)[0]
+    seconds = SECONDS if seconds is None else seconds
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{name} did not compile the kernel within {seconds:g} seconds") from error
+    finally:
+        end_compiler(process)
     if process.returncode != 0:
         lines = errors.strip().splitlines() or [f"exit status {process.returncode}"]
         raise BuildError(f"{name} did not compile the kernel: {lines[-1]}")
+
+
+def end_compiler(process: "subprocess.Popen[str]") -> None:
+    """End a compiler that runs, with the programs that it has started."""
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()

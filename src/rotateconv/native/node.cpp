@@ -18,7 +18,7 @@
 
 #include "line.h"
 
-namespace {
+namespace rotateconv {  // as PyTorch names the node in a graph
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -34,11 +34,13 @@ void bind(int64_t forward, int64_t backward) {
 
 constexpr int64_t SLICES_A_THREAD = 1 << 15;  // a thread costs some 20 µs to start, these slices about 150
 
-// A dense tensor of a CPU with its numbers in memory as they are: none of a transform, a subclass, or to be negated.
+// A dense tensor of a CPU with its numbers in memory as they are: none of a transform, a subclass, or to be negated, and
+// none whose memory was freed.
 bool is_plain(const Tensor& tensor) {
   constexpr c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
                                        c10::DispatchKey::AutocastCPU, c10::DispatchKey::ADInplaceOrView});
-  return (tensor.key_set().raw_repr() & ~plain.raw_repr()) == 0 && tensor.has_storage();
+  return (tensor.key_set().raw_repr() & ~plain.raw_repr()) == 0 &&
+      tensor.unsafeGetTensorImpl()->storage_initialized();
 }
 
 // By a mode that counts operations or stands for them, a transform, or a tracer.
@@ -134,7 +136,8 @@ class LineKernel : public torch::autograd::Function<LineKernel> {
     // To be differentiated again, in a direction too, for a batch of gradients at once, or of what hooks on saved
     // tensors gave back in another form: as autograd would have it.
     if (at::GradMode::is_enabled() || !is_plain(grad) || grad._fw_grad(0).defined() || is_watched() ||
-        !fits(weight, angle, profile, kind.size)) {
+        !fits(weight, angle, profile, kind.size) || grad.dim() != angle.dim() + 2 ||
+        grad.sizes().slice(0, angle.dim()) != angle.sizes()) {
       auto [to_weight, to_angle, to_profile] = reference(weight, angle, profile, grad, kind);
       return {to_weight, to_angle, profile.defined() ? to_profile : Tensor(), Tensor()};
     }
@@ -189,9 +192,10 @@ std::optional<Tensor> line_conv2d(const Tensor& input, const Tensor& weight, con
   return at::conv2d(input, *kernel, bias, stride, padding, dilation, groups);
 }
 
-}  // namespace
+}  // namespace rotateconv
 
 TORCH_LIBRARY_FRAGMENT(rotateconv, library) {
+  using namespace rotateconv;
   library.def("bind(int forward, int backward) -> ()", bind);
   library.def(
       "line_kernel(Tensor weight, Tensor angle, Tensor? profile, int size, str path, float scale, ScalarType? dtype, "

@@ -11,24 +11,32 @@ import atexit
 import contextlib
 import ctypes
 import os
-import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from rotateconv import native
-from rotateconv.native.build import HEADERS, BuildError, build_key, find_compiler, run_compiler
+from rotateconv.native.build import (
+    HEADERS,
+    BuildError,
+    build_key,
+    end_compiler,
+    find_compiler,
+    finish_compiler,
+    start_compiler,
+)
 from rotateconv.native.trust import check_file, private_folder
 
 SOURCE = Path(__file__).with_name("node.cpp")
 ENOUGH = 200
 """Kernels for training in one process, some ten steps of a small model, after which the node is compiled."""
+SECONDS = 600
+"""After which the compiler is given up: on a busy machine it may take minutes."""
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared")
 
 line_kernel: Callable[..., Tensor | None] | None = None
@@ -45,6 +53,8 @@ class _Compilation:
         asked: Kernels that could have been made by it.
         thread: That compiles.
         process: The compiler.
+        ends: Whether this process is about to end.
+        lock_file: That is locked while this process compiles.
     """
 
     def __init__(self) -> None:
@@ -53,6 +63,8 @@ class _Compilation:
         self.asked = 0
         self.thread: threading.Thread | None = None
         self.process: subprocess.Popen[str] | None = None
+        self.ends = False
+        self.lock_file: IO[str] | None = None
 
 
 _state = _Compilation()
@@ -109,6 +121,7 @@ def _begin(compiles: bool) -> None:
                 _load(file)
             elif compiles:
                 _state.outcome = "being compiled"
+                atexit.register(_stop)
                 _state.thread = threading.Thread(target=_compile, args=(file,), name="rotateconv-compiler", daemon=True)
                 _state.thread.start()
         except (BuildError, OSError, RuntimeError) as error:
@@ -146,22 +159,32 @@ def _compile(file: Path) -> None:
     try:
         with _one_at_a_time(file.with_suffix(".lock")):
             if not file.exists():
-                with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
-                    made = Path(temporary) / file.name
-                    run_compiler(_command(made), _remember)
-                    made.chmod(0o700)
-                    made.replace(file)
+                _write(file)
         _load(file)
     except (BuildError, OSError, RuntimeError) as error:
         _state.outcome = f"not used: {error}"
 
 
+def _write(file: Path) -> None:
+    """Compile, under a name that the next one would write again if this one were killed."""
+    made = file.with_suffix(".part")
+    try:
+        with start_compiler(_command(made)) as process:
+            _state.process = process
+            if _state.ends:
+                end_compiler(process)
+            finish_compiler(process, SECONDS)
+        made.chmod(0o700)
+        made.replace(file)
+    finally:
+        made.unlink(missing_ok=True)
+
+
 def _command(target: Path) -> list[str]:
-    nice = ["nice", "-n", "19"] if shutil.which("nice") else []  # it can wait, the training cannot
     folder = _torch_folder()
     includes = ["-isystem", str(folder / "include"), "-isystem", str(folder / "include/torch/csrc/api/include")]
     libraries = [f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"]
-    return [*nice, *_compiler(), *_FLAGS, *includes, str(SOURCE), "-o", str(target), *libraries]
+    return [*_compiler(), *_FLAGS, *includes, str(SOURCE), "-o", str(target), *libraries]
 
 
 @contextlib.contextmanager
@@ -171,7 +194,12 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
 
     with file.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        _state.lock_file = lock
+        try:
+            yield
+        finally:  # closed, it would stay locked by processes that were forked meanwhile
+            _state.lock_file = None
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _load(file: Path) -> None:
@@ -188,15 +216,23 @@ def _load(file: Path) -> None:
     line_kernel, line_conv2d = operators.line_kernel.default, operators.line_conv2d.default
 
 
-def _remember(process: "subprocess.Popen[str]") -> None:
-    """Keep the compiler's process, for it is not to outlive this one."""
-    _state.process = process
-    atexit.register(_stop)
-
-
 def _stop() -> None:
-    """End the compiler, and let the thread remove what it began."""
-    if _state.process is not None and _state.process.poll() is None:
-        _state.process.terminate()
+    """End the compiler, which is not to outlive this process, and let the thread remove what it began."""
+    _state.ends = True
+    if _state.process is not None:
+        end_compiler(_state.process)
     if _state.thread is not None:
         _state.thread.join(timeout=5)
+
+
+def _start_anew() -> None:
+    """In a process that was forked, which has no thread that compiles: begin from nothing, unless it is loaded."""
+    global _state
+    if line_kernel is None:
+        lock_file, _state = _state.lock_file, _Compilation()
+        if lock_file is not None:
+            lock_file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
