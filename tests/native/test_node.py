@@ -170,10 +170,10 @@ def test_a_process_that_ends_takes_the_compiler_with_it(tmp_path: Path, monkeypa
 def test_a_process_that_was_forked_begins_anew_and_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler(tmp_path, monkeypatch, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 1")
+    compiler(tmp_path, monkeypatch, f"touch {tmp_path}/runs; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 1")
     train(node.ENOUGH)
     end = time.monotonic() + 30
-    while node._state.lock_file is None and time.monotonic() < end:
+    while not ((tmp_path / "runs").exists() and node._state.process) and time.monotonic() < end:
         time.sleep(0.01)
     child = os.fork()
     if child == 0:
