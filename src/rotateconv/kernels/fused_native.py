@@ -19,7 +19,7 @@ from rotateconv.kernels.watched import CLASSES, function_modes, has_memory, is_w
 from rotateconv.native import node
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-"""Of kernels in memory, by the numbers that line.c has for them."""
+"""Of kernels in memory, by the numbers that line.h has for them."""
 LARGEST = 63
 """The k up to which the library has room for a kernel."""
 _SLICES_A_THREAD = 1 << 15  # a thread costs some 20 µs to start, these slices about 150
@@ -164,9 +164,10 @@ def line_kernel(
     last: bool,
 ) -> Tensor | None:
     """The kernels as one node; the arguments are those of `find`, and so is None."""
-    in_cpp = None if is_watched() or function_modes() else node.line_kernel
+    in_cpp = node.line_kernel
     if in_cpp and type(size) is int and type(weight) in CLASSES and type(angle) in CLASSES:
-        found = in_cpp(weight, angle, profile, size, path, scale, dtype, last)
+        watched = is_watched() or function_modes()
+        found = None if watched else in_cpp(weight, angle, profile, size, path, scale, dtype, last)
         if found is not None:
             return found
     kind = find(weight, angle, size, path, scale, dtype, last, profile)

@@ -45,10 +45,10 @@ def is_watched() -> bool:
 
 def refuse_freed(*tensors: Tensor | None) -> None:
     """Raise RuntimeError for a tensor of a CPU whose memory was freed, which not all of torch's operations notice."""
+    if in_transform():
+        return
     for tensor in tensors:
-        if tensor is None or type(tensor) not in CLASSES or not tensor.is_cpu or in_transform():
-            continue
-        if not has_memory(tensor):
+        if type(tensor) in CLASSES and tensor is not None and tensor.is_cpu and not has_memory(tensor):
             raise RuntimeError(
                 f"expected weights, angles and profiles with memory, found numbers {tuple(tensor.shape)} whose storage "
                 "is not allocated: gather them before the forward pass"

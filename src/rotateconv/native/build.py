@@ -1,5 +1,6 @@
 """How the C sources become a library; the standard library alone, for the build of the wheel runs it too."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -80,19 +81,11 @@ def compile_library(target: Path, flags: tuple[str, ...] = ()) -> None:
         run_compiler([*command, str(SOURCE), "-o", str(target), "-lm"])
 
 
-def run_compiler(command: Sequence[str], seconds: float | None = None) -> None:
-    """Run a compiler, and wait for it.
-
-    Args:
-        command: Its command line.
-        seconds: After which it is given up; the default is `SECONDS`.
-
-    Raises:
-        BuildError: If it fails, or takes longer.
-    """
+def run_compiler(command: Sequence[str]) -> None:
+    """Run a compiler, and wait for it; BuildError if it fails, or takes more than `SECONDS`."""
     try:
         with start_compiler(command) as process:
-            finish_compiler(process, seconds)
+            finish_compiler(process, SECONDS)
     except OSError as error:
         raise BuildError(f"{command[0]} did not compile the kernel: {error}") from error
 
@@ -110,10 +103,9 @@ def start_compiler(command: Sequence[str]) -> "subprocess.Popen[str]":
     )
 
 
-def finish_compiler(process: "subprocess.Popen[str]", seconds: float | None = None) -> None:
+def finish_compiler(process: "subprocess.Popen[str]", seconds: float) -> None:
     """Wait for the compiler that was started; BuildError if it fails, or takes longer."""
     name = cast("list[str]", process.args)[0]
-    seconds = SECONDS if seconds is None else seconds
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
@@ -127,8 +119,10 @@ def finish_compiler(process: "subprocess.Popen[str]", seconds: float | None = No
 
 def end_compiler(process: "subprocess.Popen[str]") -> None:
     """End a compiler that runs, with the programs that it has started."""
-    if process.poll() is None:
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+    if process.poll() is not None:
+        return
+    if not hasattr(os, "killpg"):
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):  # another thread has waited for it meanwhile
+        os.killpg(process.pid, signal.SIGKILL)

@@ -40,9 +40,12 @@ SECONDS = 600
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared")
 
 line_kernel: Callable[..., Tensor | None] | None = None
-"""Once it is loaded: the kernels, of (weight, angle, size, path, scale, dtype, last), or None if they are not plain."""
+"""Once it is loaded: the kernels, of (weight, angle, profile, size, path, scale, dtype, last), or None.
+
+None is for tensors that are not plain, which Python sees to.
+"""
 line_conv2d: Callable[..., Tensor | None] | None = None
-"""The same with the convolution: (input, weight, angle, bias, size, path, scale, stride, padding, dilation, groups)."""
+"""The same with the convolution: (input, weight, angle, profile, bias, size, path, scale, stride, padding, ...)."""
 
 
 class _Compilation:

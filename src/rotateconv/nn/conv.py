@@ -238,14 +238,13 @@ class RotateConv2d(ConvBase):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, in, H, W) or (in, H, W), as nn.Conv2d does."""
-        padding, config = self.padding_pixels, self.config
+        padding, config, scale = self.padding_pixels, self.config, self.step_scale
         if self.padding_mode != "zeros":
             input, padding = self._padded(input)
         if config.angle_groups is not None and config.is_separable and self.groups == 1:
-            weight, lines = self.weight[..., 0], self._line_filters(self.step_scale)
+            weight, lines = self.weight[..., 0], self._line_filters(scale)
             return grouped_conv2d(input, weight, lines, self.bias, self.stride, padding, self.dilation, self.form)
         weight = self.weight  # once: a parametrization computes it anew each time
-        scale = self.angle_grad_scale if config.learn_angle else 1.0
         if config.angle_groups is None:
             path, size, profile = config.path, self.kernel_size[0], self.profile if config.taps == "profile" else None
             shape = self.stride, padding, self.dilation, self.groups
